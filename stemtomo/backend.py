@@ -1,0 +1,107 @@
+"""Array namespace of an array (NumPy or CuPy), batched FFTs and device memory.
+
+Everything above this module is written once and works on the namespace of the array it is given.
+CuPy is imported here and in ``kernels`` only, and only when a CuPy array or a GPU is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+import scipy.fft
+
+Array: TypeAlias = Any
+"""A NumPy or CuPy array. Shapes, dims and units are stated where it is used."""
+
+
+def is_device_array(array: Array) -> bool:
+    """Whether ``array`` lives on a GPU (a CuPy array)."""
+    return type(array).__module__.partition(".")[0] == "cupy"
+
+
+def array_namespace(*arrays: Array) -> ModuleType:
+    """Return ``cupy`` if any of ``arrays`` is a CuPy array, else ``numpy``."""
+    if any(is_device_array(array) for array in arrays):
+        return _cupy()
+    return np
+
+
+def to_host(array: Array) -> np.ndarray:
+    """Return ``array`` as a NumPy array, copying from the device where needed."""
+    return array.get() if is_device_array(array) else np.asarray(array)
+
+
+def to_device_of(array: Array, like: Array) -> Array:
+    """Return ``array`` in the memory of ``like``."""
+    if is_device_array(like):
+        return _cupy().asarray(array)
+    return to_host(array)
+
+
+def fft2(array: Array, overwrite: bool = False) -> Array:
+    """Orthonormal 2D FFT over the last two axes, in the precision of ``array``; electrons are conserved (Parseval)."""
+    return _fft_module(array).fft2(array, axes=(-2, -1), norm="ortho", overwrite_x=overwrite)
+
+
+def ifft2(array: Array, overwrite: bool = False) -> Array:
+    """Inverse (and adjoint) of :func:`fft2`."""
+    return _fft_module(array).ifft2(array, axes=(-2, -1), norm="ortho", overwrite_x=overwrite)
+
+
+def fft1(array: Array, axis: int) -> Array:
+    """Orthonormal 1D FFT along ``axis``."""
+    return _fft_module(array).fft(array, axis=axis, norm="ortho")
+
+
+def ifft1(array: Array, axis: int) -> Array:
+    """Inverse (and adjoint) of :func:`fft1`."""
+    return _fft_module(array).ifft(array, axis=axis, norm="ortho")
+
+
+def fftfreq(count: int, spacing: float, like: Array) -> Array:
+    """Sample frequencies (cycles per unit of ``spacing``), zero frequency first, in the memory of ``like``, float64."""
+    return array_namespace(like).fft.fftfreq(count, spacing)
+
+
+def real_dtype(array: Array) -> np.dtype:
+    """Real dtype of the precision of ``array``: complex64 -> float32, complex128 -> float64."""
+    return np.zeros(0, array.dtype).real.dtype
+
+
+def gpu_available() -> bool:
+    """Whether CuPy is installed and sees a device."""
+    try:
+        return int(_cupy().cuda.runtime.getDeviceCount()) > 0
+    except Exception:  # CuPy raises its own runtime error without a driver, ImportError without CuPy
+        return False
+
+
+def device_memory_bytes() -> int:
+    """Free memory of the current GPU in bytes; 0 without one."""
+    if not gpu_available():
+        return 0
+    free, _total = _cupy().cuda.runtime.memGetInfo()
+    return int(free)
+
+
+def _fft_module(array: Array) -> Any:
+    if is_device_array(array):
+        return _cupy_fft()
+    return scipy.fft
+
+
+@functools.cache
+def _cupy() -> ModuleType:
+    import cupy
+
+    return cupy
+
+
+@functools.cache
+def _cupy_fft() -> ModuleType:
+    import cupyx.scipy.fft
+
+    return cupyx.scipy.fft

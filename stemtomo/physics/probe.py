@@ -1,0 +1,104 @@
+"""Coherent probes on the grid of the object."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from stemtomo.backend import Array, array_namespace, fft2, ifft2, real_dtype
+from stemtomo.geometry import Detector, Optics
+from stemtomo.physics.aberrations import aberration_phase
+from stemtomo.physics.electron import wavelength_angstrom
+
+
+def reciprocal_grid(shape_yx: tuple[int, int], pixel_angstrom_yx: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (ky, kx) in 1/Å as a column and a row, zero frequency first, float64."""
+    ky = np.fft.fftfreq(shape_yx[0], pixel_angstrom_yx[0])[:, None]
+    kx = np.fft.fftfreq(shape_yx[1], pixel_angstrom_yx[1])[None, :]
+    return ky, kx
+
+
+def aperture(
+    optics: Optics, shape_yx: tuple[int, int], pixel_angstrom_yx: tuple[float, float], soft: bool = True
+) -> np.ndarray:
+    """Return the aperture amplitude A(k), (ky, kx), zero frequency first, between 0 and 1.
+
+    A soft edge falls linearly over one reciprocal pixel, as the area of a pixel that is cut by the edge does; a hard
+    one jumps from 1 to 0 on the edge.
+    """
+    ky, kx = reciprocal_grid(shape_yx, pixel_angstrom_yx)
+    k = np.sqrt(ky**2 + kx**2)
+    edge = optics.semiangle_rad / wavelength_angstrom(optics.energy_ev)
+    if not soft:
+        return (k < edge).astype(np.float64)
+    pixel = math.sqrt(1 / (shape_yx[0] * pixel_angstrom_yx[0]) / (shape_yx[1] * pixel_angstrom_yx[1]))
+    return np.clip((edge - k) / pixel + 0.5, 0.0, 1.0)
+
+
+def probe_wave(
+    optics: Optics,
+    shape_yx: tuple[int, int],
+    pixel_angstrom_yx: tuple[float, float],
+    *,
+    plane_z_angstrom: float | None = None,
+    intensity: float = 1.0,
+    amplitude: np.ndarray | None = None,
+    soft_edge: bool = True,
+    dtype: np.dtype | type = np.complex64,
+) -> np.ndarray:
+    """Return the probe's wave (y, x) at laboratory plane z, its centre at index n // 2.
+
+    Parameters
+    ----------
+    plane_z_angstrom
+        Plane in which the wave is wanted; ``None`` is the plane that C10 refers to. Down the beam the probe goes
+        further over focus: C10 grows by z - defocus_plane_z.
+    intensity
+        Sum of |probe|², in electrons.
+    amplitude
+        Measured aperture amplitude (ky, kx), zero frequency first (the root of a vacuum pattern); it replaces the
+        computed aperture.
+    """
+    wavelength = wavelength_angstrom(optics.energy_ev)
+    ky, kx = reciprocal_grid(shape_yx, pixel_angstrom_yx)
+    drift = 0.0 if plane_z_angstrom is None else plane_z_angstrom - optics.defocus_plane_z_angstrom
+    aberrations = {**optics.aberrations, "C10": optics.c1_angstrom + drift}
+    magnitude = aperture(optics, shape_yx, pixel_angstrom_yx, soft_edge) if amplitude is None else amplitude
+    spectrum = magnitude * np.exp(-1j * aberration_phase(kx, ky, wavelength, aberrations))
+    spectrum *= math.sqrt(intensity / np.sum(np.abs(spectrum) ** 2))
+    return np.ascontiguousarray(np.fft.fftshift(ifft2(spectrum)).astype(dtype))
+
+
+def vacuum_amplitude(vacuum_pattern: np.ndarray, detector: Detector) -> np.ndarray:
+    """Return the aperture amplitude (ky, kx), zero frequency first, from the pattern of the empty beam."""
+    centre = tuple(-round(c) for c in detector.centre_yx)
+    return np.sqrt(np.clip(np.roll(vacuum_pattern.astype(np.float64), centre, axis=(-2, -1)), 0, None))
+
+
+def shift_ramp(shifts_px: Array, shape_yx: tuple[int, int], like: Array) -> Array:
+    """Return the spectra exp(-2 pi i k.s) that shift a wave by ``shifts_px``, (position, ky, kx).
+
+    ``shifts_px`` is (position, 2), columns x, y, in pixels. The Nyquist lines carry no phase, so that a shift is
+    unitary and its adjoint is the opposite shift.
+    """
+    xp = array_namespace(like)
+    complex_dtype = np.result_type(real_dtype(like), np.complex64)
+    ramps = []
+    for column, count in ((1, shape_yx[0]), (0, shape_yx[1])):
+        frequency = xp.fft.fftfreq(count)
+        if count % 2 == 0:
+            frequency[count // 2] = 0.0
+        ramps.append(xp.exp(-2j * math.pi * shifts_px[:, column, None] * frequency[None, :]))
+    return (ramps[0][:, :, None] * ramps[1][:, None, :]).astype(complex_dtype)
+
+
+def shifted_probes(probe: Array, shifts_px: Array) -> Array:
+    """Return copies of ``probe`` (y, x) shifted by sub-pixel ``shifts_px`` (position, 2; x, y): (position, y, x)."""
+    return ifft2(fft2(probe)[None] * shift_ramp(shifts_px, probe.shape, probe), overwrite=True)
+
+
+def shifted_probes_adjoint(gradients: Array, shifts_px: Array) -> Array:
+    """Adjoint of :func:`shifted_probes` in the probe: sum of ``gradients`` (position, y, x) shifted back: (y, x)."""
+    ramp = shift_ramp(shifts_px, gradients.shape[-2:], gradients)
+    return ifft2((fft2(gradients) * ramp.conj()).sum(axis=0))
