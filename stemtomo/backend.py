@@ -41,6 +41,11 @@ def to_device_of(array: Array, like: Array) -> Array:
     return to_host(array)
 
 
+def to_device(array: Array) -> Array:
+    """Return ``array`` in the memory of the current GPU."""
+    return _cupy().asarray(array)
+
+
 def fft2(array: Array, overwrite: bool = False) -> Array:
     """Orthonormal 2D FFT over the last two axes, in the precision of ``array``; electrons are conserved (Parseval)."""
     return _fft_module(array).fft2(array, axes=(-2, -1), norm="ortho", overwrite_x=overwrite)

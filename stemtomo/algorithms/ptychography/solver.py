@@ -21,7 +21,7 @@ from stemtomo.physics.probe import shifted_probes, shifted_probes_adjoint
 ObjectKind = Literal["phase", "complex"]
 
 #: Waves of this many bytes are worked on together, so that they stay in a core's cache.
-_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -98,16 +98,16 @@ def gradients(state: State, model: Model, counts: Array, batch: np.ndarray, mask
         (ky, kx) bool, False where the detector tells nothing; ``None`` is all True.
     """
     xp = array_namespace(state.phase)
-    transmission = xp.exp(1j * state.phase).astype(state.probe.dtype)
+    transmission = transmission_of(state)
     transmission_gradient = xp.zeros_like(transmission)
     illumination = xp.zeros(model.grid.shape_yx, dtype=real_dtype(state.probe))
     probe_gradient = xp.zeros_like(state.probe)
     loss = 0.0
-    chunk = max(1, _CHUNK_BYTES // state.probe.nbytes)
+    chunk = max(1, CHUNK_BYTES // state.probe.nbytes)
     for start in range(0, len(batch), chunk):
         where = batch[start : start + chunk]
         corners = to_device_of(model.grid.corners[where], state.probe)
-        probes = _probes_at(state.probe, model.grid, where)
+        probes = probes_at(state.probe, model.grid, where)
         patches.illuminate(probes, corners, illumination)
         spectra, incident = multislice.forward(probes, transmission, corners, model.propagators)
         loss += float(patches.residual(spectra, _measured(counts, where, mask, spectra), model.loss).sum())
@@ -170,7 +170,31 @@ def solve(
     return state, losses
 
 
-def _probes_at(probe: Array, grid: ObjectGrid, where: np.ndarray) -> Array:
+def transmission_of(state: State) -> Array:
+    """Return t = exp(i u), (slice, Y, X), in the probe's precision."""
+    return array_namespace(state.phase).exp(1j * state.phase).astype(state.probe.dtype)
+
+
+def patterns(state: State, model: Model, where: np.ndarray) -> Array:
+    """Return the model's patterns (position, ky, kx), zero frequency first, of the positions ``where``."""
+    corners = to_device_of(model.grid.corners[where], state.probe)
+    probes = probes_at(state.probe, model.grid, where)
+    return multislice.intensities(probes, transmission_of(state), corners, model.propagators)
+
+
+def illumination(probe: Array, grid: ObjectGrid) -> Array:
+    """Return the sum of |probe|² over all positions, (Y, X), in electrons."""
+    xp = array_namespace(probe)
+    total = xp.zeros(grid.shape_yx, dtype=real_dtype(probe))
+    chunk = max(1, CHUNK_BYTES // probe.nbytes)
+    for start in range(0, len(grid.corners), chunk):
+        where = np.arange(start, min(start + chunk, len(grid.corners)))
+        patches.illuminate(probes_at(probe, grid, where), to_device_of(grid.corners[where], probe), total)
+    return total
+
+
+def probes_at(probe: Array, grid: ObjectGrid, where: np.ndarray) -> Array:
+    """Return the probe at each of the positions ``where``, in its window: (position, y, x)."""
     if grid.on_pixels:
         return array_namespace(probe).repeat(probe[None], len(where), axis=0)
     return shifted_probes(probe, to_device_of(grid.shifts_px[where], probe))

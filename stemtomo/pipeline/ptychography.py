@@ -1,0 +1,237 @@
+"""The verb ``ptychography``: one multislice reconstruction per tilt, one task per tilt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from stemtomo import backend
+from stemtomo.algorithms.ptychography import solver
+from stemtomo.algorithms.ptychography.noise import expected_loss
+from stemtomo.algorithms.ptychography.windows import ObjectGrid, object_grid
+from stemtomo.distributed import Executor, PlanRow
+from stemtomo.distributed import executor as default_executor
+from stemtomo.errors import ConfigurationError, FormatError
+from stemtomo.geometry import Detector, Optics, Scan
+from stemtomo.io.provenance import Provenance
+from stemtomo.io.schema import tilt_name
+from stemtomo.io.store import Store
+from stemtomo.physics.electron import wavelength_angstrom
+from stemtomo.physics.probe import probe_wave
+from stemtomo.physics.propagation import fresnel_propagator
+from stemtomo.pipeline.config import PtychographySettings
+from stemtomo.pipeline.progress import Progress, Silent
+
+GROUP = "ptychography"
+
+
+def ptychography(
+    store: Store,
+    settings: PtychographySettings | None = None,
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Reconstruct the object and the probe of every tilt whose result is missing or out of date.
+
+    Parameters
+    ----------
+    store
+        Store with frames, opened with mode ``"r+"``; the results are written to ``ptychography/NNN``.
+    settings
+        See :class:`~stemtomo.pipeline.config.PtychographySettings`.
+    executor
+        Where the tilts run; the active Dask client, else threads.
+
+    Returns
+    -------
+    dict
+        ``loss``: per tilt, the loss per pixel after every epoch; ``noise_floor``: per tilt, what counting noise alone
+        leaves of it; ``computed``: number of tilts that were not there already.
+
+    Raises
+    ------
+    StoreError
+        If the frames of a tilt are missing.
+    ConfigurationError
+        If the scan and the detector do not fit together (see :func:`grid_of`).
+    """
+    settings = settings or PtychographySettings()
+    executor = executor or default_executor()
+    progress = progress or Silent()
+    jobs = [_job(store, index, settings) for index in range(store.tilt_count)]
+    todo = [job for job in jobs if not store.is_complete(job.group, job.provenance.fingerprint)]
+    progress.start(GROUP, len(jobs), "tilt")
+    progress.advance(len(jobs) - len(todo))
+    for _, loss in executor.map_bounded(_reconstruct, todo):
+        progress.advance(loss=loss)
+    progress.finish(GROUP)
+    results = [store.read(job.group) for job in jobs]
+    return {
+        "loss": [result["loss"].values.tolist() for result in results],
+        "noise_floor": [float(result.attrs["noise_floor"]) for result in results],
+        "computed": len(todo),
+    }
+
+
+def plan_ptychography(store: Store, settings: PtychographySettings) -> PlanRow:
+    """Say what :func:`ptychography` will hold, read and write, from the store's metadata alone."""
+    scan, detector, optics = store.scan(0), store.detector(0), store.optics(0)
+    itemsize = store.frames(0, require_complete=False).dtype.itemsize
+    return plan_row(scan, detector, optics, itemsize, store.tilt_count, settings)
+
+
+def plan_row(
+    scan: Scan, detector: Detector, optics: Optics, itemsize: int, tilts: int, settings: PtychographySettings
+) -> PlanRow:
+    """Say the same for a series that is not ingested yet, with frames of ``itemsize`` bytes per pixel."""
+    frames = scan.count * int(np.prod(detector.shape_yx)) * itemsize
+    pixels = int(np.prod(grid_of(scan, detector).shape_yx)) * settings.slices
+    # Object, momentum, transmission, its gradient and the step, in single precision; frames once, as they are stored.
+    working = pixels * (8 + 8 + 8 + 8 + 16)
+    return PlanRow(
+        stage=GROUP,
+        tasks=tilts,
+        bytes_per_task=frames + working + 64 * solver.CHUNK_BYTES,
+        bytes_read=frames * tilts,
+        bytes_written=(pixels * 8 + pixels * 8 // settings.slices) * tilts,
+    )
+
+
+def grid_of(scan: Scan, detector: Detector) -> ObjectGrid:
+    """Return the object grid that the positions of ``scan`` reach on ``detector``.
+
+    Raises
+    ------
+    ConfigurationError
+        If a periodic specimen is not a whole number of object pixels.
+    """
+    period = scan.extent_angstrom_yx if scan.periodic else None
+    try:
+        return object_grid(scan.positions(), detector.shape_yx, detector.object_pixel_angstrom_yx, period)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"scan.periodic: {error}; correct scan.step_angstrom or detector.pixel_inv_angstrom"
+        ) from error
+
+
+def build_model(scan: Scan, detector: Detector, optics: Optics, settings: PtychographySettings) -> solver.Model:
+    """Return what a reconstruction of one tilt holds fixed."""
+    grid = grid_of(scan, detector)
+    propagator = fresnel_propagator(
+        detector.shape_yx,
+        grid.pixel_angstrom_yx,
+        wavelength_angstrom(optics.energy_ev),
+        settings.slice_thickness_angstrom or 0.0,
+    )
+    return solver.Model(grid, (propagator,) * (settings.slices - 1), settings.loss, settings.object)
+
+
+def first_slice_z_angstrom(settings: PtychographySettings) -> float:
+    """Laboratory z of the first slice: the stack is centred on the rotation centre."""
+    return -(settings.slices - 1) / 2 * (settings.slice_thickness_angstrom or 0.0)
+
+
+def load_counts(store: Store, index: int) -> np.ndarray:
+    """Return the patterns of a tilt, (position, ky, kx), zero frequency first, in the stored dtype.
+
+    Raises
+    ------
+    FormatError
+        If a pattern holds no electrons at all.
+    """
+    detector = store.detector(index)
+    frames = store.frames(index)[:]
+    counts = frames.reshape(-1, *detector.shape_yx)
+    centre = tuple(-round(c) for c in detector.centre_yx)
+    rolled = np.roll(counts, centre, axis=(-2, -1))
+    empty = np.flatnonzero(rolled.reshape(len(rolled), -1).max(axis=1) <= 0)
+    if empty.size:
+        raise FormatError(
+            f"{store.path}: tilt {index} has {empty.size} patterns without a single electron, the first at scan"
+            f" position {int(empty[0])}; the beam was blanked or frames were lost: leave this tilt out"
+        )
+    return rolled
+
+
+class _Job(NamedTuple):
+    path: Path
+    tilt: int
+    group: str
+    settings: PtychographySettings
+    provenance: Provenance
+
+
+def _job(store: Store, index: int, settings: PtychographySettings) -> _Job:
+    source = f"tilt/{tilt_name(index)}"
+    provenance = Provenance.start(GROUP, settings.model_dump(), {source: store.fingerprint(source)})
+    return _Job(store.path, index, f"{GROUP}/{tilt_name(index)}", settings, provenance)
+
+
+def _reconstruct(job: _Job) -> float:
+    """Reconstruct one tilt and write it; return its last loss per pixel."""
+    store, settings = Store.open(job.path, "r+"), job.settings
+    scan, detector, optics = store.scan(job.tilt), store.detector(job.tilt), store.optics(job.tilt)
+    counts = load_counts(store, job.tilt)
+    place = backend.to_device if backend.gpu_available() else np.asarray
+    electrons = settings.electrons_per_pattern or float(counts.sum(axis=(1, 2), dtype=np.float64).mean())
+    grid = grid_of(scan, detector)
+    probe = probe_wave(
+        optics,
+        detector.shape_yx,
+        grid.pixel_angstrom_yx,
+        plane_z_angstrom=first_slice_z_angstrom(settings),
+        intensity=electrons,
+    )
+    model = build_model(scan, detector, optics, settings)
+    model = solver.Model(grid, tuple(place(h) for h in model.propagators), model.loss, model.kind)
+    rule = solver.UpdateRule(settings.step, settings.probe_step, settings.momentum, settings.damping)
+    schedule = solver.steps(settings.epochs, rule, settings.batches, settings.settling_epochs)
+    rules, batches = zip(*schedule, strict=True)
+    state, losses = solver.solve(
+        solver.State.start(model, place(probe)),
+        model,
+        place(counts),
+        rules=rules,
+        batches=batches,
+        probe_start=settings.probe_update_start_epoch,
+        seed=settings.seed + job.tilt,
+    )
+    pixels = float(np.prod(detector.shape_yx))
+    dataset = _dataset(state, model, [loss / pixels for loss in losses], settings, optics)
+    store.write(job.group, dataset, job.provenance)
+    return losses[-1] / pixels
+
+
+def _dataset(
+    state: solver.State, model: solver.Model, losses: list[float], settings: PtychographySettings, optics: Optics
+) -> xr.Dataset:
+    phase = backend.to_host(state.phase)
+    transmission = np.exp(1j * phase).astype(np.complex64)
+    illumination = backend.to_host(solver.illumination(state.probe, model.grid))
+    return xr.Dataset(
+        {
+            "object": (("slice", "y", "x"), transmission),
+            "phase_sum": (("y", "x"), phase.real.sum(axis=0).astype(np.float32)),
+            "illumination": (("y", "x"), illumination),
+            "probe": (("probe_y", "probe_x"), backend.to_host(state.probe)),
+            "loss": (("epoch",), np.array(losses)),
+        },
+        attrs={
+            "pixel_angstrom": list(model.grid.pixel_angstrom_yx),
+            "slice_thickness_angstrom": settings.slice_thickness_angstrom or 0.0,
+            "first_slice_z_angstrom": first_slice_z_angstrom(settings),
+            "energy_kev": optics.energy_ev / 1e3,
+            "noise_floor": _noise_floor(state, model),
+            "loss_unit": "per detector pixel and pattern",
+        },
+    )
+
+
+def _noise_floor(state: solver.State, model: solver.Model, positions: int = 64) -> float:
+    """Loss per pixel that counting noise alone leaves, at the reconstructed model, over some positions."""
+    where = np.unique(np.linspace(0, len(model.grid.corners) - 1, positions).astype(int))
+    return expected_loss(backend.to_host(solver.patterns(state, model, where)), model.loss)
