@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,6 +38,25 @@ class ObjectGrid:
     def on_pixels(self) -> bool:
         """Whether every position falls on a pixel, so that no probe has to be shifted."""
         return bool(np.abs(self.shifts_px).max(initial=0.0) < 1e-6)
+
+
+def tile(grid: ObjectGrid, where: np.ndarray) -> tuple[ObjectGrid, tuple[tuple[int, int], tuple[int, int]]]:
+    """Return the grid of the positions ``where`` alone, and the window ((y0, y1), (x0, x1)) of the object it covers.
+
+    Tiles own disjoint positions; their windows overlap by what the patterns reach.
+
+    Raises
+    ------
+    ValueError
+        For a periodic object, whose windows wrap.
+    """
+    if grid.periodic:
+        raise ValueError("a periodic object cannot be cut into tiles: its windows wrap around")
+    first = grid.corners[where].min(axis=0)
+    last = grid.corners[where].max(axis=0) + np.asarray(grid.window_yx)
+    shape = (int(last[0] - first[0]), int(last[1] - first[1]))
+    local = replace(grid, shape_yx=shape, corners=grid.corners[where] - first, shifts_px=grid.shifts_px[where])
+    return local, ((int(first[0]), int(last[0])), (int(first[1]), int(last[1])))
 
 
 def object_grid(
