@@ -49,7 +49,7 @@ def projections(
     settings = settings or ProjectionSettings()
     executor = executor or default_executor()
     progress = progress or Silent()
-    groups = [f"ptychography/{tilt_name(index)}" for index in range(store.tilt_count)]
+    groups = [f"ptychography/{tilt_name(index)}" for index in range(len(store.tilt_series()))]
     provenance = Provenance.start(GROUP, settings.model_dump(), {group: store.fingerprint(group) for group in groups})
     progress.start(GROUP, store.tilt_count, "tilt")
     if not store.is_complete(GROUP, provenance.fingerprint):
@@ -89,10 +89,12 @@ def _flattened(job: tuple[str, str, int, ProjectionSettings]) -> tuple[np.ndarra
     pixel = tuple(result.attrs["pixel_angstrom"])
     field = _field_px(store.scan(index), (pixel[0], pixel[1]), settings)
     illumination = result["illumination"].values
+    # A ramp would break the period, so a periodic phase has a level alone.
+    kind = "level" if store.scan(index).periodic and settings.background == "plane" else settings.background
     phase = centred(result["phase_sum"].values, field)
     # The mask is judged on the whole object: inside the field alone everything may be equally bright.
     valid = centred(observed(illumination, settings.illumination_fraction), field, fill=False)
-    background = vacuum_background(phase, valid, settings.background)
+    background = vacuum_background(phase, valid, kind)
     flat = np.where(valid, phase - background, 0).astype(np.float32)
     return flat, valid, float(background[valid].std())
 

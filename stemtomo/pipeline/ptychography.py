@@ -62,7 +62,7 @@ def ptychography(
     settings = settings or PtychographySettings()
     executor = executor or default_executor()
     progress = progress or Silent()
-    jobs = [_job(store, index, settings) for index in range(store.tilt_count)]
+    jobs = [_job(store, index, settings) for index in range(len(store.tilt_series()))]
     todo = [job for job in jobs if not store.is_complete(job.group, job.provenance.fingerprint)]
     progress.start(GROUP, len(jobs), "tilt")
     progress.advance(len(jobs) - len(todo))
