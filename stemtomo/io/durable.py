@@ -1,0 +1,128 @@
+"""Writing so that a kill or a full disk leaves the old content or the new one, and an error that says which disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stemtomo.errors import StoreError
+
+PARTIAL_SUFFIX = ".partial"
+"""Ending of every temporary file, ours and Zarr's; what a killed process leaves behind is recognised by it."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def human_bytes(count: float) -> str:
+    """Return ``count`` bytes in decimal units, as disks are sold: ``3.02 TB``."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes of the disk that holds ``path`` or, where it does not exist yet, its nearest existing parent."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
+@contextmanager
+def storage_errors(path: Path, needed_bytes: int) -> Iterator[None]:
+    """Turn a full or forbidden disk met while writing ``needed_bytes`` to ``path`` into a :class:`StoreError`."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreError(
+                f"{path}: the disk is full or a quota is reached ({error.strerror}): {human_bytes(needed_bytes)} "
+                f"needed for this write, {human_bytes(free_bytes(path))} free; make room and run again, "
+                "finished results are kept"
+            ) from error
+        if error.errno in _FORBIDDEN:
+            raise StoreError(
+                f"{path}: writing is not allowed ({error.strerror}); {human_bytes(needed_bytes)} needed, "
+                f"{human_bytes(free_bytes(path))} free; correct the permissions or choose another store"
+            ) from error
+        raise
+
+
+def replace_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace the file ``path`` by ``content`` as JSON: after a kill or a power cut it holds the old or the new.
+
+    Raises
+    ------
+    StoreError
+        If the disk is full or writing is not allowed; the old file is untouched.
+    """
+    replace_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace the file ``path`` by ``text`` in one step, like :func:`replace_json`."""
+    data = text.encode()
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    with storage_errors(path, len(data)):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the file or directory ``path`` is on the disk; nothing to do where it does not exist."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a directory and need not
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(root: Path) -> None:
+    """Wait until every file and directory under ``root`` is on the disk."""
+    for folder, _folders, files in os.walk(root):
+        for name in files:
+            sync(Path(folder) / name)
+        sync(Path(folder))
+
+
+def remove_partial_files(root: Path, below: bool = True) -> None:
+    """Remove the temporary files that a killed writer left in ``root`` and, if ``below``, in the folders under it."""
+    for path in root.rglob(f"*{PARTIAL_SUFFIX}") if below else root.glob(f"*{PARTIAL_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+def stored_bytes(root: Path) -> int:
+    """Bytes that the files under ``root`` hold."""
+    total = 0
+    for folder, _folders, files in os.walk(root):
+        for name in files:
+            try:
+                total += os.stat(os.path.join(folder, name)).st_size
+            except FileNotFoundError:  # replaced while we walk
+                continue
+    return total

@@ -1,0 +1,229 @@
+"""The layout of a store, schema version 1: its groups, their variables with dims and units, and how frames are cut.
+
+``docs/store.md`` says the same in words. A change that an older reader cannot read raises ``SCHEMA_VERSION``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+
+from stemtomo.errors import StoreError
+
+SCHEMA_VERSION = 1
+FRAME_DIMS = ("y", "x", "ky", "kx")
+CHUNK_POSITIONS = 8
+"""Edge of an inner chunk in scan positions: what one read decodes at least."""
+SHARD_POSITIONS = 32
+"""Edge of a shard in scan positions: one file, one write, one task."""
+
+Kind = Literal["real", "complex", "boolean", "label"]
+_KINDS = {"real": "fiu", "complex": "c", "boolean": "b", "label": "iuUOT"}
+
+
+@dataclass(frozen=True)
+class Variable:
+    """An array of a group: its dims in order, the unit of its values and what kind of values they are."""
+
+    dims: tuple[str, ...]
+    units: str
+    kind: Kind = "real"
+    meaning: str = ""
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class GroupSchema:
+    """A result: the stage that makes it, its variables, and the attributes that it must carry."""
+
+    stage: str
+    variables: dict[str, Variable]
+    attrs: tuple[str, ...] = ()
+    per_tilt: bool = False
+
+
+def _optional(dims: tuple[str, ...], units: str, meaning: str) -> Variable:
+    return Variable(dims, units, "real", meaning, required=False)
+
+
+_IMAGE = ("y", "x")
+_TILT = ("tilt",)
+_ATOM = ("atom",)
+
+GROUPS: dict[str, GroupSchema] = {
+    "tilt": GroupSchema(
+        stage="ingest",
+        per_tilt=True,
+        variables={"frames": Variable(FRAME_DIMS, "counts", "real", "diffraction patterns as the detector gave them")},
+        attrs=("optics", "scan", "detector", "pose"),
+    ),
+    "quicklook": GroupSchema(
+        stage="quicklook",
+        per_tilt=True,
+        variables={
+            "mean_pattern": Variable(("ky", "kx"), "counts", "real", "mean over the scan"),
+            "total_counts": Variable(_IMAGE, "counts", "real", "sum of each pattern"),
+            "bright_field": Variable(_IMAGE, "counts", "real", "sum inside the bright-field disk"),
+            "dark_field": Variable(_IMAGE, "counts", "real", "sum outside the bright-field disk"),
+            "com_x": Variable(_IMAGE, "1/Å", "real", "centre of mass along kx"),
+            "com_y": Variable(_IMAGE, "1/Å", "real", "centre of mass along ky"),
+        },
+    ),
+    "ptychography": GroupSchema(
+        stage="ptychography",
+        per_tilt=True,
+        variables={
+            "object": Variable(("slice", "y", "x"), "1", "complex", "transmission of every slice"),
+            "phase_sum": Variable(_IMAGE, "rad", "real", "phase summed over the slices"),
+            "illumination": Variable(_IMAGE, "1", "real", "how often a pixel was lit"),
+            "probe": Variable(("probe_y", "probe_x"), "1", "complex", "real-space probe, centre at n // 2"),
+            "loss": Variable(("epoch",), "1", "real", "misfit after every epoch"),
+        },
+        attrs=("pixel_angstrom",),
+    ),
+    "projections": GroupSchema(
+        stage="projections",
+        variables={
+            "phase": Variable(("tilt", "y", "x"), "rad", "real", "projected phase"),
+            "valid": Variable(("tilt", "y", "x"), "1", "boolean", "where the phase was measured"),
+            "theta_deg": Variable(_TILT, "deg"),
+            "phi_deg": Variable(_TILT, "deg"),
+            "psi_deg": Variable(_TILT, "deg"),
+        },
+        attrs=("pixel_angstrom",),
+    ),
+    "alignment": GroupSchema(
+        stage="align",
+        variables={
+            "shift_x_angstrom": Variable(_TILT, "Å", "real", "shift of the projection in the detector frame"),
+            "shift_y_angstrom": Variable(_TILT, "Å", "real", "shift of the projection in the detector frame"),
+            "score": Variable(_TILT, "1", "real", "agreement with the other tilts"),
+        },
+    ),
+    "volume": GroupSchema(
+        stage="tomography",
+        variables={
+            "potential": Variable(("z", "y", "x"), "V", "real", "electrostatic potential"),
+            "loss": Variable(("iteration",), "1", "real", "misfit after every iteration"),
+            "shift_x_angstrom": _optional(_TILT, "Å", "refined shift"),
+            "shift_y_angstrom": _optional(_TILT, "Å", "refined shift"),
+        },
+        attrs=("voxel_angstrom",),
+    ),
+    "atoms": GroupSchema(
+        stage="find_atoms",
+        variables={
+            "x": Variable(_ATOM, "Å"),
+            "y": Variable(_ATOM, "Å"),
+            "z": Variable(_ATOM, "Å"),
+            "species": Variable(_ATOM, "1", "label", "symbol, or number of the class"),
+            "intensity": Variable(_ATOM, "V Å^3", "real", "potential integrated over the atom"),
+            "width_angstrom": Variable(_ATOM, "Å", "real", "standard deviation of the fitted Gaussian"),
+            "fit_residual": Variable(_ATOM, "1", "real", "relative residual of the fit"),
+        },
+    ),
+    "score": GroupSchema(stage="score", variables={}, attrs=("recall", "precision", "rmsd_pm", "species_accuracy")),
+}
+
+
+def tilt_name(index: int) -> str:
+    """Name of the member of a per-tilt group: ``"007"``."""
+    return f"{index:03d}"
+
+
+def group_schema(group: str) -> GroupSchema:
+    """Return the schema of ``group``: ``"volume"``, or ``"quicklook/007"`` for a group with one member per tilt.
+
+    Raises
+    ------
+    StoreError
+        For a name that schema version 1 does not have.
+    """
+    name, slash, member = group.partition("/")
+    schema = GROUPS.get(name)
+    if schema is None or (slash and not (schema.per_tilt and re.fullmatch(r"\d{3,}", member))):
+        known = ", ".join(f"{key}/NNN" if value.per_tilt else key for key, value in GROUPS.items())
+        raise StoreError(f"{group!r} is not a group of a store (schema {SCHEMA_VERSION}); the groups are {known}")
+    return schema
+
+
+def conform(group: str, dataset: xr.Dataset) -> xr.Dataset:
+    """Return ``dataset`` as ``group`` stores it: checked against the schema, units on every variable.
+
+    Variables beyond the schema are kept if they carry ``units`` themselves.
+
+    Raises
+    ------
+    StoreError
+        For a variable or attribute that is missing, or has the wrong dims, kind or units.
+    """
+    schema = group_schema(group)
+    missing = [name for name, variable in schema.variables.items() if variable.required and name not in dataset]
+    missing_attrs = [name for name in schema.attrs if name not in dataset.attrs]
+    if missing or missing_attrs:
+        raise StoreError(
+            f"{group}: the {schema.stage} result lacks "
+            + "; ".join(
+                f"the {what} {', '.join(names)}"
+                for what, names in (("variables", missing), ("attributes", missing_attrs))
+                if names
+            )
+        )
+    result = dataset.copy(deep=False)
+    for name in dataset.variables:
+        # A copy, because attributes are set below and the caller's dataset is not ours to change.
+        result[name].attrs = dict(dataset[name].attrs)
+        _check_variable(group, str(name), result[name], schema.variables.get(str(name)))
+    return result
+
+
+def _check_variable(group: str, name: str, array: xr.DataArray, variable: Variable | None) -> None:
+    if variable is None:
+        if "units" not in array.attrs:
+            raise StoreError(f"{group}/{name} is not in the schema and has no attrs['units']; give it ('1' for none)")
+        return
+    if array.dims != variable.dims:
+        raise StoreError(f"{group}/{name} has dims {array.dims}, expected {variable.dims}")
+    if array.dtype.kind not in _KINDS[variable.kind]:
+        raise StoreError(f"{group}/{name} has dtype {array.dtype}, expected {variable.kind} values")
+    if array.attrs.setdefault("units", variable.units) != variable.units:
+        raise StoreError(f"{group}/{name} is in {array.attrs['units']}, expected {variable.units}; convert it first")
+    if variable.meaning:
+        array.attrs.setdefault("long_name", variable.meaning)
+
+
+def frame_units(dtype: np.dtype) -> str:
+    """Unit of stored frames: whole numbers are counts, real numbers are on a scale of their own."""
+    return "counts" if np.dtype(dtype).kind in "iu" else "arbitrary"
+
+
+def frame_chunks(shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Inner chunk of frames of ``shape`` (y, x, ky, kx)."""
+    return (min(CHUNK_POSITIONS, shape[0]), min(CHUNK_POSITIONS, shape[1]), shape[2], shape[3])
+
+
+def frame_shards(shape: tuple[int, int, int, int], positions: int = SHARD_POSITIONS) -> tuple[int, int, int, int]:
+    """Shard of frames of ``shape`` (y, x, ky, kx): ``positions`` along y and x, at most what covers the scan.
+
+    A shard is a whole number of inner chunks, so it may reach past the end of the scan.
+    """
+    chunks = frame_chunks(shape)
+    edges = [
+        chunk * min(max(1, positions // chunk), math.ceil(count / chunk))
+        for chunk, count in zip(chunks[:2], shape[:2], strict=True)
+    ]
+    return (edges[0], edges[1], shape[2], shape[3])
+
+
+def shard_positions_for(detector_shape: tuple[int, int], dtype: np.dtype, limit_bytes: float) -> int:
+    """Edge of the largest shard (32, 16 or 8 positions) that holds at most ``limit_bytes`` before compression."""
+    pattern = math.prod(detector_shape) * np.dtype(dtype).itemsize
+    edge = SHARD_POSITIONS
+    while edge > CHUNK_POSITIONS and edge * edge * pattern > limit_bytes:
+        edge //= 2
+    return edge

@@ -1,0 +1,205 @@
+"""Where frames come from: .npy, .npz members and raw binary files, with their axes in any order, read in pieces.
+
+A source knows shapes and bytes and nothing of stores. It holds no open file, so tasks may carry it to other processes.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from stemtomo.errors import AcquisitionError, FormatError
+from stemtomo.io.archive import StreamedMember, array_header, member_names, member_offset, open_member
+from stemtomo.io.layout import CANONICAL_AXES, AxisLayout, check_dtype
+from stemtomo.io.raw import ArrayFile
+
+Shape = tuple[int, int, int, int, int]
+
+
+@runtime_checkable
+class FrameSource(Protocol):
+    """Frames of a tilt series as some file holds them.
+
+    ``shape`` is (tilt, y, x, ky, kx), ``dtype`` that of the frames read (in the machine's byte order), ``n_expected``
+    the number of frames that the shape promises, ``path`` the file, ``where`` its name for messages.
+    """
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """File and array, for messages."""
+        ...
+
+    @property
+    def shape(self) -> Shape:
+        """Lengths of tilt, y, x, ky, kx."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the frames that :meth:`read` returns."""
+        ...
+
+    @property
+    def n_expected(self) -> int:
+        """Number of frames (patterns) of the whole series."""
+        ...
+
+    def ready(self) -> int:
+        """Return how many frames the file holds now; more than ``n_expected`` if it is longer than promised."""
+        ...
+
+    def read(self, tilt: int, y0: int, y1: int, x0: int = 0, x1: int | None = None) -> np.ndarray:
+        """Return the frames (y, x, ky, kx) of rows ``y0`` to ``y1`` and columns ``x0`` to ``x1`` of ``tilt``."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells this source from another: the file's name, size, mtime, ends; axes, shape and dtype."""
+        ...
+
+
+def open_frames(
+    path: str | Path,
+    *,
+    array: str | None = None,
+    axes: tuple[str, ...] = CANONICAL_AXES,
+    scan_shape: tuple[int, int] | None = None,
+    dtype: str | np.dtype | None = None,
+    shape: tuple[int, ...] | None = None,
+    offset_bytes: int = 0,
+) -> FrameSource:
+    """Open a file of frames; only headers are read.
+
+    Parameters
+    ----------
+    path
+        ``.npz``, ``.npy``, or any other name for raw binary, which needs ``dtype`` and ``shape``.
+    array
+        Member of an ``.npz``; may be left out if it has only one.
+    axes
+        Names of the array's axes in the order of the file: tilt (optional), y and x (or ``position``), ky and kx.
+    scan_shape
+        Positions along y and x; needed for a ``position`` axis.
+    dtype, shape, offset_bytes
+        Raw binary only: type with byte order (``"<u2"``, ``">u2"``), lengths of ``axes``, bytes before the first frame.
+
+    Raises
+    ------
+    FormatError
+        If the file is missing, truncated, not of its format, or its array is not what was said.
+    AcquisitionError
+        If it does not hold the frames that ``scan_shape`` promises.
+    """
+    path = Path(path).expanduser().absolute()  # tasks may run in another folder
+    if not path.is_file():
+        what = "is a folder, not a file of frames" if path.is_dir() else "no such file"
+        raise FormatError(f"{path}: {what}; check input.path")
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".npy"):
+        if dtype is not None or shape is not None or offset_bytes:
+            raise FormatError(f"{path}: dtype, shape and offset_bytes are for raw binary; {suffix} says them itself")
+        open_array = _open_npz if suffix == ".npz" else _open_npy
+        return open_array(path, array, axes, scan_shape)
+    if array is not None:
+        raise FormatError(f"{path}: array {array!r} was named, but only an .npz has named arrays")
+    if dtype is None or shape is None:
+        raise FormatError(
+            f"{path}: the format {suffix or 'without suffix'!r} is not known; give an .npz or .npy, or dtype and shape "
+            "for raw binary"
+        )
+    return _raw(path, str(path), axes, scan_shape, _parse_dtype(path, dtype), tuple(shape), offset_bytes, fortran=False)
+
+
+def check_complete(source: FrameSource) -> None:
+    """Check that the file of ``source`` holds exactly the frames that its shape promises.
+
+    Raises
+    ------
+    AcquisitionError
+        With both counts, if frames are missing or left over.
+    """
+    ready, expected = source.ready(), source.n_expected
+    if ready < expected:
+        raise AcquisitionError(
+            f"{source.where}: ends after frame {ready} of {expected}: {expected - ready} frames are missing; copy the "
+            "file again if it is cut off, wait if it is still being written, or correct the shape"
+        )
+    if ready > expected:
+        raise AcquisitionError(
+            f"{source.where}: is longer than its {expected} frames, {ready - expected} frames too many; correct the "
+            "shape or the offset, frames are never dropped silently"
+        )
+
+
+def _open_npz(path: Path, array: str | None, axes: tuple[str, ...], scan_shape: tuple[int, int] | None) -> FrameSource:
+    names = member_names(path)
+    if array is None and len(names) == 1:
+        array = names[0]
+    if array not in names:
+        said = "no array was named" if array is None else f"there is no array {array!r}"
+        raise FormatError(f"{path}: {said}; it holds {', '.join(names) or 'no arrays'}: name one of them")
+    where = f"{path}[{array}]"
+    info, stream = open_member(path, array)
+    with stream:
+        shape, fortran, dtype, header_bytes = array_header(stream, where)
+    check_dtype(where, dtype)
+    promised = header_bytes + math.prod(shape) * dtype.itemsize
+    if info.file_size != promised:
+        raise FormatError(
+            f"{where}: the member has {info.file_size} bytes, its header {shape} {dtype} promises {promised}; "
+            "the archive is damaged, write it again"
+        )
+    if info.compress_type == zipfile.ZIP_STORED:
+        offset = member_offset(path, info) + header_bytes
+        return _raw(path, where, axes, scan_shape, dtype, shape, offset, fortran, array)
+    return StreamedMember(path, array, _layout(where, axes, shape, scan_shape, fortran), dtype)
+
+
+def _open_npy(path: Path, array: str | None, axes: tuple[str, ...], scan_shape: tuple[int, int] | None) -> FrameSource:
+    if array is not None:
+        raise FormatError(f"{path}: array {array!r} was named, but an .npy holds one array without a name")
+    with path.open("rb") as stream:
+        shape, fortran, dtype, header_bytes = array_header(stream, str(path))
+    check_dtype(str(path), dtype)
+    return _raw(path, str(path), axes, scan_shape, dtype, shape, header_bytes, fortran)
+
+
+def _raw(
+    path: Path,
+    where: str,
+    axes: tuple[str, ...],
+    scan_shape: tuple[int, int] | None,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    offset_bytes: int,
+    fortran: bool,
+    array: str | None = None,
+) -> ArrayFile:
+    layout = _layout(where, axes, shape, scan_shape, fortran)
+    return ArrayFile(path, where, layout, dtype, offset_bytes, array)
+
+
+def _layout(
+    where: str, axes: tuple[str, ...], shape: tuple[int, ...], scan_shape: tuple[int, int] | None, fortran: bool
+) -> AxisLayout:
+    if fortran and len(axes) == len(shape):  # the first axis varies fastest: the file's order is the reverse
+        axes, shape = tuple(axes)[::-1], tuple(shape)[::-1]
+    return AxisLayout.declare(where, tuple(axes), tuple(shape), scan_shape)
+
+
+def _parse_dtype(path: Path, dtype: str | np.dtype) -> np.dtype:
+    try:
+        parsed = np.dtype(dtype)
+    except TypeError:
+        advice = "give byte order, kind and bytes, such as '<u2'"
+        raise FormatError(f"{path}: dtype {dtype!r} is not known; {advice}") from None
+    check_dtype(str(path), parsed)
+    return parsed
