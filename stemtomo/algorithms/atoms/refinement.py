@@ -1,9 +1,9 @@
 """Atoms refined against the projections themselves, where the missing wedge is no distortion but absent data.
 
-Model: projection k is a level plus one Gaussian per atom, C_k(x) = c_k + sum_i I_i g_b(x - q_ik), where q_ik are the first
-two coordinates of R_k^T r_i plus the tilt's shift, and the width b is shared by all atoms of a class (Chen et al.,
-Nature 496, 74 (2013), refine atoms against projections in the same way). The loss is sum_k |M_k (C_k - P_k)|² over the
-measured pixels M_k; the levels c_k follow from the rest in closed form.
+Model: projection k is a level plus one Gaussian per atom, C_k(x) = c_k + sum_i I_i g_b(x - q_ik), where q_ik are the
+first two coordinates of R_k^T r_i plus the tilt's shift, and the width b is shared by all atoms of a class (after Yang
+et al., Nature 592, 60 (2021), who refine positions and B factors against projections). The loss is
+sum_k |M_k (C_k - P_k)|² over the measured pixels M_k; the levels c_k follow from the rest in closed form.
 """
 
 from __future__ import annotations
@@ -57,8 +57,22 @@ class ProjectedImages:
 
 @dataclass(frozen=True)
 class RefinedAtoms:
-    """Refined ``positions`` (atom, 3) in Å, ``intensity`` (atom,) in image units times Å², ``width_angstrom`` of each
-    class (class,), ``shifts_angstrom`` (tilt, 2) and ``loss``, the root mean square misfit before and after.
+    """Refined atoms.
+
+    Parameters
+    ----------
+    positions
+        (atom, 3), in Å.
+    intensity
+        Integral of each atom over an image, in image units times Å², (atom,).
+    width_angstrom
+        Of each class, (class,).
+    shifts_angstrom
+        (tilt, 2), x and y.
+    loss
+        Root mean square misfit before and after, in image units.
+    explained
+        Share of the images' variance over the measured pixels that the atoms account for.
     """
 
     positions: np.ndarray
@@ -66,6 +80,7 @@ class RefinedAtoms:
     width_angstrom: np.ndarray
     shifts_angstrom: np.ndarray
     loss: tuple[float, float]
+    explained: float
 
 
 def refine_atoms(
@@ -103,9 +118,19 @@ def refine_atoms(
         scaled, np.zeros_like(start), jac=True, method="L-BFGS-B", options={"maxiter": iterations, "maxcor": 20}
     )
     end = start + result.x * scale
+    last = problem.loss(end)[0]
+    refined, intensity, width, shifts = problem.unpack(end)
+    if refine_shifts:
+        refined, shifts = _without_translation(refined, shifts, projected)
     measured = projected.valid.sum()
+    flat = (projected.images - _level(projected.images, projected.valid)) * projected.valid
     return RefinedAtoms(
-        *problem.unpack(end), loss=(float(np.sqrt(first / measured)), float(np.sqrt(problem.loss(end)[0] / measured)))
+        refined,
+        intensity,
+        width,
+        shifts,
+        loss=(float(np.sqrt(first / measured)), float(np.sqrt(last / measured))),
+        explained=float(1 - last / (flat**2).sum()),
     )
 
 
@@ -175,8 +200,7 @@ class _Problem:
         by_log_width = np.bincount(self.labels, by_width, minlength=self.classes) * width
         parts = [by_position.ravel(), by_intensity, by_log_width]
         if self.refine_shifts:
-            # A shift of all tilts along the volume's axes is a shift of the atoms; the mean is left alone.
-            parts.append((by_shift - by_shift.mean(axis=0)).ravel())
+            parts.append(by_shift.ravel())
         return float((residual**2).sum()), np.concatenate(parts)
 
     def _model(self, parameters: np.ndarray) -> np.ndarray:
@@ -196,6 +220,16 @@ class _Problem:
         v = seen[:, 1] / pixel + rows // 2
         b = np.maximum(width[self.labels] / pixel, _NARROWEST_PX)
         return u, v, intensity / pixel**2, b
+
+
+def _without_translation(
+    positions: np.ndarray, shifts: np.ndarray, projected: ProjectedImages
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return atoms and shifts with what a translation of all atoms explains of the change of the shifts taken back."""
+    seen = np.swapaxes(projected.rotations[:, :, :2], 1, 2)  # E R^T of every tilt, (tilt, 2, 3)
+    change = (shifts - projected.shifts_angstrom).ravel()
+    translation = np.linalg.lstsq(seen.reshape(-1, 3), change, rcond=1e-9)[0]
+    return positions + translation, shifts - seen @ translation
 
 
 def _level(images: np.ndarray, valid: np.ndarray) -> np.ndarray:

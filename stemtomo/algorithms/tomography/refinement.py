@@ -1,7 +1,7 @@
 """Refining the shifts of the projections while the volume is reconstructed.
 
-The shifts t_k enter the loss of :mod:`stemtomo.algorithms.tomography.solver` through the projections of the volume alone:
- two derivative images per tilt give a Gauss-Newton step. Volume and shifts improve side by side; the momentum of
+The shifts t_k enter the loss (:mod:`stemtomo.algorithms.tomography.solver`) through the projections of the volume
+alone: two derivative images per tilt give a Gauss-Newton step. Volume and shifts improve side by side; the momentum of
 the volume is kept through the changes of the shifts (:func:`stemtomo.algorithms.tomography.solver.moved`).
 """
 

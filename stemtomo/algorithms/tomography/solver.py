@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
@@ -117,12 +117,6 @@ class Constraint:
         return xp.sign(values) * xp.maximum(xp.abs(values) - shrink, 0)
 
 
-def empty_block(window: Window, dtype: str = "float32") -> Block:
-    """Return the state of an empty volume in ``window``."""
-    volume = np.zeros([stop - start for start, stop in window], dtype)
-    return {"volume": volume, "previous": volume}
-
-
 def project_block(
     block: Block, geometry: TiltGeometry, window: Window, image: Window, support: Array | None = None
 ) -> Array:
@@ -195,16 +189,15 @@ def descend(
     return {"volume": constraint.apply(point, step), "previous": block["volume"]}
 
 
-def backproject_block(
-    block: Block, geometry: TiltGeometry, window: Window, image: Window, images: Array, support: Array | None = None
-) -> Block:
-    """Return ``block`` with the back-projection of ``images`` in the place of its volume (for the power iteration)."""
-    volume = backproject(geometry, images, image, window, support)
-    return {"volume": volume, "previous": volume}
+def project_backprojection(
+    images: Array, geometry: TiltGeometry, window: Window, image: Window, support: Array | None = None
+) -> Array:
+    """Return A A^T of ``images`` (in the window ``image``) through the voxels of ``window``, for the power iteration."""
+    return project(geometry, backproject(geometry, images, image, window, support), window, image, support)
 
 
 def power_start(measured: Measurement) -> Array:
-    """Return the images that the first call of :func:`backproject_block` of the power iteration takes."""
+    """Return the images that the power iteration begins with."""
     xp = array_namespace(measured.images)
     ones = xp.ones_like(measured.images)
     return measured.seen(measured.weigh(ones)) / ones.dtype.type(max(measured.norm(ones), 1e-30))
@@ -226,8 +219,3 @@ def power_step(images: Array, measured: Measurement) -> tuple[Array, float]:
 def step_length(lipschitz: float) -> float:
     """Return the step for an estimate of the Lipschitz constant."""
     return 1 / (_STEP_SAFETY * lipschitz)
-
-
-def numbers(control: Control) -> dict[str, Any]:
-    """Return the scalars of ``control``."""
-    return {"beta": control["beta"], "loss": control["loss"]}

@@ -1,0 +1,144 @@
+"""The verb ``align``: shifts of the projections against one another, with which tomography poses them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from stemtomo.algorithms.tomography.alignment import (
+    ShiftEstimate,
+    border_fraction,
+    centre_of_mass,
+    common_line,
+    neighbour_correlation,
+    without_translation,
+)
+from stemtomo.distributed import Executor, PlanRow
+from stemtomo.distributed import executor as default_executor
+from stemtomo.geometry import TiltSeries
+from stemtomo.io.provenance import Provenance
+from stemtomo.io.store import Store
+from stemtomo.pipeline.config import AlignmentSettings
+from stemtomo.pipeline.progress import Progress, Silent
+
+GROUP = "alignment"
+STAGE = "align"
+
+
+def align(
+    store: Store,
+    settings: AlignmentSettings | None = None,
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Estimate the detector shift of every projection.
+
+    A specimen wholly in view is brought together by its centre of mass, and along the tilt axis of a series about y
+    by its common line. One that goes on beyond the view has neither: then neighbouring tilts are correlated, or, if
+    they do not turn about y alone, shifts are left at zero for tomography to refine.
+
+    Returns
+    -------
+    dict
+        ``method``: what was used; ``shift_rms_px``; ``score``: per tilt; ``border_fraction``: the largest, how bright
+        the border is beside the specimen; ``computed``: whether anything was done.
+
+    Raises
+    ------
+    StoreError
+        If there are no projections.
+    """
+    settings = settings or AlignmentSettings()
+    executor = executor or default_executor()
+    progress = progress or Silent()
+    provenance = Provenance.start(STAGE, settings.model_dump(), {"projections": store.fingerprint("projections")})
+    progress.start(STAGE, 1)
+    todo = not store.is_complete(GROUP, provenance.fingerprint)
+    if todo:
+        projections = store.read("projections")
+        dataset: xr.Dataset = executor.gather(executor.submit(_estimate, projections.compute(), settings))
+        store.write(GROUP, dataset, provenance)
+    progress.advance()
+    progress.finish(STAGE)
+    result = store.read(GROUP)
+    shifts = np.hypot(result["shift_x_angstrom"].values, result["shift_y_angstrom"].values)
+    return {
+        "method": result.attrs["method"],
+        "shift_rms_px": float(np.sqrt(np.mean(shifts**2)) / result.attrs["pixel_angstrom"]),
+        "score": result["score"].values.tolist(),
+        "border_fraction": result.attrs["border_fraction"],
+        "computed": todo,
+    }
+
+
+def plan_align(store: Store) -> PlanRow:
+    """Say what :func:`align` will hold, read and write, from the store's metadata alone."""
+    tilts, height, width = store.read("projections")["phase"].shape
+    return plan_row((height, width), tilts)
+
+
+def plan_row(shape_yx: tuple[int, int], tilts: int) -> PlanRow:
+    """Say the same for projections of ``shape_yx`` that are not there yet."""
+    stack = tilts * math.prod(shape_yx)
+    return PlanRow(STAGE, tasks=1, bytes_per_task=stack * 20, bytes_read=stack * 5, bytes_written=tilts * 24)
+
+
+def series_of(projections: xr.Dataset) -> TiltSeries:
+    """Return the poses that the dataset ``projections`` carries, without shifts."""
+    theta, phi, psi = (projections[f"{name}_deg"].values.tolist() for name in ("theta", "phi", "psi"))
+    return TiltSeries.from_degrees(theta, phi, psi)
+
+
+def _estimate(projections: xr.Dataset, settings: AlignmentSettings) -> xr.Dataset:
+    images, valid = projections["phase"].values, projections["valid"].values
+    border = float(border_fraction(images, valid).max())
+    series = series_of(projections)
+    none = ShiftEstimate(np.zeros((len(series), 2)), np.zeros(len(series)))
+    if not settings.enabled:
+        method, estimate = "none", none
+    elif border > settings.largest_border_fraction:
+        method, estimate = _without_borders(images, valid, series, none)
+    else:
+        method, estimate = _in_view(images, valid, series, settings, none)
+    pixel = float(projections.attrs["pixel_angstrom"])
+    shifts = estimate.shifts_px * pixel
+    return xr.Dataset(
+        {
+            "shift_x_angstrom": (("tilt",), shifts[:, 0]),
+            "shift_y_angstrom": (("tilt",), shifts[:, 1]),
+            "score": (("tilt",), estimate.score),
+        },
+        attrs={"method": method, "border_fraction": border, "pixel_angstrom": pixel},
+    )
+
+
+def _in_view(
+    images: np.ndarray, valid: np.ndarray, series: TiltSeries, settings: AlignmentSettings, estimate: ShiftEstimate
+) -> tuple[str, ShiftEstimate]:
+    """Return the estimates of ``settings.methods``, each beginning where the one before it ended."""
+    used = []
+    for method in settings.methods:
+        if method == "centre_of_mass":
+            estimate = centre_of_mass(images, valid, series.rotations)
+        elif series.single_axis and len(series) > 1:
+            thetas = np.array([pose.theta_rad for pose in series])
+            estimate = common_line(images, valid, thetas, estimate.shifts_px)
+        else:
+            continue  # the sums over x of other poses have nothing in common
+        used.append(method)
+    return "+".join(used) or "none", estimate
+
+
+def _without_borders(
+    images: np.ndarray, valid: np.ndarray, series: TiltSeries, none: ShiftEstimate
+) -> tuple[str, ShiftEstimate]:
+    if not series.single_axis or len(series) == 1:
+        return "none: the specimen is not wholly in view", none
+    thetas = np.array([pose.theta_rad for pose in series])
+    estimate = neighbour_correlation(images, valid, thetas)
+    shifts = without_translation(estimate.shifts_px, series.rotations)
+    return "neighbour_correlation: the specimen is not wholly in view", ShiftEstimate(shifts, estimate.score)

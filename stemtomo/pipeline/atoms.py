@@ -1,0 +1,240 @@
+"""The verb ``find_atoms``: positions and species of the atoms in the volume."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from stemtomo.algorithms.atoms.classification import Classes, classify, order_by_atomic_number
+from stemtomo.algorithms.atoms.refinement import ProjectedImages, RefinedAtoms, refine_atoms
+from stemtomo.algorithms.atoms.tracing import TracedAtoms, faintest_level, separate, trace_atoms
+from stemtomo.distributed import Executor, PlanRow
+from stemtomo.distributed import executor as default_executor
+from stemtomo.errors import ConfigurationError
+from stemtomo.io.provenance import Provenance
+from stemtomo.io.store import Store
+from stemtomo.physics.potential import atomic_number
+from stemtomo.pipeline.config import AtomSettings
+from stemtomo.pipeline.progress import Progress, Silent
+
+GROUP = "atoms"
+
+_PRUNING_ROUNDS = 5
+#: Share of the projections' variance below which Gaussian atoms are no model of them, and traced positions are kept.
+_LEAST_EXPLAINED = 0.6
+
+
+def find_atoms(
+    store: Store,
+    settings: AtomSettings | None = None,
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Trace the atoms of the volume, refine them against the projections, and tell their species apart.
+
+    How many there are is never given. The volume finds the atoms; the projections, which know no missing wedge, place
+    them. Where Gaussian atoms do not explain the projections, the traced positions are kept.
+
+    Parameters
+    ----------
+    store
+        Store with a volume, opened with mode ``"r+"``; the result is written to ``atoms``.
+    settings
+        See :class:`~stemtomo.pipeline.config.AtomSettings`. Chemical symbols are given to the classes of intensity by
+        atomic number: the heaviest element is the brightest class.
+
+    Returns
+    -------
+    dict
+        ``atoms``: their number; ``species``: number of each; ``class_intensity_v_angstrom3``: mean of each class;
+        ``confidence``: mean probability of the assigned species; ``width_angstrom``: median width; ``refined``: whether
+        the positions are the refined ones; ``removed``: atoms that the refinement removed; ``misfit_rad`` and
+        ``explained_variance`` of the projections, ``None`` without refinement.
+
+    Raises
+    ------
+    StoreError
+        If the store has no volume, or no projections to refine against.
+    ConfigurationError
+        If nothing in the volume is an atom, or a species is unknown.
+    """
+    settings = settings or AtomSettings()
+    workers = executor or default_executor()
+    progress = progress or Silent()
+    names = _names(settings)
+    groups = ("volume", "projections") if settings.refine else ("volume",)
+    inputs = {group: store.fingerprint(group) for group in groups}
+    provenance = Provenance.start("find_atoms", settings.model_dump(), inputs)
+    progress.start("find_atoms", 1, "volume")
+    if not store.is_complete(GROUP, provenance.fingerprint):
+        for group in groups:
+            store.read(group)  # what is missing is said before a task begins
+        dataset = workers.gather(workers.submit(_found, str(store.path), settings, names))
+        store.write(GROUP, dataset, provenance)
+    result = store.read(GROUP).load()
+    progress.advance(atoms=float(result.sizes["atom"]))
+    progress.finish("find_atoms")
+    return _numbers(result)
+
+
+def plan_row(shape_zyx: tuple[int, int, int]) -> PlanRow:
+    """Say what :func:`find_atoms` will hold, read and write for a volume of ``shape_zyx``."""
+    voxels = int(np.prod(shape_zyx))
+    # The volume, smoothed, its maxima, and a boolean each for the comparison; windows of atoms are fitted in chunks.
+    return PlanRow(stage="find_atoms", tasks=1, bytes_per_task=16 * voxels + 200 * 2**20, bytes_read=4 * voxels)
+
+
+def plan_find_atoms(store: Store) -> PlanRow:
+    """Say the same for the volume of ``store``, from its metadata alone."""
+    z, y, x = store.read("volume")["potential"].shape
+    return plan_row((z, y, x))
+
+
+class _Model(NamedTuple):
+    """Atoms to be written: those of ``traced`` that were ``kept``, where they are now, and how they were refined."""
+
+    traced: TracedAtoms
+    kept: np.ndarray
+    positions: np.ndarray
+    intensity: np.ndarray
+    width_angstrom: np.ndarray
+    refined: RefinedAtoms | None
+
+
+def _names(settings: AtomSettings) -> tuple[str, ...] | None:
+    """Return the species from the faintest to the brightest; ``None`` where classes are only numbered."""
+    if isinstance(settings.species, int):
+        return None
+    if len(set(settings.species)) != len(settings.species) or not settings.species:
+        raise ConfigurationError(f"atoms.species is {list(settings.species)}: name each element once")
+    return order_by_atomic_number(settings.species, tuple(atomic_number(symbol) for symbol in settings.species))
+
+
+def _found(path: str, settings: AtomSettings, names: tuple[str, ...] | None) -> xr.Dataset:
+    """Return the atoms of the store at ``path``; runs in a worker."""
+    store = Store.open(path)
+    volume = store.read("volume")
+    traced = trace_atoms(
+        volume["potential"].values,
+        float(volume.attrs["voxel_angstrom"]),
+        smoothing_angstrom=settings.smoothing_angstrom,
+        minimum_distance_angstrom=settings.minimum_distance_angstrom,
+        threshold=settings.threshold,
+    )
+    if len(traced) == 0:
+        raise ConfigurationError(
+            f"{path}: no atom was found in the volume (largest potential {float(volume['potential'].max()):.3g} V); "
+            "look at the volume, and lower atoms.threshold if it shows atoms"
+        )
+    count = settings.species if isinstance(settings.species, int) else len(settings.species)
+    model = _traced_model(traced)
+    if settings.refine:
+        model = _refined_model(store, traced, classify(traced.integrated, count).labels, settings) or model
+    return _dataset(model, classify(model.intensity, count), names)
+
+
+def _traced_model(traced: TracedAtoms) -> _Model:
+    kept = np.arange(len(traced))
+    return _Model(traced, kept, traced.positions, traced.integrated, traced.width_angstrom, None)
+
+
+def _refined_model(store: Store, traced: TracedAtoms, labels: np.ndarray, settings: AtomSettings) -> _Model | None:
+    """Return the atoms refined against the projections, faint and double ones removed; ``None`` if they do not fit."""
+    projected = _projected(store)
+    width = float(np.median(traced.width_angstrom))
+    width = max(0.5 * projected.pixel_angstrom, np.sqrt(max(width**2 - settings.smoothing_angstrom**2, 0.0)))
+    kept = np.arange(len(traced))
+    for _ in range(_PRUNING_ROUNDS):
+        refined = refine_atoms(
+            traced.positions[kept],
+            labels[kept],
+            projected,
+            width_angstrom=width,
+            iterations=settings.refine_iterations,
+            refine_shifts=True,
+        )
+        good = _credible(refined, settings)
+        if good.all() or not good.any():
+            break
+        kept = kept[good]
+    else:
+        return None  # every round removed atoms, so the last fit still leans on some that are none
+    moved = np.linalg.norm(refined.positions - traced.positions[kept], axis=1)
+    if (
+        not good.any()
+        or refined.explained < _LEAST_EXPLAINED
+        or np.median(moved) > settings.minimum_distance_angstrom / 4
+    ):
+        return None
+    sigma = float(store.read("projections").attrs["sigma_rad_per_volt_angstrom"])
+    widths = refined.width_angstrom[labels[kept]]
+    return _Model(traced, kept, refined.positions, refined.intensity / sigma, widths, refined)
+
+
+def _credible(refined: RefinedAtoms, settings: AtomSettings) -> np.ndarray:
+    """Return which atoms are bright enough and have no brighter one closer than allowed, (atom,)."""
+    good = np.zeros(len(refined.positions), dtype=bool)
+    good[separate(refined.positions, refined.intensity, settings.minimum_distance_angstrom)] = True
+    return good & (refined.intensity > faintest_level(refined.intensity, settings.threshold))
+
+
+def _projected(store: Store) -> ProjectedImages:
+    """Return the projections with the shifts that the volume was made with."""
+    projections, volume = store.read("projections").load(), store.read("volume")
+    shifts = np.zeros((store.tilt_count, 2))
+    for source in (store.read("alignment") if store.fingerprint("alignment") else None, volume):
+        if source is not None and "shift_x_angstrom" in source:
+            shifts = np.stack([source[f"shift_{axis}_angstrom"].values for axis in "xy"], axis=-1)
+    return ProjectedImages(
+        images=projections["phase"].values.astype(np.float64),
+        valid=projections["valid"].values,
+        rotations=store.tilt_series().rotations,
+        shifts_angstrom=shifts,
+        pixel_angstrom=float(projections.attrs["pixel_angstrom"]),
+    )
+
+
+def _dataset(model: _Model, classes: Classes, names: tuple[str, ...] | None) -> xr.Dataset:
+    labels = classes.labels if names is None else np.array(names)[classes.labels]
+    traced, kept = model.traced, model.kept
+    per_atom = {
+        "x": (model.positions[:, 0], "Å", ""),
+        "y": (model.positions[:, 1], "Å", ""),
+        "z": (model.positions[:, 2], "Å", ""),
+        "species": (labels, "1", ""),
+        "intensity": (model.intensity, "V Å^3", ""),
+        "width_angstrom": (model.width_angstrom, "Å", ""),
+        "fit_residual": (traced.residual[kept], "1", ""),
+        "traced_intensity": (traced.integrated[kept], "V Å^3", "potential of the volume close to the atom"),
+        "confidence": (classes.confidence, "1", "probability of the species"),
+    }
+    variables = {
+        name: xr.Variable("atom", values, {"units": units} | ({"long_name": meaning} if meaning else {}))
+        for name, (values, units, meaning) in per_atom.items()
+    }
+    refined = model.refined
+    attrs = {
+        "classes": [str(name) for name in (names or range(len(classes.centres)))],
+        "class_intensity": classes.centres.tolist(),
+        "refined": refined is not None,
+        "removed": len(traced) - len(kept),
+        "misfit_rad": refined.loss[1] if refined else None,
+        "explained_variance": refined.explained if refined else None,
+    }
+    return xr.Dataset(variables, attrs=attrs)
+
+
+def _numbers(result: xr.Dataset) -> dict[str, Any]:
+    names = list(result.attrs["classes"])
+    species = np.array([str(label) for label in result["species"].values])
+    return {
+        "atoms": int(result.sizes["atom"]),
+        "species": {name: int(np.count_nonzero(species == name)) for name in names},
+        "class_intensity_v_angstrom3": dict(zip(names, result.attrs["class_intensity"], strict=True)),
+        "confidence": float(result["confidence"].mean()),
+        "width_angstrom": float(result["width_angstrom"].median()),
+        **{key: result.attrs[key] for key in ("refined", "removed", "misfit_rad", "explained_variance")},
+    }

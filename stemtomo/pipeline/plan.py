@@ -1,0 +1,64 @@
+"""The verb ``plan``: what every stage will hold, read and write, from headers and configuration alone."""
+
+from __future__ import annotations
+
+import math
+
+from stemtomo.distributed import Executor, MemoryPlan, available_memory_bytes
+from stemtomo.pipeline.config import Configuration, ResourceSettings
+
+
+def plan(configuration: Configuration, workers: int = 1) -> MemoryPlan:
+    """Return the tasks, memory and bytes of every stage of ``configuration``; nothing is computed or written.
+
+    ``workers`` is the number of tasks that run at once, which decides into how many blocks a volume is cut.
+
+    Raises
+    ------
+    ConfigurationError, FormatError, AcquisitionError
+        If the configuration and the input do not fit together.
+    """
+    from stemtomo.pipeline import alignment, atoms, projections, ptychography, quicklook, tomography
+    from stemtomo.pipeline.ingest import open_input, plan_ingest
+
+    source = open_input(configuration.input, configuration.scan.shape)
+    tilts = source.shape[0]
+    scan = configuration.to_scan((source.shape[1], source.shape[2]))
+    detector = configuration.to_detector((source.shape[3], source.shape[4]))
+    optics = configuration.to_optics()
+    configuration.to_tilts(tilts)
+    itemsize, pixel = source.dtype.itemsize, detector.object_pixel_angstrom_yx
+    field = projections._field_px(scan, pixel, configuration.projections)
+    depth = configuration.tomography.depth_angstrom
+    planes = field[1] if depth is None else math.ceil(depth / pixel[0])
+    return MemoryPlan(
+        [
+            plan_ingest(source, configuration.ingest),
+            quicklook.plan_row(scan, detector, itemsize, tilts),
+            ptychography.plan_row(scan, detector, optics, itemsize, tilts, configuration.ptychography),
+            projections.plan_row(scan, detector, tilts, configuration.projections),
+            alignment.plan_row(field, tilts),
+            tomography.plan_row(field, tilts, pixel[0], configuration.tomography, workers),
+            atoms.plan_row((planes, *field)),
+        ]
+    )
+
+
+def worker_limits(executor: Executor, resources: ResourceSettings) -> tuple[int, int, int]:
+    """Return the bytes of memory of one worker, the number of workers, and the threads of one.
+
+    ``resources.memory_gib`` stands for all workers together; without it, workers say their limit, and threads of this
+    process have what the machine and its control group leave.
+    """
+    client = getattr(executor, "client", None)
+    if client is None:
+        workers, threads, limit = 1, executor.workers, available_memory_bytes()
+    else:
+        described = client.scheduler_info(n_workers=-1)["workers"].values()
+        workers = max(1, len(described))
+        threads = max((worker["nthreads"] for worker in described), default=1)
+        limits = [worker["memory_limit"] for worker in described if worker["memory_limit"]]
+        limit = min(limits, default=available_memory_bytes() // workers)
+    if resources.memory_gib is not None:
+        limit = math.floor(resources.memory_gib * 2**30 / workers)
+    return limit, workers, threads

@@ -1,0 +1,191 @@
+"""The verb ``quicklook``: mean pattern, virtual images and centre of mass of every tilt in one pass over the frames."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from stemtomo.algorithms.imaging.virtual import VirtualImages, virtual_images, virtual_weights
+from stemtomo.distributed import Executor, Handle, Parts, PlanRow
+from stemtomo.distributed import executor as default_executor
+from stemtomo.errors import ConfigurationError
+from stemtomo.geometry import Detector, Scan
+from stemtomo.io.frames import shard_regions
+from stemtomo.io.provenance import Provenance
+from stemtomo.io.schema import CHUNK_POSITIONS, SHARD_POSITIONS, tilt_name
+from stemtomo.io.store import Store
+from stemtomo.kernels.masks import frame_sums
+from stemtomo.pipeline.config import QuicklookSettings
+from stemtomo.pipeline.progress import Progress, Silent
+
+GROUP = "quicklook"
+
+
+def quicklook(
+    store: Store,
+    settings: QuicklookSettings | None = None,
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Look once at every frame of every tilt whose result is missing or out of date.
+
+    Each shard is read by one task; images are put together and patterns summed from what the tasks leave, so frames
+    are never all in memory.
+
+    Parameters
+    ----------
+    store
+        Store with frames, opened with mode ``"r+"``; the results are written to ``quicklook/NNN``.
+    settings
+        See :class:`~stemtomo.pipeline.config.QuicklookSettings`.
+    executor
+        Where the shards are read; the active Dask client, else threads.
+
+    Returns
+    -------
+    dict
+        ``mean_counts``: per tilt, the mean counts of a pattern; ``bright_field_fraction``: per tilt, the part of them
+        inside the convergence disc; ``computed``: number of tilts that were not there already.
+
+    Raises
+    ------
+    StoreError
+        If the frames of a tilt are missing.
+    ConfigurationError
+        If the convergence disc lies beside the detector, or nothing at all was counted in a tilt.
+    """
+    settings = settings or QuicklookSettings()
+    executor = executor or default_executor()
+    progress = progress or Silent()
+    jobs = [_job(store, index, settings) for index in range(store.tilt_count)]
+    todo = [job for job in jobs if not store.is_complete(job.group, job.provenance.fingerprint)]
+    progress.start(GROUP, len(jobs), "tilt")
+    progress.advance(len(jobs) - len(todo))
+    for job, passed in _submitted(store, todo, settings, executor):
+        images, patterns = executor.gather((list(passed.images.handles), passed.patterns))
+        dataset = _dataset(store, job.tilt, passed.regions, images, patterns)
+        store.write(job.group, dataset, job.provenance)
+        progress.advance(mean_counts=float(dataset["total_counts"].mean()))
+    progress.finish(GROUP)
+    return {**_numbers(store, jobs), "computed": len(todo)}
+
+
+def plan_quicklook(store: Store, settings: QuicklookSettings | None = None) -> PlanRow:
+    """Say what :func:`quicklook` will hold, read and write, from the store's metadata alone."""
+    frames = store.frames(0, require_complete=False)
+    return plan_row(store.scan(0), store.detector(0), frames.dtype.itemsize, store.tilt_count)
+
+
+def plan_row(scan: Scan, detector: Detector, itemsize: int, tilts: int) -> PlanRow:
+    """Say the same for a series that is not ingested yet, with frames of ``itemsize`` bytes per pixel."""
+    pixels = int(np.prod(detector.shape_yx))
+    shards = int(np.prod([-(-count // SHARD_POSITIONS) for count in scan.shape_yx]))
+    band = CHUNK_POSITIONS * min(SHARD_POSITIONS, scan.shape_yx[1]) * pixels * itemsize
+    return PlanRow(
+        stage=GROUP,
+        tasks=tilts * shards,
+        bytes_per_task=2 * band + 40 * pixels,  # a band as stored and decoded; weights and patterns
+        bytes_read=tilts * scan.count * pixels * itemsize,
+        bytes_written=tilts * (7 * 4 * scan.count + 16 * pixels),
+    )
+
+
+class _Job(NamedTuple):
+    tilt: int
+    group: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class _Region:
+    """One shard of one tilt, as a task finds it."""
+
+    path: Path
+    tilt: int
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+
+
+class _Pass(NamedTuple):
+    """The pass over one tilt under way."""
+
+    regions: list[_Region]
+    images: Parts
+    patterns: Handle
+
+
+def _job(store: Store, index: int, settings: QuicklookSettings) -> _Job:
+    source = f"tilt/{tilt_name(index)}"
+    provenance = Provenance.start(GROUP, settings.model_dump(), {source: store.fingerprint(source)})
+    return _Job(index, f"{GROUP}/{tilt_name(index)}", provenance)
+
+
+def _submitted(
+    store: Store, jobs: list[_Job], settings: QuicklookSettings, executor: Executor
+) -> Iterator[tuple[_Job, _Pass]]:
+    """Yield the passes in order, with enough of the next tilts under way that no worker waits for the end of one."""
+    under_way: deque[tuple[_Job, _Pass]] = deque()
+    for job in jobs:
+        under_way.append((job, _begin(store, job.tilt, settings, executor)))
+        while sum(len(passed.regions) for _, passed in under_way) > 2 * executor.workers and len(under_way) > 1:
+            yield under_way.popleft()
+    while under_way:
+        yield under_way.popleft()
+
+
+def _begin(store: Store, index: int, settings: QuicklookSettings, executor: Executor) -> _Pass:
+    weights = virtual_weights(store.optics(index), store.detector(index), **settings.model_dump())
+    regions = [_Region(store.path, index, *edges) for _, edges in shard_regions(store.frames(index))]
+    parts = Parts.create(executor, look_at, regions, weights)
+    return _Pass(regions, parts.pick("weighted"), parts.pick("patterns").sum())
+
+
+def look_at(region: _Region, weights: np.ndarray) -> dict[str, Any]:
+    """Read one shard, band by band, and return the sums of its frames under ``weights`` and its patterns."""
+    frames = Store(region.path).frames(region.tilt)
+    weighted = []
+    total: np.ndarray | None = None
+    for y0 in range(region.y0, region.y1, CHUNK_POSITIONS):
+        band = frames[y0 : min(y0 + CHUNK_POSITIONS, region.y1), region.x0 : region.x1]
+        sums = frame_sums(band, weights)
+        weighted.append(sums.weighted)
+        total = sums.pattern_sum if total is None else total + sums.pattern_sum
+    return {"weighted": np.concatenate(weighted), "patterns": total}
+
+
+def _dataset(
+    store: Store, index: int, regions: list[_Region], blocks: list[np.ndarray], pattern_sum: np.ndarray
+) -> xr.Dataset:
+    scan = store.scan(index)
+    weighted = np.empty((*scan.shape_yx, blocks[0].shape[-1]), dtype=blocks[0].dtype)
+    for region, block in zip(regions, blocks, strict=True):
+        weighted[region.y0 : region.y1, region.x0 : region.x1] = block
+    images: VirtualImages = virtual_images(weighted)
+    if not images.total_counts.any():
+        raise ConfigurationError(
+            f"{store.path}: all frames of tilt {index} are empty; check input.array and input.path"
+        )
+    units = {name: "1/Å" if name.startswith("com_") else "counts" for name in images._fields}
+    variables: dict[str, Any] = {
+        name: (("y", "x"), image, {"units": units[name]}) for name, image in images._asdict().items()
+    }
+    variables["mean_pattern"] = (("ky", "kx"), (pattern_sum / scan.count).astype(np.float32), {"units": "counts"})
+    return xr.Dataset(variables)
+
+
+def _numbers(store: Store, jobs: list[_Job]) -> dict[str, Any]:
+    mean, bright = [], []
+    for job in jobs:
+        result = store.read(job.group)
+        mean.append(float(result["total_counts"].mean()))
+        bright.append(float(result["bright_field"].mean()) / mean[-1])
+    return {"mean_counts": mean, "bright_field_fraction": bright}

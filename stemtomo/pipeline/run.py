@@ -1,0 +1,261 @@
+"""All stages in order: from the input to atoms, doing only what is missing, and what it cost."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stemtomo.distributed import Executor
+from stemtomo.distributed import executor as default_executor
+from stemtomo.errors import ConfigurationError
+from stemtomo.io.durable import replace_json
+from stemtomo.io.provenance import package_versions
+from stemtomo.io.schema import GROUPS
+from stemtomo.io.store import Store
+from stemtomo.pipeline.config import Configuration, Section, StageSettings
+from stemtomo.pipeline.plan import plan, worker_limits
+from stemtomo.pipeline.progress import Progress, Silent
+
+#: Stages in the order they run, with the section that configures each.
+STAGES: Mapping[str, str] = {
+    "ingest": "ingest",
+    "quicklook": "quicklook",
+    "ptychography": "ptychography",
+    "projections": "projections",
+    "align": "alignment",
+    "tomography": "tomography",
+    "find_atoms": "atoms",
+    "score": "score",
+}
+_MODULES = {"align": "alignment", "find_atoms": "atoms"}
+_SCORES = ("recall", "precision", "rmsd_pm", "species_accuracy")
+
+
+def run(
+    configuration: Configuration,
+    *,
+    until: str | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> dict[str, Any]:
+    """Run every stage of ``configuration`` up to and with ``until``; each does only what is missing or out of date.
+
+    Parameters
+    ----------
+    configuration
+        See :func:`stemtomo.pipeline.references.load_configuration`.
+    until
+        Name of the last stage (:data:`STAGES`); all if not given. The score needs ``score.truth``.
+    executor
+        Where the work is done; the active Dask client, else threads.
+
+    Returns
+    -------
+    dict
+        JSON-able: see :func:`run_stages`, and the numbers of ``ingest`` among the stages.
+
+    Raises
+    ------
+    ConfigurationError, FormatError, AcquisitionError
+        If the configuration and the input do not fit together; nothing was computed.
+    MemoryPlanError
+        If the plan does not fit the memory; nothing was computed.
+    StoreError
+        If the store cannot be written or is of a newer schema.
+    """
+    from stemtomo.pipeline.ingest import ingest, open_input
+
+    _require_stage(until)
+    _require_truth(configuration)
+    executor = executor or default_executor()
+    plan(configuration, executor.workers).check(*worker_limits(executor, configuration.resources))
+    ledger = _Ledger(executor)
+    source = open_input(configuration.input, configuration.scan.shape)
+    scan_shape, detector_shape = (source.shape[1], source.shape[2]), (source.shape[3], source.shape[4])
+    path = configuration.store_path
+    store = Store.open(path, "r+") if Store.is_store(path) else Store.create(path, configuration.series.name)
+    ledger.stage(
+        "ingest",
+        lambda: ingest(
+            store,
+            source,
+            configuration.to_optics(),
+            configuration.to_scan(scan_shape),
+            configuration.to_detector(detector_shape),
+            configuration.to_tilts(source.shape[0]),
+            configuration.ingest,
+            executor=executor,
+            progress=progress,
+        ),
+    )
+    return _run_on(store, _with_dose(configuration), until, progress or Silent(), executor, ledger)
+
+
+def run_stages(
+    store: Store,
+    settings: StageSettings | None = None,
+    *,
+    until: str | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> dict[str, Any]:
+    """Run the stages after ``ingest`` on a ``store`` that has its frames, up to and with ``until``.
+
+    Returns
+    -------
+    dict
+        ``name``, ``store``, ``until``; ``recall``, ``precision``, ``rmsd_pm``, ``species_accuracy`` (``None`` without a
+        truth); ``loss`` by stage (per tilt where there is one for each); ``stages``: the numbers of each with its
+        ``wall_s``, ``cpu_s`` and ``peak_rss_mb``; and the same three for the whole call. CPU seconds are those of all
+        processes at work, the peak is that of the largest of them in MB (1e6 bytes).
+    """
+    _require_stage(until)
+    settings = settings or StageSettings()
+    _require_truth(settings)
+    executor = executor or default_executor()
+    return _run_on(store, settings, until, progress or Silent(), executor, _Ledger(executor))
+
+
+def stage_verb(stage: str) -> Callable[..., dict[str, Any]]:
+    """Return the function of ``stage``, imported when asked for."""
+    module = importlib.import_module(f"stemtomo.pipeline.{_MODULES.get(stage, stage)}")
+    verb: Callable[..., dict[str, Any]] = getattr(module, stage)
+    return verb
+
+
+def stage_settings(store: Store, stage: str, overrides: Iterable[str] = ()) -> Section:
+    """Return the settings that ``stage`` had last time in ``store``, or its defaults, with ``overrides`` applied.
+
+    Parameters
+    ----------
+    overrides
+        Strings ``key=value`` of the stage's section, see :func:`stemtomo.pipeline.references.load_configuration`.
+
+    Raises
+    ------
+    ConfigurationError
+        For an unknown key or a value that is not allowed.
+    """
+    from stemtomo.pipeline.references import override_section
+
+    section = STAGES[stage]
+    members = store.members(group_of(stage))
+    made = (store.provenance(members[0]) or {}) if members else {}
+    known: type[Section] = StageSettings.model_fields[section].annotation  # type: ignore[assignment]
+    start = {key: value for key, value in made.get("configuration", {}).items() if key in known.model_fields}
+    if stage == "score":
+        start.pop("truth", None)  # its record keeps the name of the file alone
+    return override_section(section, start, overrides)
+
+
+def group_of(stage: str) -> str:
+    """Return the group of a store that ``stage`` makes."""
+    return next(name for name, schema in GROUPS.items() if schema.stage == stage)
+
+
+def recorded_runs(store: Store) -> list[dict[str, Any]]:
+    """Return what the runs on ``store`` that came to their end took, oldest first."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(_record_folder(store).glob("*.json"))]
+
+
+class _Ledger:
+    """Numbers and costs of the stages of one run."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._began = time.perf_counter()
+        self._used = executor.usage()
+        self.time_utc = datetime.now(UTC).isoformat(timespec="seconds")
+        self.stages: dict[str, dict[str, Any]] = {}
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Do ``work`` and keep its numbers with what it took."""
+        began, used = time.perf_counter(), self._executor.usage()
+        numbers = work()
+        self.stages[name] = {**numbers, **self._cost(began, used.cpu_seconds)}
+
+    def total(self) -> dict[str, float]:
+        """Return what everything since the beginning took."""
+        return self._cost(self._began, self._used.cpu_seconds)
+
+    def _cost(self, began: float, cpu_seconds: float) -> dict[str, float]:
+        used = self._executor.usage()
+        return {
+            "wall_s": round(time.perf_counter() - began, 3),
+            "cpu_s": round(used.cpu_seconds - cpu_seconds, 3),
+            "peak_rss_mb": round(used.peak_rss_mb, 1),
+        }
+
+
+def _run_on(
+    store: Store, settings: StageSettings, until: str | None, progress: Progress, executor: Executor, ledger: _Ledger
+) -> dict[str, Any]:
+    for stage, section in list(STAGES.items())[1:]:
+        if until == "ingest" or (stage == "score" and settings.score.truth is None):
+            break
+        arguments = (store, getattr(settings, section))
+        work = functools.partial(stage_verb(stage), *arguments, executor=executor, progress=progress)
+        ledger.stage(stage, work)
+        if stage == until:
+            break
+    result = {
+        "name": store.name,
+        "store": str(store.path),
+        "until": until or "score",
+        **{key: ledger.stages.get("score", {}).get(key) for key in _SCORES},
+        **ledger.total(),
+        "loss": {stage: numbers["loss"] for stage, numbers in ledger.stages.items() if "loss" in numbers},
+        "stages": {
+            stage: {k: v for k, v in numbers.items() if k != "loss"} for stage, numbers in ledger.stages.items()
+        },
+    }
+    _record(store, result, ledger.time_utc)
+    return result
+
+
+def _record(store: Store, result: dict[str, Any], time_utc: str) -> None:
+    """Keep what a run took beside the results; their own provenance cannot tell tasks that share a process apart."""
+    kept = {key: value for key, value in result.items() if key not in ("loss", "stages", "store")}
+    cost = ("wall_s", "cpu_s", "peak_rss_mb")
+    stages = {stage: {key: numbers[key] for key in cost} for stage, numbers in result["stages"].items()}
+    folder = _record_folder(store)
+    folder.mkdir(exist_ok=True)
+    name = f"{time_utc.replace(':', '').replace('+0000', 'Z')}-{time.monotonic_ns() % 10**9:09d}.json"
+    replace_json(folder / name, {**kept, "stages": stages, "time_utc": time_utc, "versions": package_versions()})
+
+
+def _record_folder(store: Store) -> Path:
+    return store.path / ".runs"
+
+
+def _require_stage(until: str | None) -> None:
+    if until is not None and until not in STAGES:
+        close = difflib.get_close_matches(until, [*STAGES, *STAGES.values()], n=1)
+        hint = (
+            f" (did you mean {next((s for s, c in STAGES.items() if close[0] in (s, c)), close[0])}?)" if close else ""
+        )
+        raise ConfigurationError(f"until = {until!r} is not a stage{hint}; allowed: {', '.join(STAGES)}")
+
+
+def _require_truth(settings: StageSettings) -> None:
+    """Read the known atoms now: an unreadable file should not be found out at the end."""
+    if settings.score.truth is not None:
+        from stemtomo.pipeline.specimen import read_atoms
+
+        read_atoms(settings.score.truth)
+
+
+def _with_dose(configuration: Configuration) -> Configuration:
+    """Hand the known dose to the stage that starts from it, unless that stage was told its own."""
+    electrons = configuration.dose.electrons_per_pattern
+    if electrons is None or configuration.ptychography.electrons_per_pattern is not None:
+        return configuration
+    stage = configuration.ptychography.model_copy(update={"electrons_per_pattern": electrons})
+    return configuration.model_copy(update={"ptychography": stage})

@@ -1,0 +1,157 @@
+"""The verb ``score``: the atoms that were found against known ones."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from stemtomo.algorithms.atoms.scoring import Match, confusion_matrix, match_atoms, mirrored
+from stemtomo.distributed import Executor
+from stemtomo.errors import ConfigurationError
+from stemtomo.io.provenance import Provenance
+from stemtomo.io.store import Store
+from stemtomo.physics.potential import chemical_symbol
+from stemtomo.pipeline.config import ScoreSettings
+from stemtomo.pipeline.progress import Progress, Silent
+from stemtomo.pipeline.specimen import Specimen, read_atoms
+
+GROUP = "score"
+
+
+def score(
+    store: Store,
+    settings: ScoreSettings | None = None,
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compare the atoms of ``store`` with the known ones in the file ``settings.truth``.
+
+    One rigid shift is removed, then atoms are matched one to one within ``settings.match_radius_angstrom``. The mirror
+    image in z, which a wrong sign of the tilts would give, is matched too, and reported, but never scored.
+
+    Parameters
+    ----------
+    store
+        Store with atoms, opened with mode ``"r+"``; the result is written to ``score``.
+    settings
+        See :class:`~stemtomo.pipeline.config.ScoreSettings`.
+    executor
+        Not used: matching is short. Here so that all stages are called alike.
+
+    Returns
+    -------
+    dict
+        ``recall``, ``precision``, ``rmsd_pm`` over matched atoms in 3D and per axis, ``species_accuracy`` over matched
+        atoms (``None`` where the species of either side are unknown) and ``confusion`` (rows true, columns found),
+        ``found``, ``known``, ``matched``, ``extra``, ``missing``, ``shift_angstrom``, ``mirrored_recall``,
+        ``mirrored_is_better`` and a ``note`` where that is so.
+
+    Raises
+    ------
+    StoreError
+        If the store has no atoms.
+    ConfigurationError
+        If ``settings.truth`` is not given.
+    FormatError
+        If the file of known atoms cannot be read.
+    """
+    settings = settings or ScoreSettings()
+    progress = progress or Silent()
+    if settings.truth is None:
+        raise ConfigurationError("score.truth is not given: name an .xyz or .npz file of known atoms to score against")
+    truth = read_atoms(settings.truth)
+    provenance = Provenance.start(
+        GROUP,
+        {**settings.model_dump(), "truth": settings.truth.name},
+        {"atoms": store.fingerprint("atoms"), "truth": _digest(settings.truth)},
+    )
+    progress.start(GROUP, 1, "comparison")
+    if not store.is_complete(GROUP, provenance.fingerprint):
+        store.write(GROUP, _compared(store.read("atoms"), truth, settings.match_radius_angstrom), provenance)
+    numbers = dict(store.read(GROUP).attrs)
+    progress.advance()
+    progress.finish(GROUP)
+    return numbers
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _compared(atoms: xr.Dataset, truth: Specimen, radius: float) -> xr.Dataset:
+    """Return the score as attributes, and the matched pairs with their deviations as variables."""
+    found = np.stack([atoms[axis].values for axis in "xyz"], axis=-1)
+    match = match_atoms(found, truth.positions, radius)
+    mirror = match_atoms(mirrored(found), truth.positions, radius)
+    pairs = {
+        "found_atom": (match.found, "1", "index into the found atoms"),
+        "known_atom": (match.truth, "1", "index into the known atoms"),
+        **{
+            f"deviation_{axis}": (match.deviation_angstrom[:, i], "Å", "found minus known position")
+            for i, axis in enumerate("xyz")
+        },
+    }
+    return xr.Dataset(
+        {
+            name: xr.Variable("pair", values, {"units": units, "long_name": meaning})
+            for name, (values, units, meaning) in pairs.items()
+        },
+        attrs={
+            **_positions_scored(match, len(found), len(truth)),
+            **_species_scored(atoms, truth, match),
+            **_mirror_scored(match, mirror),
+            "match_radius_angstrom": radius,
+        },
+    )
+
+
+def _positions_scored(match: Match, found: int, known: int) -> dict[str, Any]:
+    matched = len(match.found)
+    per_axis = match.rmsd_xyz_angstrom * 100
+    return {
+        "recall": match.recall,
+        "precision": match.precision,
+        "rmsd_pm": match.rmsd_angstrom * 100 if matched else None,
+        **{f"rmsd_{axis}_pm": float(value) if matched else None for axis, value in zip("xyz", per_axis, strict=True)},
+        "found": found,
+        "known": known,
+        "matched": matched,
+        "extra": found - matched,
+        "missing": known - matched,
+        "shift_angstrom": match.shift_angstrom.tolist(),
+    }
+
+
+def _species_scored(atoms: xr.Dataset, truth: Specimen, match: Match) -> dict[str, Any]:
+    """Return accuracy and confusion; numbered classes stand for the known species in order of atomic number."""
+    labels = atoms["species"].values
+    if labels.dtype.kind in "iu":
+        if int(labels.max(initial=0)) >= len(truth.species) or len(atoms.attrs["classes"]) != len(truth.species):
+            return {"species_accuracy": None, "species_names": [], "confusion": []}
+        labels = np.array(truth.species)[labels]
+    given = np.array([str(label) for label in labels])[match.found]
+    true = np.array([chemical_symbol(int(number)) for number in truth.atomic_numbers])[match.truth]
+    names = [*truth.species, *sorted(set(given) - set(truth.species))]
+    table = confusion_matrix(given, true, names)
+    return {
+        "species_accuracy": float(np.trace(table) / table.sum()) if table.sum() else None,
+        "species_names": names,
+        "confusion": table.tolist(),
+    }
+
+
+def _mirror_scored(match: Match, mirror: Match) -> dict[str, Any]:
+    better = mirror.recall > match.recall
+    numbers: dict[str, Any] = {"mirrored_recall": mirror.recall, "mirrored_is_better": better}
+    if better:
+        numbers["note"] = (
+            f"the mirror image in z matches better (recall {mirror.recall:.3f}, {mirror.rmsd_angstrom * 100:.1f} pm) "
+            f"than the atoms as found (recall {match.recall:.3f}): the sign of the tilt angles is probably reversed; "
+            "the score is that of the atoms as found"
+        )
+    return numbers

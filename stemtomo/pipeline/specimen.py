@@ -1,0 +1,153 @@
+"""Specimens made of atoms: a core-shell nanoparticle to simulate, and atoms as XYZ files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from stemtomo.errors import FormatError
+from stemtomo.physics.potential import atomic_number, chemical_symbol
+
+_FCC_BASIS = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """Atoms at rest in sample coordinates.
+
+    Parameters
+    ----------
+    positions
+        (atom, 3), columns x, y, z in Å from the rotation centre.
+    atomic_numbers
+        (atom,).
+    description
+        One line for people.
+    """
+
+    positions: np.ndarray
+    atomic_numbers: np.ndarray
+    description: str = ""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def species(self) -> tuple[str, ...]:
+        """Chemical symbols, lightest first."""
+        return tuple(chemical_symbol(int(number)) for number in np.unique(self.atomic_numbers))
+
+    @property
+    def radius_angstrom(self) -> float:
+        """Distance of the outermost atom from the rotation centre in Å."""
+        return float(np.linalg.norm(self.positions, axis=1).max())
+
+
+def core_shell_nanoparticle(
+    seed: int = 1,
+    diameter_angstrom: float = 19.0,
+    *,
+    core: str = "Cu",
+    shell: str = "Au",
+    shell_angstrom: float = 3.0,
+    lattice_angstrom: float = 3.78,
+    displacement_angstrom: float = 0.2,
+    missing_fraction: float = 0.05,
+) -> Specimen:
+    """Return a spherical fcc particle with a core and a shell, in a random orientation.
+
+    A cap of the surface is cut off and single surface atoms are missing, so that no symmetry can stand in for a right
+    answer.
+
+    Parameters
+    ----------
+    seed
+        Of orientation, displacements and missing atoms; the same seed gives the same particle.
+    diameter_angstrom
+        Diameter of the sphere.
+    core, shell
+        Chemical symbols.
+    shell_angstrom
+        Thickness of the shell.
+    lattice_angstrom
+        Edge of the fcc cell.
+    displacement_angstrom
+        Static random displacement of every atom, root mean square of the three-dimensional distance.
+    missing_fraction
+        Share of the atoms of the outermost 2.5 Å that are missing beside the cap.
+    """
+    rng = np.random.default_rng(seed)
+    radius = diameter_angstrom / 2
+    cells = np.arange(-int(np.ceil(radius / lattice_angstrom)) - 1, int(np.ceil(radius / lattice_angstrom)) + 2)
+    corners = np.stack(np.meshgrid(cells, cells, cells, indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    lattice = ((corners + _FCC_BASIS).reshape(-1, 3) + rng.uniform(0, 0.5, 3)) * lattice_angstrom
+    lattice = lattice @ Rotation.random(random_state=rng).as_matrix().T
+    distance = np.linalg.norm(lattice, axis=1)
+    pole = rng.normal(size=3)
+    pole /= np.linalg.norm(pole)
+    missing = (distance > radius - 2.5) & (rng.random(len(lattice)) < missing_fraction)
+    kept = (distance <= radius) & (lattice @ pole < 0.8 * radius) & ~missing
+    positions, distance = lattice[kept], distance[kept]
+    positions = positions + rng.normal(0, displacement_angstrom / np.sqrt(3), positions.shape)
+    numbers = np.where(distance > radius - shell_angstrom, atomic_number(shell), atomic_number(core))
+    return Specimen(
+        positions - positions.mean(axis=0),
+        numbers.astype(np.int64),
+        f"{core}-{shell} core-shell particle, {len(positions)} atoms, {diameter_angstrom:g} Å across, seed {seed}",
+    )
+
+
+def write_xyz(path: Path, specimen: Specimen) -> None:
+    """Write ``specimen`` as an XYZ file (Å), replacing ``path`` in one step."""
+    rows = [
+        f"{chemical_symbol(int(number))} {x:.6f} {y:.6f} {z:.6f}"
+        for number, (x, y, z) in zip(specimen.atomic_numbers, specimen.positions, strict=True)
+    ]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("\n".join([str(len(rows)), specimen.description, *rows]) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_atoms(path: Path) -> Specimen:
+    """Read atoms from an XYZ file (Å), or from a ``.npz`` with ``atoms_xyz_A`` (n, 3) and ``atomic_numbers`` (n,).
+
+    Raises
+    ------
+    FormatError
+        If the file is missing, truncated or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FormatError(f"{path}: no such file of known atoms; give the path of an .xyz or .npz file")
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        count = int(lines[0])
+        rows = [line.split() for line in lines[2:] if line.strip()]
+        numbers = np.array([atomic_number(row[0]) for row in rows], dtype=np.int64)
+        positions = np.array([[float(value) for value in row[1:4]] for row in rows]).reshape(-1, 3)
+    except (ValueError, IndexError) as error:
+        raise FormatError(
+            f"{path} is not an XYZ file: {error}; expected the number of atoms, a comment, then rows of a chemical "
+            "symbol and x y z in Å"
+        ) from error
+    if len(rows) != count:
+        raise FormatError(f"{path} says {count} atoms and holds {len(rows)}; the file is truncated or was edited")
+    return Specimen(positions, numbers, lines[1])
+
+
+def _read_npz(path: Path) -> Specimen:
+    with np.load(path) as archive:
+        if "atoms_xyz_A" not in archive:
+            raise FormatError(f"{path} has no member atoms_xyz_A (n, 3); it has {', '.join(archive.files)}")
+        positions = archive["atoms_xyz_A"].astype(np.float64)
+        if positions.ndim != 2 or positions.shape[1] != 3:
+            raise FormatError(f"{path}: atoms_xyz_A has shape {positions.shape}, expected (n, 3)")
+        if "atomic_numbers" not in archive or archive["atomic_numbers"].shape != positions.shape[:1]:
+            raise FormatError(f"{path} needs atomic_numbers of shape {positions.shape[:1]} beside atoms_xyz_A")
+        return Specimen(positions, archive["atomic_numbers"].astype(np.int64), path.name)
