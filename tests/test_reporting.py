@@ -223,7 +223,8 @@ def test_a_browser_renders_the_page(page, tmp_path):
         (tmp_path / "page.html").write_text(html, encoding="utf-8")
         command = [
             CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-            "--virtual-time-budget=3000", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,6000", *arguments,
+            "--virtual-time-budget=3000", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,6000",
+            *arguments,
             (tmp_path / "page.html").as_uri(),
         ]  # fmt: skip
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=100).stdout

@@ -53,8 +53,8 @@ extern "C" __global__ void residual(long long count, REAL* spectra, const REAL* 
   REAL model = re * re + im * im, factor = 0, loss = 0;
   if (measured >= 0) {
     if (poisson) {
-      factor = 1 - measured / (model + offset);
-      loss = model - measured * log(model + offset);
+      factor = 1 - (measured + offset) / (model + offset);
+      loss = model - measured + (measured + offset) * log((measured + offset) / (model + offset));
     } else {
       REAL root = sqrt(model + offset), target = sqrt(measured + offset);
       factor = 1 - target / (root + (REAL)1e-9);

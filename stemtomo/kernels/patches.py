@@ -18,8 +18,10 @@ Loss = Literal["amplitude", "anscombe", "poisson"]
 
 #: Added to both intensities under the root; 3/8 makes Poisson counts of any mean equally noisy (Anscombe 1948).
 _ROOT_OFFSET = {"amplitude": 0.0, "anscombe": 0.375}
-#: Floor in electrons per pixel that keeps the root and the logarithm off zero.
+#: Keeps the root off zero.
 _AMPLITUDE_FLOOR = 1e-9
+#: Background b in electrons per pixel that model and counts share: it bounds the weight of the darkest pixels and,
+#: because both have it, does not move the minimum.
 _POISSON_FLOOR = 0.5
 
 _jit = numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, error_model="numpy")
@@ -64,7 +66,8 @@ def residual(spectra: Array, counts: Array, loss: Loss) -> Array:
     """Turn ``spectra`` (position, ky, kx), in place, into the loss's gradient; return the loss (position,), float64.
 
     With the model's intensity I' = |spectrum|² and measured ``counts`` I (position, ky, kx): amplitude
-    (sqrt I' - sqrt I)², Anscombe the same with 3/8 under both roots, Poisson I' - I log I'. The gradient is the
+    (sqrt I' - sqrt I)², Anscombe the same with 3/8 under both roots, Poisson half the
+    deviance, I' - I + (I + b) log((I + b) / (I' + b)) with b = 1/2. The gradient is the
     Wirtinger gradient 2 dL/d conj(spectrum). Negative counts mark pixels without information (dead, masked): they
     contribute nothing.
     """
@@ -165,8 +168,8 @@ def _residual(spectra, counts, poisson, constants, losses):  # type: ignore[no-u
                 if measured < 0:
                     factor = zero
                 elif poisson:
-                    factor = one - measured / (model + shift)
-                    row_total += model - measured * np.log(model + shift)
+                    factor = one - (measured + shift) / (model + shift)
+                    row_total += model - measured + (measured + shift) * np.log((measured + shift) / (model + shift))
                 else:
                     root, target = np.sqrt(model + shift), np.sqrt(measured + shift)
                     factor = one - target / (root + floor)

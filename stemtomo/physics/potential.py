@@ -138,37 +138,37 @@ def slice_potentials(
     xp = array_namespace(positions)
     numbers = np.asarray(atomic_numbers)
     members = _slice_members(positions[:, 2], slice_edges_angstrom)
-    ky = fftfreq(shape_yx[0], pixel_angstrom_yx[0], positions)
-    kx = fftfreq(shape_yx[1], pixel_angstrom_yx[1], positions)
-    k = xp.sqrt(ky[:, None] ** 2 + kx[None, :] ** 2)
+    ky = fftfreq(shape_yx[0], pixel_angstrom_yx[0], positions)[:, None]
+    kx = fftfreq(shape_yx[1], pixel_angstrom_yx[1], positions)[None, :]
+    k = xp.sqrt(ky**2 + kx**2)
     inside = k <= band_limit / 2 / max(pixel_angstrom_yx)
-    complex_dtype = np.result_type(dtype, np.complex64)
     # The orthonormal FFT of a sampled function is its Fourier integral over (pixel area * sqrt(pixels)).
     scale = 1 / (pixel_angstrom_yx[0] * pixel_angstrom_yx[1] * math.sqrt(shape_yx[0] * shape_yx[1]))
     spectra = {
-        int(z): xp.where(inside, scale * projected_potential_spectrum(int(z), k, rms_displacement_angstrom), 0).astype(
-            dtype
-        )
+        int(z): xp.where(inside, scale * projected_potential_spectrum(int(z), k, rms_displacement_angstrom), 0)
         for z in np.unique(numbers)
     }
-    origin_yx = (shape_yx[0] // 2 * pixel_angstrom_yx[0], shape_yx[1] // 2 * pixel_angstrom_yx[1])
+    spectra = {z: spectrum.astype(dtype) for z, spectrum in spectra.items()}
+    xy = positions[:, :2] + xp.asarray(
+        [n // 2 * p for n, p in zip(shape_yx[::-1], pixel_angstrom_yx[::-1], strict=True)]
+    )
     out = xp.zeros((len(members), *shape_yx), dtype=dtype)
     for index, indices in enumerate(members):
-        if len(indices) == 0:
-            continue
-        total = xp.zeros(shape_yx, dtype=complex_dtype)
-        for z in np.unique(numbers[indices]):
-            chosen = indices[numbers[indices] == z]
-            # Phases in double: a position of 1000 Å at 2 1/Å would lose 1e-3 rad in single precision.
-            y = xp.exp(-2j * math.pi * ky[:, None] * (positions[chosen, 1] + origin_yx[0])[None, :]).astype(
-                complex_dtype
-            )
-            x = xp.exp(-2j * math.pi * kx[None, :] * (positions[chosen, 0] + origin_yx[1])[:, None]).astype(
-                complex_dtype
-            )
-            total += spectra[int(z)] * (y @ x)
-        out[index] = ifft2(total, overwrite=True).real
+        if len(indices):
+            of_species = {int(z): xp.asarray(indices[numbers[indices] == z]) for z in np.unique(numbers[indices])}
+            total = sum(spectra[z] * _structure_factor(xy[chosen], ky, kx, dtype) for z, chosen in of_species.items())
+            out[index] = ifft2(total, overwrite=True).real
     return out
+
+
+def _structure_factor(xy: Array, ky: Array, kx: Array, dtype: np.dtype | type) -> Array:
+    """Return sum_j exp(-2 pi i k.r_j) of the points ``xy`` (n, 2), columns x, y, on the grid of ``ky`` and ``kx``."""
+    xp = array_namespace(xy)
+    complex_dtype = np.result_type(dtype, np.complex64)
+    # Phases in double: a position of 1000 Å at 2 1/Å would lose 1e-3 rad in single precision.
+    along_y = xp.exp(-2j * math.pi * ky * xy[None, :, 1]).astype(complex_dtype)
+    along_x = xp.exp(-2j * math.pi * kx * xy[:, 0, None]).astype(complex_dtype)
+    return along_y @ along_x
 
 
 def transmission_functions(potentials: Array, energy_ev: float) -> Array:

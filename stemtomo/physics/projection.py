@@ -90,9 +90,7 @@ class TiltGeometry:
         return np.concatenate([turned, constant[..., None]], axis=-1)
 
 
-def project(
-    geometry: TiltGeometry, values: Array, block: Window, image: Window, support: Array | None = None
-) -> Array:
+def project(geometry: TiltGeometry, values: Array, block: Window, image: Window, support: Array | None = None) -> Array:
     """Return the projections (tilt, y, x) in the window ``image`` of the voxels ``values`` of the window ``block``.
 
     The projections of a volume are the sum of those of its blocks, however it is cut.

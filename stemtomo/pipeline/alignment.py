@@ -26,6 +26,7 @@ from stemtomo.pipeline.progress import Progress, Silent
 
 GROUP = "alignment"
 STAGE = "align"
+_STEEPEST_RAD = math.radians(85)  # beyond, a neighbour's image is stretched more than tenfold
 
 
 def align(
@@ -44,7 +45,8 @@ def align(
     Returns
     -------
     dict
-        ``method``: what was used; ``shift_rms_px``; ``score``: per tilt; ``border_fraction``: the largest, how bright
+        ``method``: what was used; ``shift_rms_px``; ``score``: per tilt, residual in px of the centre of mass or, for
+        the methods that correlate, a correlation; ``wholly_in_view``, and ``border_fraction``: the largest, how bright
         the border is beside the specimen; ``computed``: whether anything was done.
 
     Raises
@@ -70,6 +72,7 @@ def align(
         "method": result.attrs["method"],
         "shift_rms_px": float(np.sqrt(np.mean(shifts**2)) / result.attrs["pixel_angstrom"]),
         "score": result["score"].values.tolist(),
+        "wholly_in_view": bool(result.attrs["wholly_in_view"]),
         "border_fraction": result.attrs["border_fraction"],
         "computed": todo,
     }
@@ -96,11 +99,12 @@ def series_of(projections: xr.Dataset) -> TiltSeries:
 def _estimate(projections: xr.Dataset, settings: AlignmentSettings) -> xr.Dataset:
     images, valid = projections["phase"].values, projections["valid"].values
     border = float(border_fraction(images, valid).max())
+    in_view = border <= settings.largest_border_fraction
     series = series_of(projections)
     none = ShiftEstimate(np.zeros((len(series), 2)), np.zeros(len(series)))
     if not settings.enabled:
         method, estimate = "none", none
-    elif border > settings.largest_border_fraction:
+    elif not in_view:
         method, estimate = _without_borders(images, valid, series, none)
     else:
         method, estimate = _in_view(images, valid, series, settings, none)
@@ -112,7 +116,12 @@ def _estimate(projections: xr.Dataset, settings: AlignmentSettings) -> xr.Datase
             "shift_y_angstrom": (("tilt",), shifts[:, 1]),
             "score": (("tilt",), estimate.score),
         },
-        attrs={"method": method, "border_fraction": border, "pixel_angstrom": pixel},
+        attrs={
+            "method": method,
+            "wholly_in_view": in_view,
+            "border_fraction": border,
+            "pixel_angstrom": pixel,
+        },
     )
 
 
@@ -136,9 +145,9 @@ def _in_view(
 def _without_borders(
     images: np.ndarray, valid: np.ndarray, series: TiltSeries, none: ShiftEstimate
 ) -> tuple[str, ShiftEstimate]:
-    if not series.single_axis or len(series) == 1:
-        return "none: the specimen is not wholly in view", none
     thetas = np.array([pose.theta_rad for pose in series])
+    if not series.single_axis or len(series) == 1 or np.abs(thetas).max() > _STEEPEST_RAD:
+        return "none: the specimen is not wholly in view", none
     estimate = neighbour_correlation(images, valid, thetas)
     shifts = without_translation(estimate.shifts_px, series.rotations)
     return "neighbour_correlation: the specimen is not wholly in view", ShiftEstimate(shifts, estimate.score)

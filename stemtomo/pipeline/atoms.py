@@ -36,7 +36,8 @@ def find_atoms(
     """Trace the atoms of the volume, refine them against the projections, and tell their species apart.
 
     How many there are is never given. The volume finds the atoms; the projections, which know no missing wedge, place
-    them. Where Gaussian atoms do not explain the projections, the traced positions are kept.
+    them. Where Gaussian atoms do not explain the projections, or the specimen is not wholly in view, the traced
+    positions are kept, and the result says so.
 
     Parameters
     ----------
@@ -50,9 +51,9 @@ def find_atoms(
     -------
     dict
         ``atoms``: their number; ``species``: number of each; ``class_intensity_v_angstrom3``: mean of each class;
-        ``confidence``: mean probability of the assigned species; ``width_angstrom``: median width; ``refined``: whether
-        the positions are the refined ones; ``removed``: atoms that the refinement removed; ``misfit_rad`` and
-        ``explained_variance`` of the projections, ``None`` without refinement.
+        ``confidence``: mean probability of the assigned species; ``width_angstrom``: median width; ``refinement``:
+        "done", or why the positions are the traced ones; ``removed``: atoms that the refinement removed; ``misfit_rad``
+        and ``explained_variance`` of the projections, ``None`` without refinement.
 
     Raises
     ------
@@ -94,13 +95,14 @@ def plan_find_atoms(store: Store) -> PlanRow:
 
 
 class _Model(NamedTuple):
-    """Atoms to be written: those of ``traced`` that were ``kept``, where they are now, and how they were refined."""
+    """Atoms to be written: those of ``traced`` that were ``kept``, where they are now, and what refinement did."""
 
     traced: TracedAtoms
     kept: np.ndarray
     positions: np.ndarray
     intensity: np.ndarray
     width_angstrom: np.ndarray
+    refinement: str
     refined: RefinedAtoms | None
 
 
@@ -130,19 +132,22 @@ def _found(path: str, settings: AtomSettings, names: tuple[str, ...] | None) -> 
             "look at the volume, and lower atoms.threshold if it shows atoms"
         )
     count = settings.species if isinstance(settings.species, int) else len(settings.species)
-    model = _traced_model(traced)
+    model = _traced_model(traced, "not asked for")
     if settings.refine:
-        model = _refined_model(store, traced, classify(traced.integrated, count).labels, settings) or model
+        model = _refined_model(store, traced, classify(traced.integrated, count).labels, settings)
     return _dataset(model, classify(model.intensity, count), names)
 
 
-def _traced_model(traced: TracedAtoms) -> _Model:
+def _traced_model(traced: TracedAtoms, reason: str) -> _Model:
     kept = np.arange(len(traced))
-    return _Model(traced, kept, traced.positions, traced.integrated, traced.width_angstrom, None)
+    return _Model(traced, kept, traced.positions, traced.integrated, traced.width_angstrom, reason, None)
 
 
-def _refined_model(store: Store, traced: TracedAtoms, labels: np.ndarray, settings: AtomSettings) -> _Model | None:
-    """Return the atoms refined against the projections, faint and double ones removed; ``None`` if they do not fit."""
+def _refined_model(store: Store, traced: TracedAtoms, labels: np.ndarray, settings: AtomSettings) -> _Model:
+    """Return the atoms refined against the projections, without faint and double ones; or as traced, and why."""
+    alignment = store.read("alignment").attrs if store.fingerprint("alignment") else {}
+    if not alignment.get("wholly_in_view", True):
+        return _traced_model(traced, "left out: atoms beyond the field of view are in the projections")
     projected = _projected(store)
     width = float(np.median(traced.width_angstrom))
     width = max(0.5 * projected.pixel_angstrom, np.sqrt(max(width**2 - settings.smoothing_angstrom**2, 0.0)))
@@ -160,18 +165,15 @@ def _refined_model(store: Store, traced: TracedAtoms, labels: np.ndarray, settin
         if good.all() or not good.any():
             break
         kept = kept[good]
-    else:
-        return None  # every round removed atoms, so the last fit still leans on some that are none
-    moved = np.linalg.norm(refined.positions - traced.positions[kept], axis=1)
-    if (
-        not good.any()
-        or refined.explained < _LEAST_EXPLAINED
-        or np.median(moved) > settings.minimum_distance_angstrom / 4
-    ):
-        return None
+    if not good.all():
+        return _traced_model(traced, "failed: it never stopped removing atoms")
+    moved = float(np.median(np.linalg.norm(refined.positions - traced.positions[kept], axis=1)))
+    if refined.explained < _LEAST_EXPLAINED or moved > settings.minimum_distance_angstrom / 4:
+        reason = f"atoms explain {refined.explained:.0%} of the projections, half of them moved by {moved:.2f} Å"
+        return _traced_model(traced, f"failed: {reason}")
     sigma = float(store.read("projections").attrs["sigma_rad_per_volt_angstrom"])
     widths = refined.width_angstrom[labels[kept]]
-    return _Model(traced, kept, refined.positions, refined.intensity / sigma, widths, refined)
+    return _Model(traced, kept, refined.positions, refined.intensity / sigma, widths, "done", refined)
 
 
 def _credible(refined: RefinedAtoms, settings: AtomSettings) -> np.ndarray:
@@ -219,7 +221,7 @@ def _dataset(model: _Model, classes: Classes, names: tuple[str, ...] | None) -> 
     attrs = {
         "classes": [str(name) for name in (names or range(len(classes.centres)))],
         "class_intensity": classes.centres.tolist(),
-        "refined": refined is not None,
+        "refinement": model.refinement,
         "removed": len(traced) - len(kept),
         "misfit_rad": refined.loss[1] if refined else None,
         "explained_variance": refined.explained if refined else None,
@@ -236,5 +238,5 @@ def _numbers(result: xr.Dataset) -> dict[str, Any]:
         "class_intensity_v_angstrom3": dict(zip(names, result.attrs["class_intensity"], strict=True)),
         "confidence": float(result["confidence"].mean()),
         "width_angstrom": float(result["width_angstrom"].median()),
-        **{key: result.attrs[key] for key in ("refined", "removed", "misfit_rad", "explained_variance")},
+        **{key: result.attrs[key] for key in ("refinement", "removed", "misfit_rad", "explained_variance")},
     }

@@ -6,6 +6,7 @@ What was measured is in :mod:`stemtomo.pipeline.experiment`; reading files, over
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from stemtomo.pipeline.experiment import (
 )
 
 __all__ = [
+    "STAGES",
     "AlignmentSettings",
     "AtomSettings",
     "Configuration",
@@ -42,6 +44,19 @@ __all__ = [
     "StageSettings",
     "TomographySettings",
 ]
+
+
+#: Stages in the order they run, with the section that configures each.
+STAGES: Mapping[str, str] = {
+    "ingest": "ingest",
+    "quicklook": "quicklook",
+    "ptychography": "ptychography",
+    "projections": "projections",
+    "align": "alignment",
+    "tomography": "tomography",
+    "find_atoms": "atoms",
+    "score": "score",
+}
 
 
 class IngestSettings(Section):
@@ -79,7 +94,7 @@ class PtychographySettings(Section):
         default=10, ge=0, description="Last epochs, with one batch of all positions, that settle the noise of batches."
     )
     step: Positive = Field(default=1.0, description="Step of the preconditioned gradient of the object.")
-    probe_step: NonNegative = Field(default=0.5, description="Step of the preconditioned gradient of the probe.")
+    probe_step: NonNegative = Field(default=0.1, description="Step of the preconditioned gradient of the probe.")
     momentum: float = Field(default=0.5, ge=0, lt=1, description="Momentum of object and probe (Nesterov).")
     damping: float = Field(
         default=0.1, gt=0, le=1, description="Share of the peak illumination in the preconditioner; slows dark pixels."
@@ -90,8 +105,9 @@ class PtychographySettings(Section):
     object: Literal["phase", "complex"] = Field(
         default="phase", description="A pure phase object, or amplitude and phase."
     )
-    loss: Literal["amplitude", "anscombe"] = Field(
-        default="anscombe", description="Misfit of square roots of counts, plain or variance-stabilised."
+    loss: Literal["amplitude", "anscombe", "poisson"] = Field(
+        default="anscombe",
+        description="Misfit of square roots of counts, plain or variance-stabilised; or the Poisson likelihood.",
     )
     probe_update_start_epoch: int = Field(
         default=5, ge=0, description="First epoch that refines the probe; beyond the last epoch for never."
@@ -165,7 +181,9 @@ class TomographySettings(Section):
         default="none", description="Where the volume may be: everywhere, or only where every tilt looked."
     )
     refine_shifts: bool = Field(
-        default=True, description="Refine the shift of every projection against the volume, in the first half."
+        default=True,
+        description="Refine the shift of every projection against the volume, in the first half of the iterations; "
+        "only if the specimen is wholly in view.",
     )
     checkpoint_every: Count = Field(default=25, description="Iterations between two checkpoints.")
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 
 from stemtomo.distributed import Executor, MemoryPlan, available_memory_bytes
-from stemtomo.pipeline.config import Configuration, ResourceSettings
+from stemtomo.pipeline.config import STAGES, Configuration, ResourceSettings
 
 
-def plan(configuration: Configuration, workers: int = 1) -> MemoryPlan:
+def plan(configuration: Configuration, workers: int = 1, until: str | None = None) -> MemoryPlan:
     """Return the tasks, memory and bytes of every stage of ``configuration``; nothing is computed or written.
 
-    ``workers`` is the number of tasks that run at once, which decides into how many blocks a volume is cut.
+    Parameters
+    ----------
+    workers
+        Number of tasks that run at once, which decides into how many blocks a volume is cut.
+    until
+        Last stage to plan; all if not given.
 
     Raises
     ------
@@ -31,17 +36,17 @@ def plan(configuration: Configuration, workers: int = 1) -> MemoryPlan:
     field = projections._field_px(scan, pixel, configuration.projections)
     depth = configuration.tomography.depth_angstrom
     planes = field[1] if depth is None else math.ceil(depth / pixel[0])
-    return MemoryPlan(
-        [
-            plan_ingest(source, configuration.ingest),
-            quicklook.plan_row(scan, detector, itemsize, tilts),
-            ptychography.plan_row(scan, detector, optics, itemsize, tilts, configuration.ptychography),
-            projections.plan_row(scan, detector, tilts, configuration.projections),
-            alignment.plan_row(field, tilts),
-            tomography.plan_row(field, tilts, pixel[0], configuration.tomography, workers),
-            atoms.plan_row((planes, *field)),
-        ]
-    )
+    rows = [
+        plan_ingest(source, configuration.ingest),
+        quicklook.plan_row(scan, detector, itemsize, tilts),
+        ptychography.plan_row(scan, detector, optics, itemsize, tilts, configuration.ptychography),
+        projections.plan_row(scan, detector, tilts, configuration.projections),
+        alignment.plan_row(field, tilts),
+        tomography.plan_row(field, tilts, pixel[0], configuration.tomography, workers),
+        atoms.plan_row((planes, *field)),
+    ]
+    stages = list(STAGES)
+    return MemoryPlan(rows if until is None else rows[: stages.index(until) + 1])
 
 
 def worker_limits(executor: Executor, resources: ResourceSettings) -> tuple[int, int, int]:

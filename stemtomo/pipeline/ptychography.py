@@ -188,7 +188,8 @@ def _reconstruct(job: _Job) -> float:
     )
     model = build_model(scan, detector, optics, settings)
     model = solver.Model(grid, tuple(place(h) for h in model.propagators), model.loss, model.kind)
-    rule = solver.UpdateRule(settings.step, settings.probe_step, settings.momentum, settings.damping)
+    curvature = solver.CURVATURE[settings.loss]
+    rule = solver.UpdateRule(settings.step, settings.probe_step, settings.momentum, settings.damping, curvature)
     schedule = solver.steps(settings.epochs, rule, settings.batches, settings.settling_epochs)
     rules, batches = zip(*schedule, strict=True)
     state, losses = solver.solve(

@@ -7,7 +7,7 @@ import functools
 import importlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,10 @@ from stemtomo.io.durable import replace_json
 from stemtomo.io.provenance import package_versions
 from stemtomo.io.schema import GROUPS
 from stemtomo.io.store import Store
-from stemtomo.pipeline.config import Configuration, Section, StageSettings
+from stemtomo.pipeline.config import STAGES, Configuration, Section, StageSettings
 from stemtomo.pipeline.plan import plan, worker_limits
 from stemtomo.pipeline.progress import Progress, Silent
 
-#: Stages in the order they run, with the section that configures each.
-STAGES: Mapping[str, str] = {
-    "ingest": "ingest",
-    "quicklook": "quicklook",
-    "ptychography": "ptychography",
-    "projections": "projections",
-    "align": "alignment",
-    "tomography": "tomography",
-    "find_atoms": "atoms",
-    "score": "score",
-}
 _MODULES = {"align": "alignment", "find_atoms": "atoms"}
 _SCORES = ("recall", "precision", "rmsd_pm", "species_accuracy")
 
@@ -52,7 +41,8 @@ def run(
     configuration
         See :func:`stemtomo.pipeline.references.load_configuration`.
     until
-        Name of the last stage (:data:`STAGES`); all if not given. The score needs ``score.truth``.
+        Name of the last stage (of :data:`stemtomo.pipeline.config.STAGES`); all if not given, the score where
+        ``score.truth`` is.
     executor
         Where the work is done; the active Dask client, else threads.
 
@@ -75,7 +65,8 @@ def run(
     _require_stage(until)
     _require_truth(configuration)
     executor = executor or default_executor()
-    plan(configuration, executor.workers).check(*worker_limits(executor, configuration.resources))
+    planned = plan(configuration, executor.workers, until)
+    planned.check(*worker_limits(executor, configuration.resources))
     ledger = _Ledger(executor)
     source = open_input(configuration.input, configuration.scan.shape)
     scan_shape, detector_shape = (source.shape[1], source.shape[2]), (source.shape[3], source.shape[4])

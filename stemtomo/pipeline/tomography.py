@@ -37,13 +37,14 @@ def tomography(
     """Reconstruct the potential from ``projections`` and ``alignment``, and refine the shifts on the way.
 
     The volume is cut into slabs along y that never leave their workers; per iteration only projections travel. It
-    continues from its last checkpoint, to the same bits.
+    continues from its last checkpoint, to the same bits. Shifts are refined where the alignment found the specimen
+    wholly in view: what enters and leaves the view as it tilts would pull at them otherwise.
 
     Returns
     -------
     dict
-        ``loss``: relative misfit |A v - b| / |b| after every iteration; ``shift_change_rms_px``: how far the shifts
-        were refined; ``computed``: whether anything was done.
+        ``loss``: relative misfit |A v - b| / |b| after every iteration; ``refined``: whether shifts were refined, and
+        ``shift_change_rms_px`` how far; ``computed``: whether anything was done.
 
     Raises
     ------
@@ -63,12 +64,13 @@ def tomography(
         problem = _problem(store, settings)
         checkpoint = Checkpoint(store.checkpoint_path(GROUP), provenance.fingerprint)
         found = reconstruct(problem, settings, executor, progress, checkpoint)
-        store.write(GROUP, _dataset(found, problem), provenance)
+        store.write(GROUP, _dataset(found, problem, _refined(problem, settings)), provenance)
         checkpoint.clear()
     progress.finish(STAGE)
     result = store.read(GROUP)
     return {
         "loss": result["loss"].values.tolist(),
+        "refined": result.attrs["shifts_refined"],
         "shift_change_rms_px": result.attrs["shift_change_rms_px"],
         "computed": todo,
     }
@@ -114,12 +116,15 @@ class Problem:
         Edge of a voxel, which is a pixel of the projections.
     sigma_rad_per_volt_angstrom
         Interaction parameter.
+    wholly_in_view
+        The specimen lies inside every projection.
     """
 
     measured: solver.Measurement
     geometry: TiltGeometry
     voxel_angstrom: float
     sigma_rad_per_volt_angstrom: float
+    wholly_in_view: bool = True
 
 
 class Reconstruction(NamedTuple):
@@ -189,7 +194,7 @@ class _Run:
             windows=windows,
             supports=supports,
             constraint=solver.Constraint(settings.positivity, settings.soft_threshold_rad),
-            schedule=refinement.ShiftSchedule(settings.iterations) if settings.refine_shifts else None,
+            schedule=refinement.ShiftSchedule(settings.iterations) if _refined(problem, settings) else None,
             step=0.0,
         )
         return replace(run, step=solver.step_length(run.lipschitz()))
@@ -281,7 +286,12 @@ def _problem(store: Store, settings: TomographySettings) -> Problem:
     geometry = TiltGeometry(rotations, shifts, _volume_shape(shape, pixel, settings), shape, settings.degree)
     weights = np.ones(len(images), np.float32)
     measured = solver.Measurement(images, projections["valid"].values, weights, settings.element_width_px)
-    return Problem(measured, geometry, pixel, float(attrs["sigma_rad_per_volt_angstrom"]))
+    sigma = float(attrs["sigma_rad_per_volt_angstrom"])
+    return Problem(measured, geometry, pixel, sigma, bool(alignment.attrs["wholly_in_view"]))
+
+
+def _refined(problem: Problem, settings: TomographySettings) -> bool:
+    return settings.refine_shifts and problem.wholly_in_view and len(problem.geometry) > 1
 
 
 def _volume_shape(
@@ -292,7 +302,7 @@ def _volume_shape(
     return (2 * max(1, math.ceil(settings.depth_angstrom / pixel_angstrom / 2)), *shape_yx)
 
 
-def _dataset(found: Reconstruction, problem: Problem) -> xr.Dataset:
+def _dataset(found: Reconstruction, problem: Problem, refined: bool) -> xr.Dataset:
     volume = render(found.coefficients, problem.geometry.degree, problem.measured.element_width_px)
     volume *= volume.dtype.type(1 / (problem.sigma_rad_per_volt_angstrom * problem.voxel_angstrom))
     shifts = found.shifts_px * problem.voxel_angstrom
@@ -306,6 +316,7 @@ def _dataset(found: Reconstruction, problem: Problem) -> xr.Dataset:
         },
         attrs={
             "voxel_angstrom": problem.voxel_angstrom,
+            "shifts_refined": refined,
             "shift_change_rms_px": float(np.sqrt(np.mean(np.sum(change**2, axis=1)))),
             "loss_unit": "misfit of the projections over their norm",
         },

@@ -10,7 +10,7 @@ from typing import Any
 from stemtomo import __version__
 from stemtomo.errors import StoreError
 from stemtomo.io.store import Store
-from stemtomo.pipeline.run import STAGES
+from stemtomo.pipeline.config import STAGES
 from stemtomo.reporting import experiment, markup, specimen
 from stemtomo.reporting.markup import Raw
 from stemtomo.reporting.results import Results
@@ -111,9 +111,15 @@ def provenance(results: Results) -> str:
         state = "complete" if len(records) == count else f"{len(records)} of {count} tilts"
         mark = str(first["fingerprint"])[:12] + ("" if len(records) == 1 else f" and {len(records) - 1} more")
         rows.append(
-            (stage, state, *_cost(results, stage), str(first["time_utc"])[:19], Raw(f"<code>{escape(mark)}</code>"))
+            (
+                str(first["stage"]),
+                state,
+                *_cost(results, stage),
+                str(first["time_utc"])[:19],
+                Raw(f"<code>{escape(mark)}</code>"),
+            )
         )
-        configurations.append(markup.details(stage, _record(first)))
+        configurations.append(markup.details(str(first["stage"]), _record(first)))
     head = ("stage", "state", "wall time", "CPU time", "peak memory (MB)", "begun (UTC)", "fingerprint")
     explained = (
         "Times are those of the run that made the result, over all processes; the peak is that of the largest "

@@ -161,7 +161,7 @@ def _losses(results: Results, tilts: list[int]) -> str:
         floors.append(data.attrs.get("noise_floor"))
     known = [float(floor) for floor in floors if floor is not None]
     caption = "Loss of every tilt after each epoch" + (f", {unit}" if unit else "")
-    if known:
+    if known and results.store.frames(tilts[0]).dtype.kind in "iu":
         caption += f"; counting noise alone would leave {min(known):.4g} to {max(known):.4g}"
     return markup.figure(figures.curves(lines, "epoch", "loss", logarithmic=True), f"{caption}.", width=620)
 
@@ -206,13 +206,13 @@ def projections(results: Results) -> str:
                 valid=valid[::stride, ::stride],
             )
         )
-    moved = " after alignment" if shifts is not None else ", not aligned"
+    moved = " after alignment" if moves.any() else ", not shifted"
     content = [
         markup.figure(
             figures.montage(pictures), f"Projected phase of every tilt{moved}; pixels without data are empty."
         )
     ]
-    if shifts is not None:
+    if moves.any():
         order = np.argsort(theta)
         lines = [(name, theta[order].tolist(), moves[order, axis].tolist()) for name, axis in (("x", 1), ("y", 0))]
         source = "refined with the volume" if shifts is volume else "from the alignment"

@@ -143,7 +143,7 @@ def test_refinement_places_atoms_by_the_projections_and_not_by_the_volume(tmp_pa
     refined = find_atoms(store, AtomSettings(species=("Cu", "Au")))
     assert before > 0.05
     assert rmsd(store, specimen) < 0.005
-    assert (traced["refined"], refined["refined"]) == (False, True)
+    assert (traced["refinement"], refined["refinement"]) == ("not asked for", "done")
     assert refined["species"] == traced["species"]
     assert refined["explained_variance"] > 0.99
     # Phase per Å² of the projections over the interaction parameter.
@@ -154,9 +154,19 @@ def test_projections_that_the_atoms_do_not_explain_leave_the_traced_positions(tm
     store = store_with_volume(tmp_path / "s.zarr", specimen)
     with_projections(store, specimen, noise=5.0)
     numbers = find_atoms(store, AtomSettings(species=("Cu", "Au")))
-    assert not numbers["refined"]
+    assert numbers["refinement"].startswith("failed: ")
     assert numbers["explained_variance"] is None
     assert rmsd(store, specimen) < 0.05
+
+
+def test_a_specimen_that_goes_on_beyond_the_field_is_not_refined(tmp_path, specimen):
+    store = store_with_volume(tmp_path / "s.zarr", specimen)
+    with_projections(store, specimen)
+    names = ("shift_x_angstrom", "shift_y_angstrom", "score")
+    alignment = xr.Dataset({name: ("tilt", np.zeros(7)) for name in names}, attrs={"wholly_in_view": False})
+    store.write("alignment", alignment, Provenance.start("align", {}))
+    numbers = find_atoms(store, AtomSettings(species=("Cu", "Au")))
+    assert numbers["refinement"] == "left out: atoms beyond the field of view are in the projections"
 
 
 def test_missing_projections_are_said_before_anything_runs(store):

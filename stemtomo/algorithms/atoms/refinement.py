@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 from scipy.optimize import minimize
 
 from stemtomo.errors import FormatError
@@ -72,7 +73,8 @@ class RefinedAtoms:
     loss
         Root mean square misfit before and after, in image units.
     explained
-        Share of the images' variance over the measured pixels that the atoms account for.
+        Share of the images' variance over the measured pixels that the atoms account for, on the scale of an atom:
+        after smoothing by its width, which takes out most of the noise of single pixels.
     """
 
     positions: np.ndarray
@@ -107,15 +109,20 @@ def refine_atoms(
     """
     problem = _Problem(np.asarray(labels), projected, refine_shifts)
     start = problem.start(np.asarray(positions, dtype=np.float64), width_angstrom)
-    scale = problem.scale(start)
     first = problem.loss(start)[0]
+    # In these units the loss begins at 1 with curvatures of about 1, so that stopping does not depend on image units.
+    scale = problem.scale(start) * np.sqrt(first)
 
     def scaled(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         loss, gradient = problem.loss(start + parameters * scale)
         return loss / first, gradient * scale / first
 
     result = minimize(
-        scaled, np.zeros_like(start), jac=True, method="L-BFGS-B", options={"maxiter": iterations, "maxcor": 20}
+        scaled,
+        np.zeros_like(start),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": iterations, "maxcor": 20, "ftol": 1e-9, "gtol": 1e-7},
     )
     end = start + result.x * scale
     last = problem.loss(end)[0]
@@ -123,14 +130,13 @@ def refine_atoms(
     if refine_shifts:
         refined, shifts = _without_translation(refined, shifts, projected)
     measured = projected.valid.sum()
-    flat = (projected.images - _level(projected.images, projected.valid)) * projected.valid
     return RefinedAtoms(
         refined,
         intensity,
         width,
         shifts,
         loss=(float(np.sqrt(first / measured)), float(np.sqrt(last / measured))),
-        explained=float(1 - last / (flat**2).sum()),
+        explained=problem.explained(end),
     )
 
 
@@ -202,6 +208,16 @@ class _Problem:
         if self.refine_shifts:
             parts.append(by_shift.ravel())
         return float((residual**2).sum()), np.concatenate(parts)
+
+    def explained(self, parameters: np.ndarray) -> float:
+        """Return the share of the images' variance that the model accounts for, both smoothed by the mean width."""
+        projected = self.projected
+        sigma = float(self.unpack(parameters)[2][self.labels].mean()) / projected.pixel_angstrom
+        variances = []
+        for images in (self._model(parameters) - projected.images, projected.images):
+            flat = (images - _level(images, projected.valid)) * projected.valid
+            variances.append(float((gaussian_filter(flat, (0, sigma, sigma)) ** 2).sum()))
+        return 1 - variances[0] / variances[1]
 
     def _model(self, parameters: np.ndarray) -> np.ndarray:
         """Return the projections of the atoms, (tilt, y, x), without the levels."""

@@ -20,9 +20,9 @@ _BRIGHT_PERCENTILE = 95.0
 #: Radius of the integrated sphere in half minimum distances: a smaller one sees less of the streaks that a missing
 #: wedge draws beside atoms, a larger one less noise.
 _INTEGRATED_PART = 0.75
-#: The faintest level is moved into a gap between intensities within these factors below and above it (further up is
-#: where one species ends and the next begins), and only into a gap this wide; narrower ones are chance.
-_GAP_BELOW, _GAP_ABOVE, _GAP_WIDTH = 1.5, 1.2, 1.15
+#: The faintest level is looked for within these factors of the nominal one, in a histogram smoothed by this share of
+#: the bright level, and where counts rise again to this factor and number above their minimum.
+_VALLEY_FROM, _VALLEY_TO, _VALLEY_WIDTH, _VALLEY_RISE = 1 / 1.5, 3.0, 0.02, (2.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -180,16 +180,24 @@ def bright_level(integrated: np.ndarray, threshold: float) -> float:
 def faintest_level(integrated: np.ndarray, threshold: float) -> float:
     """Return the intensity that separates atoms from other maxima among ``integrated`` (n,).
 
-    It is ``threshold`` times the :func:`bright_level`, moved into the widest gap nearby if there is a clear one.
+    It is the first valley of the smoothed histogram of intensities near ``threshold`` times the :func:`bright_level`,
+    between the falling tail of noise and streaks and the rise of the faintest atoms; where there is no valley, it is
+    ``threshold`` times the bright level itself.
     """
-    nominal = threshold * bright_level(integrated, threshold)
-    low, high = nominal / _GAP_BELOW, nominal * _GAP_ABOVE
-    edges = np.concatenate([[low], np.sort(integrated[(integrated > low) & (integrated < high)]), [high]])
-    if nominal <= 0:
+    bright = bright_level(integrated, threshold)
+    if bright <= 0:
         return 0.0
-    ratio = edges[1:] / edges[:-1]
-    widest = int(np.argmax(ratio))
-    return float(np.sqrt(edges[widest] * edges[widest + 1])) if ratio[widest] > _GAP_WIDTH else nominal
+    grid = np.linspace(_VALLEY_FROM * threshold, _VALLEY_TO * threshold, 101)
+    near = integrated[(integrated > 0) & (integrated < (_VALLEY_TO + 1) * threshold * bright)] / bright
+    density = np.exp(-0.5 * ((grid[:, None] - near) / _VALLEY_WIDTH) ** 2).sum(axis=1)
+    lowest = np.minimum.accumulate(density)
+    risen = density > _VALLEY_RISE[0] * lowest + _VALLEY_RISE[1]
+    if not risen.any():
+        return threshold * bright
+    # The middle of the valley's floor: all that is as low as a count of one above the minimum before the rise.
+    before = density[: int(np.argmax(risen))]
+    floor = np.flatnonzero(before <= before.min() + 1)
+    return float(grid[floor].mean() * bright)
 
 
 def separate(positions: np.ndarray, strength: np.ndarray, minimum_distance: float) -> np.ndarray:

@@ -9,28 +9,33 @@ from scipy import stats
 
 from stemtomo.kernels.patches import Loss
 
-_OFFSET = {"amplitude": 0.0, "anscombe": 0.375}
+_POISSON_BACKGROUND = 0.5
+_ROOT_OFFSET = {"amplitude": 0.0, "anscombe": 0.375}
 
 
 def expected_loss(intensity: np.ndarray, loss: Loss) -> float:
     """Return the mean loss per pixel of Poisson counts whose expectation is ``intensity`` (any shape, electrons).
 
-    For the root losses E[(sqrt(n + c) - sqrt(mu + c))²], which tends to 1/4 for bright pixels; for the Poisson loss
-    mu - E[n] log mu.
+    It tends to 1/4 for bright pixels with the root losses, and to 1/2 with the Poisson loss.
     """
-    if loss == "poisson":
-        return float(np.mean(intensity - intensity * np.log(intensity + 0.5)))
-    means, values = _root_table(_OFFSET[loss])
+    means, values = _table(loss)
     return float(np.mean(np.interp(np.log(np.maximum(intensity, means[0])), np.log(means), values)))
 
 
 @functools.cache
-def _root_table(offset: float) -> tuple[np.ndarray, np.ndarray]:
+def _table(loss: Loss) -> tuple[np.ndarray, np.ndarray]:
     means = np.geomspace(1e-6, 1e4, 200)
     values = []
     for mean in means:
         spread = 8 * np.sqrt(mean) + 10
         counts = np.arange(max(0, int(mean - spread)), int(mean + spread) + 1)
-        squares = (np.sqrt(counts + offset) - np.sqrt(mean + offset)) ** 2
-        values.append(float(np.sum(stats.poisson.pmf(counts, mean) * squares)))
+        values.append(float(np.sum(stats.poisson.pmf(counts, mean) * _losses(counts, mean, loss))))
     return means, np.array(values)
+
+
+def _losses(counts: np.ndarray, mean: float, loss: Loss) -> np.ndarray:
+    if loss == "poisson":
+        seen = counts + _POISSON_BACKGROUND
+        return mean - counts + seen * np.log(seen / (mean + _POISSON_BACKGROUND))
+    offset = _ROOT_OFFSET[loss]
+    return (np.sqrt(counts + offset) - np.sqrt(mean + offset)) ** 2

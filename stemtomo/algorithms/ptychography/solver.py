@@ -20,6 +20,9 @@ from stemtomo.physics.probe import shifted_probes, shifted_probes_adjoint
 
 ObjectKind = Literal["phase", "complex"]
 
+#: Curvature of each loss in the modulus of a wave, in units of that of the amplitude loss, at its minimum.
+CURVATURE = {"amplitude": 1.0, "anscombe": 1.0, "poisson": 2.0}
+
 #: Waves of this many bytes are worked on together, so that they stay in a core's cache.
 CHUNK_BYTES = 1 << 20
 
@@ -77,12 +80,14 @@ class UpdateRule:
 
     The object's step at a pixel is ``step / slices`` times its gradient over 2 x ((1 - damping) N + damping max N), N
     the illumination of the batch: where all of N falls on a pixel, a step of 1 removes the residual of the phase.
+    ``curvature`` is that of the loss (:data:`CURVATURE`).
     """
 
     step: float = 1.0
     probe_step: float = 0.5
     momentum: float = 0.5
     damping: float = 0.1
+    curvature: float = 1.0
 
 
 def gradients(state: State, model: Model, counts: Array, batch: np.ndarray, mask: Array | None = None) -> Gradients:
@@ -127,7 +132,7 @@ def update(
     ``peak_illumination`` is max N over the whole object where ``sums`` hold only a window of it.
     """
     peak = float(sums.illumination.max()) if peak_illumination is None else peak_illumination
-    weight = 2 * ((1 - rule.damping) * sums.illumination + rule.damping * peak)
+    weight = 2 * rule.curvature * ((1 - rule.damping) * sums.illumination + rule.damping * peak)
     slices = state.phase.shape[0]
     momentum = rule.momentum * state.phase_momentum - (rule.step / slices) * sums.phase / weight
     # Nesterov's look-ahead, in the form that keeps the point at which gradients are taken.
@@ -136,7 +141,7 @@ def update(
     if not update_probe:
         return state
     # |t| is close to 1, so the probe's curvature is the number of positions, the same everywhere.
-    change = (rule.probe_step / (2 * sums.positions)) * sums.probe
+    change = (rule.probe_step / (2 * rule.curvature * sums.positions)) * sums.probe
     probe_momentum = rule.momentum * state.probe_momentum - change
     return replace(state, probe=state.probe + rule.momentum * probe_momentum - change, probe_momentum=probe_momentum)
 

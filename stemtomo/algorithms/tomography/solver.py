@@ -192,7 +192,7 @@ def descend(
 def project_backprojection(
     images: Array, geometry: TiltGeometry, window: Window, image: Window, support: Array | None = None
 ) -> Array:
-    """Return A A^T of ``images`` (in the window ``image``) through the voxels of ``window``, for the power iteration."""
+    """Return A A^T of ``images`` (in ``image``) through the voxels of ``window``, for the power iteration."""
     return project(geometry, backproject(geometry, images, image, window, support), window, image, support)
 
 

@@ -86,6 +86,21 @@ def test_the_threshold_falls_into_the_gap_between_streaks_and_light_atoms():
     assert streaks.max() < tracing.faintest_level(everything, 0.25) < light.min()
 
 
+def test_noise_that_overlaps_the_atoms_is_cut_in_the_valley():
+    rng = np.random.default_rng(4)
+    noise, atoms = rng.exponential(0.08, 2000), rng.normal(0.75, 0.12, 200)
+    level = tracing.faintest_level(np.concatenate([noise, atoms]), 0.25)
+    assert (atoms > level).mean() > 0.97
+    assert (noise > level).sum() < 0.08 * len(atoms)
+
+
+def test_the_valley_is_that_below_the_lightest_species():
+    rng = np.random.default_rng(5)
+    noise, light, heavy = rng.exponential(1.5, 2000), rng.normal(40, 3, 80), rng.normal(100, 4, 200)
+    everything = np.concatenate([noise, light, heavy])
+    assert noise.max() < tracing.faintest_level(everything, 0.25) < light.min()
+
+
 def test_the_threshold_stays_where_intensities_leave_no_gap():
     everything = np.concatenate([np.linspace(1, 150, 3000), np.full(3000, 200.0)])
     assert tracing.faintest_level(everything, 0.25) == pytest.approx(50)

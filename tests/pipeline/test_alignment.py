@@ -1,0 +1,78 @@
+"""The verb align: which method is used, what is stored, and that the shifts are those of the projections."""
+
+import numpy as np
+import pytest
+
+from stemtomo.algorithms.tomography.alignment import without_translation
+from stemtomo.errors import StoreError
+from stemtomo.geometry import TiltSeries
+from stemtomo.io.store import Store
+from stemtomo.pipeline.alignment import align, plan_align
+from stemtomo.pipeline.config import AlignmentSettings
+from tests.algorithms.tomography import phantom
+from tests.pipeline.projected import phase_store, projected_store
+
+THETA = np.linspace(-60, 60, 9)
+SINGLE = TiltSeries.from_degrees(THETA)
+GENERAL = TiltSeries.from_degrees(THETA, np.linspace(-20, 20, 9), np.full(9, 4.0))
+ATOMS = phantom.ball(60, 7.0, 2.5)
+
+
+def _shifts(series):
+    return without_translation(np.random.default_rng(0).uniform(-3, 3, (9, 2)), series.rotations)
+
+
+def _stored_px(store):
+    result = store.read("alignment")
+    return np.stack([result[f"shift_{axis}_angstrom"].values for axis in "xy"], -1) / phantom.PIXEL_ANGSTROM
+
+
+@pytest.mark.parametrize(
+    ("series", "method"),
+    [(SINGLE, "centre_of_mass+common_line"), (GENERAL, "centre_of_mass")],
+    ids=["single axis", "general"],
+)
+def test_shifts_of_a_particle_are_found_and_stored_in_angstrom(tmp_path, series, method):
+    store = projected_store(tmp_path / "s.zarr", series, ATOMS, _shifts(series), (52, 52))
+    numbers = align(store)
+    np.testing.assert_allclose(_stored_px(store), _shifts(series), atol=0.02)
+    assert numbers["method"] == method
+    assert numbers["wholly_in_view"]
+    assert numbers["computed"]
+    assert not align(store)["computed"]
+
+
+def test_one_method_alone(tmp_path):
+    store = projected_store(tmp_path / "s.zarr", SINGLE, ATOMS, _shifts(SINGLE), (52, 52))
+    align(store, AlignmentSettings(methods=("common_line",)))
+    assert not _stored_px(store)[:, 0].any()
+    np.testing.assert_allclose(_stored_px(store)[:, 1], _shifts(SINGLE)[:, 1], atol=0.02)
+
+
+def test_shifts_are_zero_where_alignment_is_off(tmp_path):
+    store = projected_store(tmp_path / "s.zarr", SINGLE, ATOMS, _shifts(SINGLE), (52, 52))
+    assert align(store, AlignmentSettings(enabled=False))["method"] == "none"
+    assert not _stored_px(store).any()
+
+
+@pytest.mark.parametrize(
+    ("series", "method"), [(SINGLE, "neighbour_correlation"), (GENERAL, "none")], ids=["single axis", "general"]
+)
+def test_a_film_is_recognised_and_said_to_be_one(tmp_path, series, method):
+    film = 1 + 0.2 * np.random.default_rng(1).random((9, 40, 40)).astype(np.float32)
+    numbers = align(phase_store(tmp_path / "s.zarr", series, film))
+    assert numbers["method"] == f"{method}: the specimen is not wholly in view"
+    assert not numbers["wholly_in_view"]
+    assert numbers["border_fraction"] > 0.5
+
+
+def test_projections_must_be_there(tmp_path):
+    with pytest.raises(StoreError, match="run the stage 'projections' first"):
+        align(Store.create(tmp_path / "s.zarr", "empty"))
+
+
+def test_the_plan_is_made_from_metadata(tmp_path):
+    store = projected_store(tmp_path / "s.zarr", SINGLE, ATOMS, _shifts(SINGLE), (52, 52))
+    row = plan_align(store)
+    assert row.stage == "align"
+    assert row.bytes_read == 9 * 52 * 52 * 5
