@@ -309,9 +309,10 @@ class TiltSeries:
         for index, pose in enumerate(self.poses):
             key = (round(pose.phi_rad, 9), round(pose.theta_rad, 9), round(pose.psi_rad, 9))
             if key in seen:
+                angle = math.degrees(pose.theta_rad)
                 raise ConfigurationError(
-                    f"tilts {seen[key]} and {index} have the same angles (theta = {math.degrees(pose.theta_rad):g} deg);"
-                    " every tilt needs its own orientation: correct the angle list or drop one of the two"
+                    f"tilts {seen[key]} and {index} have the same angles (theta = {angle:g} deg); "
+                    "every tilt needs its own orientation: correct the angle list or drop one of the two"
                 )
             seen[key] = index
 

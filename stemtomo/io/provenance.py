@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from stemtomo.errors import ConfigurationError
-from stemtomo.io.schema import SCHEMA_VERSION
+from stemtomo.io.schema import SCHEMA_VERSION, stage_revision
 
 _PACKAGES = ("stemtomo", "numpy", "scipy", "numba", "dask", "distributed", "xarray", "zarr", "numcodecs")
 _SAMPLE_BYTES = 65536
@@ -28,7 +28,7 @@ _SAMPLE_BYTES = 65536
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made a result. Only stage, configuration, inputs and schema decide whether it is up to date.
+    """What made a result. Stage and revision, configuration, inputs and schema decide if it is up to date.
 
     Parameters
     ----------
@@ -93,13 +93,14 @@ class Provenance:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of stage, configuration, inputs and schema version; the same for the same work."""
+        """SHA-256 (hex) of stage and revision, configuration, inputs and schema version; the same for the same work."""
         return fingerprint_of(
             {
                 "stage": self.stage,
                 "configuration": self.configuration,
                 "inputs": self.inputs,
                 "schema": SCHEMA_VERSION,
+                "revision": stage_revision(self.stage),
             }
         )
 

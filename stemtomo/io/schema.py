@@ -39,12 +39,16 @@ class Variable:
 
 @dataclass(frozen=True)
 class GroupSchema:
-    """A result: the stage that makes it, its variables, and the attributes that it must carry."""
+    """A result: the stage that makes it, its variables, and the attributes that it must carry.
+
+    ``revision`` counts changes of the stage's method: results of an older one are out of date.
+    """
 
     stage: str
     variables: dict[str, Variable]
     attrs: tuple[str, ...] = ()
     per_tilt: bool = False
+    revision: int = 1
 
 
 def _optional(dims: tuple[str, ...], units: str, meaning: str) -> Variable:
@@ -150,6 +154,11 @@ def group_schema(group: str) -> GroupSchema:
         known = ", ".join(f"{key}/NNN" if value.per_tilt else key for key, value in GROUPS.items())
         raise StoreError(f"{group!r} is not a group of a store (schema {SCHEMA_VERSION}); the groups are {known}")
     return schema
+
+
+def stage_revision(stage: str) -> int:
+    """Revision of the method of ``stage``; 1 for a stage that makes no group of its own."""
+    return max((schema.revision for schema in GROUPS.values() if schema.stage == stage), default=1)
 
 
 def conform(group: str, dataset: xr.Dataset) -> xr.Dataset:

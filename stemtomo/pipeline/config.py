@@ -160,7 +160,8 @@ class TomographySettings(Section):
 
     iterations: Count = Field(default=200, description="Iterations of the accelerated gradient.")
     blocks: Count | None = Field(
-        default=None, description="Slabs that the volume is cut into along y; one per worker if not given."
+        default=None,
+        description="Slabs that the volume is cut into along y; as many as are worth a worker each if not given.",
     )
     depth_angstrom: Positive | None = Field(
         default=None, description="Extent of the volume along the beam at zero tilt; that along x if not given."

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stemtomo.distributed import Executor
 from stemtomo.distributed import executor as default_executor
 from stemtomo.errors import ConfigurationError
@@ -14,7 +16,7 @@ from stemtomo.pipeline.config import AtomSettings, ScoreSettings, StageSettings
 from stemtomo.pipeline.progress import Progress
 from stemtomo.pipeline.run import run_stages
 from stemtomo.pipeline.simulate import SimulationSettings, simulate
-from stemtomo.pipeline.specimen import Specimen, core_shell_nanoparticle, read_atoms, write_xyz
+from stemtomo.pipeline.specimen import Specimen, core_shell_nanoparticle, read_specimen, write_specimen
 
 STORE = "demo.zarr"
 TRUTH = "truth.xyz"
@@ -86,11 +88,14 @@ def _kept_truth(folder: Path, specimen: Specimen) -> Path:
     path = folder / TRUTH
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_xyz(path, specimen)
-    elif read_atoms(path).description != specimen.description:
+        write_specimen(path, specimen)
+        return path
+    kept = read_specimen(path)
+    same = len(kept) == len(specimen) and np.array_equal(kept.atomic_numbers, specimen.atomic_numbers)
+    if not same or np.abs(kept.positions - specimen.positions).max() > 1e-5:  # XYZ keeps six decimals
         raise ConfigurationError(
-            f"{path} holds another specimen ({read_atoms(path).description}) than the one to simulate "
-            f"({specimen.description}); choose another folder, or remove this one"
+            f"{path} holds {len(kept)} atoms of another specimen than the one to simulate ({specimen.description}); "
+            "choose another folder, or remove this one"
         )
     return path
 

@@ -33,7 +33,7 @@ def plan(configuration: Configuration, workers: int = 1, until: str | None = Non
     optics = configuration.to_optics()
     configuration.to_tilts(tilts)
     itemsize, pixel = source.dtype.itemsize, detector.object_pixel_angstrom_yx
-    field = projections._field_px(scan, pixel, configuration.projections)
+    field = projections.field_px(scan, pixel, configuration.projections)
     depth = configuration.tomography.depth_angstrom
     planes = field[1] if depth is None else math.ceil(depth / pixel[0])
     rows = [

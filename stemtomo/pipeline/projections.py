@@ -69,7 +69,7 @@ def projections(
 
 def plan_row(scan: Scan, detector: Detector, tilts: int, settings: ProjectionSettings) -> PlanRow:
     """Say what :func:`projections` will hold, read and write."""
-    height, width = _field_px(scan, detector.object_pixel_angstrom_yx, settings)
+    height, width = field_px(scan, detector.object_pixel_angstrom_yx, settings)
     stack = tilts * height * width * 5
     return PlanRow(
         stage=GROUP,
@@ -87,7 +87,7 @@ def _flattened(job: tuple[str, str, int, ProjectionSettings]) -> tuple[np.ndarra
     store = Store.open(path)
     result = store.read(group)
     pixel = tuple(result.attrs["pixel_angstrom"])
-    field = _field_px(store.scan(index), (pixel[0], pixel[1]), settings)
+    field = field_px(store.scan(index), (pixel[0], pixel[1]), settings)
     illumination = result["illumination"].values
     # A ramp would break the period, so a periodic phase has a level alone.
     kind = "level" if store.scan(index).periodic and settings.background == "plane" else settings.background
@@ -136,7 +136,7 @@ def _pixel(store: Store, groups: list[str]) -> float:
     return float(store.read(groups[0]).attrs["pixel_angstrom"][0])
 
 
-def _field_px(scan: Scan, pixel_yx: tuple[float, float], settings: ProjectionSettings) -> tuple[int, int]:
+def field_px(scan: Scan, pixel_yx: tuple[float, float], settings: ProjectionSettings) -> tuple[int, int]:
     """Pixels (y, x) of the projections; even, unless a periodic specimen has an odd number."""
     field = settings.field_angstrom
     if field is None:

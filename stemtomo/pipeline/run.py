@@ -238,7 +238,7 @@ def _require_stage(until: str | None) -> None:
 def _require_truth(settings: StageSettings) -> None:
     """Read the known atoms now: an unreadable file should not be found out at the end."""
     if settings.score.truth is not None:
-        from stemtomo.pipeline.specimen import read_atoms
+        from stemtomo.io.export import read_atoms
 
         read_atoms(settings.score.truth)
 

@@ -12,12 +12,11 @@ import xarray as xr
 from stemtomo.algorithms.atoms.scoring import Match, confusion_matrix, match_atoms, mirrored
 from stemtomo.distributed import Executor
 from stemtomo.errors import ConfigurationError
+from stemtomo.io.export import SYMBOLS, UNKNOWN_SPECIES, read_atoms
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
-from stemtomo.physics.potential import chemical_symbol
 from stemtomo.pipeline.config import ScoreSettings
 from stemtomo.pipeline.progress import Progress, Silent
-from stemtomo.pipeline.specimen import Specimen, read_atoms
 
 GROUP = "score"
 
@@ -64,7 +63,7 @@ def score(
     progress = progress or Silent()
     if settings.truth is None:
         raise ConfigurationError("score.truth is not given: name an .xyz or .npz file of known atoms to score against")
-    truth = read_atoms(settings.truth)
+    positions, symbols = read_atoms(settings.truth)
     provenance = Provenance.start(
         GROUP,
         {**settings.model_dump(), "truth": settings.truth.name},
@@ -72,7 +71,9 @@ def score(
     )
     progress.start(GROUP, 1, "comparison")
     if not store.is_complete(GROUP, provenance.fingerprint):
-        store.write(GROUP, _compared(store.read("atoms"), truth, settings.match_radius_angstrom), provenance)
+        store.write(
+            GROUP, _compared(store.read("atoms"), positions, symbols, settings.match_radius_angstrom), provenance
+        )
     numbers = dict(store.read(GROUP).attrs)
     progress.advance()
     progress.finish(GROUP)
@@ -83,11 +84,11 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _compared(atoms: xr.Dataset, truth: Specimen, radius: float) -> xr.Dataset:
+def _compared(atoms: xr.Dataset, truth: np.ndarray, symbols: list[str], radius: float) -> xr.Dataset:
     """Return the score as attributes, and the matched pairs with their deviations as variables."""
     found = np.stack([atoms[axis].values for axis in "xyz"], axis=-1)
-    match = match_atoms(found, truth.positions, radius)
-    mirror = match_atoms(mirrored(found), truth.positions, radius)
+    match = match_atoms(found, truth, radius)
+    mirror = match_atoms(mirrored(found), truth, radius)
     pairs = {
         "found_atom": (match.found, "1", "index into the found atoms"),
         "known_atom": (match.truth, "1", "index into the known atoms"),
@@ -103,7 +104,7 @@ def _compared(atoms: xr.Dataset, truth: Specimen, radius: float) -> xr.Dataset:
         },
         attrs={
             **_positions_scored(match, len(found), len(truth)),
-            **_species_scored(atoms, truth, match),
+            **_species_scored(atoms, symbols, match),
             **_mirror_scored(match, mirror),
             "match_radius_angstrom": radius,
         },
@@ -127,16 +128,18 @@ def _positions_scored(match: Match, found: int, known: int) -> dict[str, Any]:
     }
 
 
-def _species_scored(atoms: xr.Dataset, truth: Specimen, match: Match) -> dict[str, Any]:
+def _species_scored(atoms: xr.Dataset, symbols: list[str], match: Match) -> dict[str, Any]:
     """Return accuracy and confusion; numbered classes stand for the known species in order of atomic number."""
     labels = atoms["species"].values
-    if labels.dtype.kind in "iu":
-        if int(labels.max(initial=0)) >= len(truth.species) or len(atoms.attrs["classes"]) != len(truth.species):
-            return {"species_accuracy": None, "species_names": [], "confusion": []}
-        labels = np.array(truth.species)[labels]
+    species = sorted(set(symbols), key=SYMBOLS.index)
+    numbered = labels.dtype.kind in "iu"
+    if UNKNOWN_SPECIES in species or (numbered and len(atoms.attrs["classes"]) != len(species)):
+        return {"species_accuracy": None, "species_names": [], "confusion": []}
+    if numbered:
+        labels = np.array(species)[labels]
     given = np.array([str(label) for label in labels])[match.found]
-    true = np.array([chemical_symbol(int(number)) for number in truth.atomic_numbers])[match.truth]
-    names = [*truth.species, *sorted(set(given) - set(truth.species))]
+    true = np.array(symbols)[match.truth]
+    names = [*species, *sorted(set(given) - set(species))]
     table = confusion_matrix(given, true, names)
     return {
         "species_accuracy": float(np.trace(table) / table.sum()) if table.sum() else None,

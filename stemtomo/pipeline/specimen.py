@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from stemtomo.errors import FormatError
+from stemtomo.io.export import read_atoms, write_xyz
 from stemtomo.physics.potential import atomic_number, chemical_symbol
 
 _FCC_BASIS = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
@@ -101,53 +100,22 @@ def core_shell_nanoparticle(
     )
 
 
-def write_xyz(path: Path, specimen: Specimen) -> None:
-    """Write ``specimen`` as an XYZ file (Å), replacing ``path`` in one step."""
-    rows = [
-        f"{chemical_symbol(int(number))} {x:.6f} {y:.6f} {z:.6f}"
-        for number, (x, y, z) in zip(specimen.atomic_numbers, specimen.positions, strict=True)
-    ]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("\n".join([str(len(rows)), specimen.description, *rows]) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+def write_specimen(path: Path, specimen: Specimen) -> None:
+    """Write ``specimen`` as extended XYZ (Å), replacing ``path`` in one step."""
+    symbols = [chemical_symbol(int(number)) for number in specimen.atomic_numbers]
+    write_xyz(path, specimen.positions, symbols, comment={"description": specimen.description})
 
 
-def read_atoms(path: Path) -> Specimen:
-    """Read atoms from an XYZ file (Å), or from a ``.npz`` with ``atoms_xyz_A`` (n, 3) and ``atomic_numbers`` (n,).
+def read_specimen(path: Path) -> Specimen:
+    """Read a specimen from XYZ (Å), or from an ``.npz`` with ``atoms_xyz_A`` (n, 3) and ``atomic_numbers`` (n,).
 
     Raises
     ------
     FormatError
-        If the file is missing, truncated or holds something else.
+        If the file cannot be read, see :func:`stemtomo.io.export.read_atoms`.
+    ConfigurationError
+        If the species of an atom is not known.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FormatError(f"{path}: no such file of known atoms; give the path of an .xyz or .npz file")
-    if path.suffix == ".npz":
-        return _read_npz(path)
-    lines = path.read_text(encoding="utf-8").splitlines()
-    try:
-        count = int(lines[0])
-        rows = [line.split() for line in lines[2:] if line.strip()]
-        numbers = np.array([atomic_number(row[0]) for row in rows], dtype=np.int64)
-        positions = np.array([[float(value) for value in row[1:4]] for row in rows]).reshape(-1, 3)
-    except (ValueError, IndexError) as error:
-        raise FormatError(
-            f"{path} is not an XYZ file: {error}; expected the number of atoms, a comment, then rows of a chemical "
-            "symbol and x y z in Å"
-        ) from error
-    if len(rows) != count:
-        raise FormatError(f"{path} says {count} atoms and holds {len(rows)}; the file is truncated or was edited")
-    return Specimen(positions, numbers, lines[1])
-
-
-def _read_npz(path: Path) -> Specimen:
-    with np.load(path) as archive:
-        if "atoms_xyz_A" not in archive:
-            raise FormatError(f"{path} has no member atoms_xyz_A (n, 3); it has {', '.join(archive.files)}")
-        positions = archive["atoms_xyz_A"].astype(np.float64)
-        if positions.ndim != 2 or positions.shape[1] != 3:
-            raise FormatError(f"{path}: atoms_xyz_A has shape {positions.shape}, expected (n, 3)")
-        if "atomic_numbers" not in archive or archive["atomic_numbers"].shape != positions.shape[:1]:
-            raise FormatError(f"{path} needs atomic_numbers of shape {positions.shape[:1]} beside atoms_xyz_A")
-        return Specimen(positions, archive["atomic_numbers"].astype(np.int64), path.name)
+    positions, symbols = read_atoms(path)
+    numbers = np.array([atomic_number(symbol) for symbol in symbols], dtype=np.int64)
+    return Specimen(positions, numbers, path.name)

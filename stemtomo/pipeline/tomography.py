@@ -15,6 +15,7 @@ from stemtomo.algorithms.tomography import refinement, solver
 from stemtomo.algorithms.tomography.alignment import without_translation
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts, PlanRow
 from stemtomo.distributed import executor as default_executor
+from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import ConfigurationError
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
@@ -25,6 +26,9 @@ from stemtomo.pipeline.progress import Progress, Silent
 
 GROUP = "volume"
 STAGE = "tomography"
+
+#: Voxels times tilts of a block that keeps a core busy for about 50 ms per iteration.
+_VOXEL_TILTS_PER_BLOCK = 100_000_000
 
 
 def tomography(
@@ -62,6 +66,8 @@ def tomography(
     todo = not store.is_complete(GROUP, provenance.fingerprint)
     if todo:
         problem = _problem(store, settings)
+        if settings.blocks is None and _useful_blocks_of(problem.geometry) == 1:
+            executor = ThreadExecutor(1)  # an iteration takes less time than sending its parts to workers and back
         checkpoint = Checkpoint(store.checkpoint_path(GROUP), provenance.fingerprint)
         found = reconstruct(problem, settings, executor, progress, checkpoint)
         store.write(GROUP, _dataset(found, problem, _refined(problem, settings)), provenance)
@@ -90,7 +96,7 @@ def plan_row(
     """Say the same for projections of ``shape_yx`` that are not there yet."""
     voxels = math.prod(_volume_shape(shape_yx, pixel_angstrom, settings))
     stack = tilts * math.prod(shape_yx)
-    blocks = min(settings.blocks or workers, shape_yx[0])
+    blocks = min(settings.blocks or min(workers, _useful_blocks(voxels, tilts)), shape_yx[0])
     return PlanRow(
         STAGE,
         tasks=blocks,
@@ -155,7 +161,8 @@ def reconstruct(
     """Return the volume of ``problem``; without a ``checkpoint``, from the start and in one go."""
     progress = progress or Silent()
     saved = Parts.load(executor, checkpoint) if checkpoint else None
-    count = len(saved.parts) if saved else settings.blocks or executor.workers
+    count = min(executor.workers, _useful_blocks_of(problem.geometry)) if settings.blocks is None else settings.blocks
+    count = len(saved.parts) if saved else count
     run = _Run.prepare(problem, settings, executor, count)
     state, first = run.resume(saved.parts, saved.shared) if saved else run.start(), saved.step if saved else 0
     progress.advance(first)
@@ -292,6 +299,15 @@ def _problem(store: Store, settings: TomographySettings) -> Problem:
 
 def _refined(problem: Problem, settings: TomographySettings) -> bool:
     return settings.refine_shifts and problem.wholly_in_view and len(problem.geometry) > 1
+
+
+def _useful_blocks(voxels: int, tilts: int) -> int:
+    """Blocks that are worth a task each."""
+    return max(1, voxels * tilts // _VOXEL_TILTS_PER_BLOCK)
+
+
+def _useful_blocks_of(geometry: TiltGeometry) -> int:
+    return _useful_blocks(math.prod(geometry.volume_shape), len(geometry))
 
 
 def _volume_shape(

@@ -9,7 +9,7 @@ from stemtomo.pipeline import demo as module
 from stemtomo.pipeline.config import AtomSettings, PtychographySettings, StageSettings, TomographySettings
 from stemtomo.pipeline.demo import demo
 from stemtomo.pipeline.simulate import SimulationSettings
-from stemtomo.pipeline.specimen import core_shell_nanoparticle, read_atoms
+from stemtomo.pipeline.specimen import core_shell_nanoparticle, read_specimen
 
 #: About 40 atoms, in seconds.
 PARTICLE = core_shell_nanoparticle(3, 10.0, shell_angstrom=2.0)
@@ -47,7 +47,7 @@ def test_every_atom_is_found_and_named(finished):
 
 def test_the_truth_lies_beside_the_store_and_not_in_it(finished):
     out, result = finished
-    truth = read_atoms(out / "truth.xyz")
+    truth = read_specimen(out / "truth.xyz")
     assert result["truth"] == str(out / "truth.xyz")
     np.testing.assert_allclose(truth.positions, PARTICLE.positions, atol=1e-6)
     assert not list((out / "demo.zarr").rglob("*.xyz"))
@@ -86,5 +86,5 @@ def test_species_come_from_the_specimen_whatever_the_settings_say(finished):
 
 def test_a_folder_of_another_specimen_is_left_alone(finished):
     out, _ = finished
-    with pytest.raises(ConfigurationError, match="holds another specimen"):
+    with pytest.raises(ConfigurationError, match="37 atoms of another specimen"):
         demo(out, specimen=core_shell_nanoparticle(9, 10.0), simulation=SIMULATION)

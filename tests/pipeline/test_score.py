@@ -9,7 +9,7 @@ from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import ScoreSettings
 from stemtomo.pipeline.score import score
-from stemtomo.pipeline.specimen import Specimen, core_shell_nanoparticle, write_xyz
+from stemtomo.pipeline.specimen import Specimen, core_shell_nanoparticle, write_specimen
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def specimen():
 
 @pytest.fixture
 def truth(tmp_path, specimen):
-    write_xyz(tmp_path / "truth.xyz", specimen)
+    write_specimen(tmp_path / "truth.xyz", specimen)
     return ScoreSettings(truth=tmp_path / "truth.xyz")
 
 
@@ -90,7 +90,7 @@ def test_a_mirrored_model_is_named_but_scored_as_it_is(tmp_path, specimen, truth
 def test_a_changed_truth_is_scored_again(tmp_path, specimen, truth):
     store = store_with_atoms(tmp_path / "s.zarr", specimen.positions, symbols(specimen), ["Cu", "Au"])
     assert score(store, truth)["known"] == len(specimen)
-    write_xyz(truth.truth, Specimen(specimen.positions[:50], specimen.atomic_numbers[:50]))
+    write_specimen(truth.truth, Specimen(specimen.positions[:50], specimen.atomic_numbers[:50]))
     assert score(store, truth)["known"] == 50
 
 

@@ -11,7 +11,7 @@ from stemtomo.geometry import Pose
 from stemtomo.io.store import Store
 from stemtomo.pipeline import simulate as module
 from stemtomo.pipeline.simulate import SimulationSettings, diffraction_patterns, plan_simulate, simulate
-from stemtomo.pipeline.specimen import Specimen, core_shell_nanoparticle, read_atoms, write_xyz
+from stemtomo.pipeline.specimen import Specimen, core_shell_nanoparticle, read_specimen, write_specimen
 
 DATA = Path(os.environ.get("STEMTOMO_DATA", Path(__file__).parents[3] / "shared" / "data")) / "cuau_tilt"
 needs_cuau = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data set {DATA}")
@@ -108,7 +108,7 @@ def test_finer_grids_and_thinner_slices_change_little():
 def test_patterns_agree_with_an_independent_simulator():
     # abTEM's noise-free patterns of the same atoms; vibrations are drawn differently, which is most of the 3 %.
     truth = np.load(DATA / "truth.npz")
-    specimen = read_atoms(DATA / "truth.npz")
+    specimen = read_specimen(DATA / "truth.npz")
     tilt = int(truth["noise_free_tilt_index"][0])
     settings = SimulationSettings(defocus_plane_z_angstrom=-15.5, slice_thickness_angstrom=1.0)
     choice = np.s_[7:17:3, 7:17:3]
@@ -204,7 +204,7 @@ def test_the_particle_is_its_seed_and_has_both_species():
 
 def test_atoms_survive_a_file(tmp_path):
     specimen = core_shell_nanoparticle(3)
-    write_xyz(tmp_path / "truth.xyz", specimen)
-    back = read_atoms(tmp_path / "truth.xyz")
+    write_specimen(tmp_path / "truth.xyz", specimen)
+    back = read_specimen(tmp_path / "truth.xyz")
     np.testing.assert_allclose(back.positions, specimen.positions, atol=1e-6)
     np.testing.assert_array_equal(back.atomic_numbers, specimen.atomic_numbers)
