@@ -90,7 +90,7 @@ def read_atoms(path: str | Path) -> tuple[np.ndarray, list[str]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FormatError(f"{path}: no such file of atoms")
+        raise FormatError(f"{path}: no such file of known atoms; give the path of an .xyz or .npz file")
     if path.suffix.lower() == ".npz":
         positions, species = _read_npz(path)
     elif path.suffix.lower() in (".xyz", ".extxyz"):
@@ -106,6 +106,9 @@ def read_atoms(path: str | Path) -> tuple[np.ndarray, list[str]]:
         raise FormatError(
             f"{path}: {bad.size} of {len(positions)} atoms have no finite position, the first is atom {bad[0]}"
         )
+    unknown = next((symbol for symbol in species if symbol not in SYMBOLS), None)
+    if unknown is not None:
+        raise FormatError(f"{path}: {unknown!r} is not a chemical symbol; write it as 'Au', or 'X' for an unknown one")
     if len(species) != len(positions):
         raise FormatError(f"{path}: {len(positions)} positions, but {len(species)} {_NUMBER_KEY}")
     return positions, species

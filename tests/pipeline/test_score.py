@@ -107,10 +107,10 @@ def test_missing_truth_and_atoms_are_said(tmp_path, truth):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("3\nx\nAu 0 0 0\n", "says 3 atoms and holds 1"),
-        ("1\nx\nAu 0 zero 0\n", "is not an XYZ file"),
+        ("3\nx\nAu 0 0 0\n", "ends after 1 of 3 atoms"),
+        ("1\nx\nAu 0 zero 0\n", "line 3: 'Au 0 zero 0' is not a symbol and x, y, z"),
         ("1\nx\nQq 0 0 0\n", "'Qq' is not a chemical symbol"),
-        ("", "is not an XYZ file"),
+        ("", "is not XYZ"),
     ],
 )
 def test_a_broken_truth_is_refused(tmp_path, specimen, text, message):
