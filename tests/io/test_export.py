@@ -93,7 +93,7 @@ def test_bad_archives_are_named(arrays: dict, message: str, tmp_path: Path) -> N
 
 
 def test_missing_foreign_and_unwritable(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no such file of atoms"):
+    with pytest.raises(FormatError, match="no such file of known atoms"):
         read_atoms(tmp_path / "a.xyz")
     (tmp_path / "a.cif").write_text("data_")
     with pytest.raises(FormatError, match=r"'\.cif' is not known; give atoms as \.xyz or \.npz"):
