@@ -1,4 +1,6 @@
-"""Where frames come from: .npy, .npz members and raw binary files, with their axes in any order, read in pieces.
+"""Where frames come from: a source for every format, with its axes in canonical order, read in pieces.
+
+Here are .npy, .npz members and raw binary, with axes in any order; :mod:`stemtomo.io.formats` has those of microscopes.
 
 A source knows shapes and bytes and nothing of stores. It holds no open file, so tasks may carry it to other processes.
 """
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +17,9 @@ import numpy as np
 
 from stemtomo.errors import AcquisitionError, FormatError
 from stemtomo.io.archive import StreamedMember, array_header, member_names, member_offset, open_member
+from stemtomo.io.formats import registry
+from stemtomo.io.formats.records import ScannedFrames
+from stemtomo.io.formats.tilts import TiltFiles, stack
 from stemtomo.io.layout import CANONICAL_AXES, AxisLayout, check_dtype
 from stemtomo.io.raw import ArrayFile
 
@@ -67,27 +73,39 @@ class FrameSource(Protocol):
 
 
 def open_frames(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     *,
+    format: str | None = None,
     array: str | None = None,
     axes: tuple[str, ...] = CANONICAL_AXES,
     scan_shape: tuple[int, int] | None = None,
+    skip: int = 0,
+    flyback: int = 0,
+    channel: str | int | None = None,
     dtype: str | np.dtype | None = None,
     shape: tuple[int, ...] | None = None,
     offset_bytes: int = 0,
 ) -> FrameSource:
-    """Open a file of frames; only headers are read.
+    """Open a file of frames, or one file per tilt; only headers are read.
 
     Parameters
     ----------
     path
-        ``.npz``, ``.npy``, or any other name for raw binary, which needs ``dtype`` and ``shape``.
+        A file (or Zarr folder); or several, one per tilt, in the order of the tilts.
+    format
+        Name of the format, see :data:`stemtomo.io.formats.registry.FORMATS`; told from the file if not given.
     array
-        Member of an ``.npz``; may be left out if it has only one.
+        Member of an ``.npz``, dataset of an HDF5 file, array of a Zarr group, signal of a RosettaSciIO file; may be
+        left out if there is only one.
     axes
         Names of the array's axes in the order of the file: tilt (optional), y and x (or ``position``), ky and kx.
+        Detectors' own files have their order; where the files are the tilts, a tilt axis is left out.
     scan_shape
-        Positions along y and x; needed for a ``position`` axis.
+        Positions along y and x; needed where frames come in one row and the file does not say.
+    skip, flyback
+        Frames in one row: how many to leave out before the scan, and at the end of each of its lines.
+    channel
+        Threshold of a DECTRIS file that has several: its name, or its number from 1.
     dtype, shape, offset_bytes
         Raw binary only: type with byte order (``"<u2"``, ``">u2"``), lengths of ``axes``, bytes before the first frame.
 
@@ -96,26 +114,46 @@ def open_frames(
     FormatError
         If the file is missing, truncated, not of its format, or its array is not what was said.
     AcquisitionError
-        If it does not hold the frames that ``scan_shape`` promises.
+        If it does not hold the frames that ``scan_shape`` promises, or files of tilts differ.
     """
-    path = Path(path).expanduser().absolute()  # tasks may run in another folder
-    if not path.is_file():
-        what = "is a folder, not a file of frames" if path.is_dir() else "no such file"
-        raise FormatError(f"{path}: {what}; check input.path")
-    suffix = path.suffix.lower()
-    if suffix in (".npz", ".npy"):
-        if dtype is not None or shape is not None or offset_bytes:
-            raise FormatError(f"{path}: dtype, shape and offset_bytes are for raw binary; {suffix} says them itself")
-        open_array = _open_npz if suffix == ".npz" else _open_npy
-        return open_array(path, array, axes, scan_shape)
-    if array is not None:
-        raise FormatError(f"{path}: array {array!r} was named, but only an .npz has named arrays")
-    if dtype is None or shape is None:
+    options = registry.Options(format, array, axes, scan_shape, skip, flyback, channel)
+    if not isinstance(path, str | Path):
+        if len(path) > 1:
+            options = options._replace(axes=tuple(name for name in axes if name != "tilt"))
+        return stack(tuple(_open_one(Path(file), options, dtype, shape, offset_bytes) for file in path))
+    return _open_one(Path(path), options, dtype, shape, offset_bytes)
+
+
+def _open_one(
+    path: Path,
+    options: registry.Options,
+    dtype: str | np.dtype | None,
+    shape: tuple[int, ...] | None,
+    offset_bytes: int,
+) -> FrameSource:
+    path = path.expanduser().absolute()  # tasks may run in another folder
+    name = registry.identify(path, options.format, raw=dtype is not None and shape is not None)
+    if name != "raw" and (dtype is not None or shape is not None or offset_bytes):
+        raise FormatError(f"{path}: dtype, shape and offset_bytes are for raw binary; {name} says them itself")
+    if name not in ("npy", "npz", "raw"):
+        opened = registry.open_format(name, path, options)
+        return stack(opened) if isinstance(opened, tuple) else opened
+    if options.channel is not None or options.skip or options.flyback:
         raise FormatError(
-            f"{path}: the format {suffix or 'without suffix'!r} is not known; give an .npz or .npy, or dtype and shape "
-            "for raw binary"
+            f"{path}: input.channel, input.skip and input.flyback are for detectors' own files, HDF5 and Zarr; cut the "
+            "array instead (raw binary: offset_bytes)"
         )
-    return _raw(path, str(path), axes, scan_shape, _parse_dtype(path, dtype), tuple(shape), offset_bytes, fortran=False)
+    if name in ("npz", "npy"):
+        open_array = _open_npz if name == "npz" else _open_npy
+        return open_array(path, options.array, options.axes, options.scan_shape)
+    if options.array is not None:
+        raise FormatError(f"{path}: array {options.array!r} was named, but raw binary has no named arrays")
+    if dtype is None or shape is None:
+        raise FormatError(f"{path}: raw binary needs dtype and shape")
+    file_dtype = _parse_dtype(path, dtype)
+    return _raw(
+        path, str(path), options.axes, options.scan_shape, file_dtype, tuple(shape), offset_bytes, fortran=False
+    )
 
 
 def check_complete(source: FrameSource) -> None:
@@ -126,6 +164,9 @@ def check_complete(source: FrameSource) -> None:
     AcquisitionError
         With both counts, if frames are missing or left over.
     """
+    if isinstance(source, ScannedFrames | TiltFiles):
+        source.check()
+        return
     ready, expected = source.ready(), source.n_expected
     if ready < expected:
         raise AcquisitionError(

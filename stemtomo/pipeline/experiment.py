@@ -43,9 +43,17 @@ class SeriesSettings(Section):
 class InputSettings(Section):
     """[input]: the detector frames as they come."""
 
-    path: Path = Field(description="File with the frames (.npz, .npy or raw binary), relative to the TOML file.")
+    path: Path | tuple[Path, ...] = Field(
+        description="File with the frames, relative to the TOML file; or one file per tilt: a list in the order of the "
+        "angles, or a name with {theta} where the angle in degrees stands.",
+    )
+    format: str | None = Field(
+        default=None, description="Name of the format, such as 'merlin' or 'hdf5'; told from the file if not given."
+    )
     array: str | None = Field(
-        default=None, description="Member of an .npz that holds the frames; needed if it has several."
+        default=None,
+        description="Member of an .npz, dataset of an HDF5 file or array of a Zarr group that holds the frames; needed "
+        "if there are several.",
     )
     axes: tuple[str, ...] = Field(
         default=("tilt", "y", "x", "ky", "kx"),
@@ -59,6 +67,11 @@ class InputSettings(Section):
         default=None, description="Length of each of the axes of a raw binary file."
     )
     offset_bytes: int = Field(default=0, ge=0, description="Bytes before the first frame of a raw binary file.")
+    skip: int = Field(default=0, ge=0, description="Frames recorded before the first position of the scan.")
+    flyback: int = Field(default=0, ge=0, description="Frames recorded after each line of the scan, to leave out.")
+    channel: str | int | None = Field(
+        default=None, description="Threshold of a DECTRIS file that has several: its name, or its number from 1."
+    )
 
     @field_validator("axes", mode="before")
     @classmethod

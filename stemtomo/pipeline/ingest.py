@@ -128,9 +128,13 @@ def open_input(settings: InputSettings, scan_shape: tuple[int, int] | None = Non
     """
     return open_frames(
         settings.path,
+        format=settings.format,
         array=settings.array,
         axes=settings.axes,
         scan_shape=scan_shape,
+        skip=settings.skip,
+        flyback=settings.flyback,
+        channel=settings.channel,
         dtype=settings.dtype,
         shape=settings.shape,
         offset_bytes=settings.offset_bytes,

@@ -24,6 +24,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from stemtomo.errors import ConfigurationError
+from stemtomo.io.formats.names import ANGLE, files_by_angle
 from stemtomo.pipeline.config import Configuration, Section, StageSettings
 
 _LARGEST_REFERENCED = 100_000  # numbers; a reference is for angles and positions, not for frames
@@ -51,6 +52,8 @@ def load_configuration(path: str | Path, overrides: Iterable[str] = ()) -> Confi
         value = raw.get(section, {}).get(key) if isinstance(raw.get(section), dict) else None
         if isinstance(value, str) and not is_reference(value):
             raw[section][key] = str(path.parent / Path(value).expanduser())
+        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+            raw[section][key] = [str(path.parent / Path(item).expanduser()) for item in value]
     for override in overrides:
         _apply_override(raw, override)
     raw.setdefault("series", {})
@@ -68,6 +71,7 @@ def parse_configuration(raw: Mapping[str, Any], where: str = "configuration") ->
         Naming the key, the value and what is allowed.
     """
     _check_keys(raw, Configuration, where, "")
+    raw = _find_files(raw)
     resolved = _resolve(raw, _References(raw, where), "")
     try:
         return Configuration.model_validate(resolved)
@@ -97,6 +101,35 @@ def override_section(section: str, start: Mapping[str, Any], overrides: Iterable
 def is_reference(value: object) -> bool:
     """Whether ``value`` is text that points into the metadata or the data."""
     return isinstance(value, str) and ("@metadata:" in value or "@data:" in value)
+
+
+def _find_files(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Replace an input.path with the angle in its name by the files it means, and give their angles as tilts.theta_deg.
+
+    A pattern such as ``*.mib`` is refused: the order of names is not the order of angles.
+    """
+    path = raw["input"].get("path") if isinstance(raw.get("input"), Mapping) else None
+    if not isinstance(path, str) or is_reference(path):
+        return raw
+    if "*" in path and not Path(path).exists():
+        raise ConfigurationError(
+            f"input.path = {path!r}: the order of names is not that of angles; write {ANGLE} where the angle stands in "
+            f"the names, 'tilt_{ANGLE}.mib', or list the files in the order of tilts.theta_deg"
+        )
+    if ANGLE not in path:
+        return raw
+    files, angles = files_by_angle(Path(path).expanduser())
+    tilts = dict(raw.get("tilts") or {})
+    if "theta_deg" in tilts or "euler_zyx_deg" in tilts:
+        raise ConfigurationError(
+            f"input.path = {path!r} takes the angles from the names of the files; leave tilts.theta_deg and "
+            "tilts.euler_zyx_deg out, or list the files"
+        )
+    return {
+        **raw,
+        "input": {**raw["input"], "path": [str(file) for file in files]},
+        "tilts": {**tilts, "theta_deg": list(angles)},
+    }
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -133,7 +166,8 @@ class _References:
     def __init__(self, raw: Mapping[str, Any], where: str) -> None:
         section = raw.get("input", {})
         self._where = where
-        self._input = Path(str(section.get("path", ""))).expanduser()
+        path = section.get("path", "")
+        self._input = Path(str(path[0] if isinstance(path, list) and path else path)).expanduser()
         self._metadata_path = self._input.parent / Path(str(section.get("metadata", "metadata.json"))).expanduser()
 
     @cached_property

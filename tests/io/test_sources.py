@@ -138,8 +138,8 @@ def refuse(error: type[Exception], message: str, path: Path, **options: object) 
 def test_a_missing_file_a_folder_and_an_unknown_format(tmp_path: Path) -> None:
     refuse(FormatError, "no such file", tmp_path / "f.npz")
     refuse(FormatError, "is a folder", tmp_path)
-    (tmp_path / "f.mib").write_bytes(b"1234")
-    refuse(FormatError, r"'\.mib' is not known; give .* dtype and shape", tmp_path / "f.mib")
+    (tmp_path / "f.xyz").write_bytes(b"1234")
+    refuse(FormatError, r"'\.xyz' is not known; .* dtype and shape", tmp_path / "f.xyz")
 
 
 def test_a_missing_member_lists_those_present(tmp_path: Path) -> None:

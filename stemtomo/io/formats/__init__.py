@@ -1,0 +1,1 @@
+"""Frame files of microscopes and detectors, one module per format."""

@@ -1,0 +1,70 @@
+"""A dataset in any HDF5 file (EMD, NeXus, Hyperspy, py4DSTEM ...), named by its path in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stemtomo.errors import FormatError
+from stemtomo.io.formats.optional import open_hdf5, require
+from stemtomo.io.provenance import file_identity
+
+_LEAST_AXES = 3
+
+
+@dataclass(frozen=True)
+class Hdf5Dataset:
+    """A dataset of an HDF5 file; a :class:`stemtomo.io.formats.datasets.Handle`."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def where(self) -> str:
+        """File and dataset, for messages."""
+        return f"{self.path}[{self.name}]"
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        """Open the file and yield the dataset."""
+        with open_hdf5(self.path) as file:
+            yield file[self.name]
+
+    def identity(self) -> dict[str, Any]:
+        """Return the identity of the file, and the name of the dataset."""
+        return {**file_identity(self.path), "array": self.name}
+
+
+def find_dataset(path: Path, name: str | None = None) -> Hdf5Dataset:
+    """Return the dataset ``name`` of ``path``, or the only one that can hold frames (3 or more axes of numbers).
+
+    Raises
+    ------
+    FormatError
+        If there is no such dataset, or none was named and there are several; listing them.
+    """
+    h5py = require("h5py", path)
+    found: dict[str, Hdf5Dataset] = {}
+
+    def collect(key: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim >= _LEAST_AXES and item.dtype.kind in "iufc":
+            found[key] = Hdf5Dataset(path, key, item.shape, item.dtype)
+
+    with open_hdf5(path) as file:
+        if name is not None:
+            item = file.get(name)
+            if isinstance(item, h5py.Dataset):
+                return Hdf5Dataset(path, name, item.shape, item.dtype)
+        file.visititems(collect)
+    if name is None and len(found) == 1:
+        return next(iter(found.values()))
+    listed = ", ".join(f"{key} {list(item.shape)} {item.dtype}" for key, item in sorted(found.items())[:12])
+    said = "no dataset was named" if name is None else f"there is no dataset {name!r}"
+    raise FormatError(f"{path}: {said}; it holds {listed or 'no array of frames'}: name one as input.array")
