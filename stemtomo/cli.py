@@ -124,10 +124,16 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Say what a store holds: frames, results, units, sizes."""
+    """Say what a store holds: frames, results, units, sizes; or what arrays are in a detector's file."""
     with _clear_errors(debug):
         from stemtomo.io.store import Store
 
+        if store.exists() and not Store.is_store(store):
+            from stemtomo.io.formats.registry import contents, identify
+
+            found = {"file": str(store), "format": identify(store), "arrays": contents(store)}
+            typer.echo(json.dumps(found, indent=1) if as_json else _listed(found))
+            return
         opened = Store.open(store)
         rows = opened.info()
         if as_json:
@@ -136,6 +142,17 @@ def info(
         from stemtomo.terminal import info_table
 
         _stdout().print(info_table(opened.name, opened.tilt_count, rows))
+
+
+def _listed(found: dict[str, Any]) -> str:
+    """One line for each array of a detector's file."""
+    lines = [f"{found['file']}: {found['format']}"]
+    for row in found["arrays"]:
+        shape = " x ".join(str(length) for length in row["shape"])
+        scan = row.get("scan", ())
+        said = f", scan {scan[0]} x {scan[1]}" if scan else "" if scan == () else ", scan not said: give scan.shape"
+        lines.append(f"  {row['array'] or 'frames'}  {shape}  {row['dtype']}{said}")
+    return "\n".join(lines)
 
 
 @app.command()

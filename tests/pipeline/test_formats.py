@@ -108,6 +108,23 @@ def test_two_files_of_one_angle(frames: np.ndarray, tmp_path: Path) -> None:
         load_configuration(write(tmp_path, NAMED))
 
 
+def test_info_lists_what_a_file_holds(frames: np.ndarray, tmp_path: Path) -> None:
+    import h5py
+
+    shown = call("info", tmp_path / "tilt_30.mib")
+    assert "merlin" in shown
+    assert "frames  89 x 4 x 256  uint8, scan not said" in shown
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a/frames"], file["b"] = np.zeros((2, 3, 4, 5), "u2"), np.zeros(3)
+    found = json.loads(call("info", tmp_path / "a.h5", "--json"))
+    assert found["format"] == "hdf5"
+    assert found["arrays"] == [{"array": "a/frames", "shape": [2, 3, 4, 5], "dtype": "uint16"}]
+    (tmp_path / "a.xyz").touch()
+    result = CliRunner().invoke(cli.app, ["info", str(tmp_path / "a.xyz")])
+    assert result.exit_code == 2
+    assert "is not known; input.format can be" in result.stderr
+
+
 def test_a_dataset_of_an_hdf5_file(tmp_path: Path) -> None:
     import h5py
 

@@ -42,6 +42,20 @@ class Hdf5Dataset:
         return {**file_identity(self.path), "array": self.name}
 
 
+def datasets(path: Path) -> tuple[Hdf5Dataset, ...]:
+    """Return the datasets of ``path`` that can hold frames (3 or more axes of numbers), by name."""
+    h5py = require("h5py", path)
+    found: dict[str, Hdf5Dataset] = {}
+
+    def collect(key: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim >= _LEAST_AXES and item.dtype.kind in "iufc":
+            found[key] = Hdf5Dataset(path, key, item.shape, item.dtype)
+
+    with open_hdf5(path) as file:
+        file.visititems(collect)
+    return tuple(found[key] for key in sorted(found))
+
+
 def find_dataset(path: Path, name: str | None = None) -> Hdf5Dataset:
     """Return the dataset ``name`` of ``path``, or the only one that can hold frames (3 or more axes of numbers).
 
@@ -51,20 +65,14 @@ def find_dataset(path: Path, name: str | None = None) -> Hdf5Dataset:
         If there is no such dataset, or none was named and there are several; listing them.
     """
     h5py = require("h5py", path)
-    found: dict[str, Hdf5Dataset] = {}
-
-    def collect(key: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.ndim >= _LEAST_AXES and item.dtype.kind in "iufc":
-            found[key] = Hdf5Dataset(path, key, item.shape, item.dtype)
-
-    with open_hdf5(path) as file:
-        if name is not None:
+    if name is not None:
+        with open_hdf5(path) as file:
             item = file.get(name)
             if isinstance(item, h5py.Dataset):
                 return Hdf5Dataset(path, name, item.shape, item.dtype)
-        file.visititems(collect)
+    found = datasets(path)
     if name is None and len(found) == 1:
-        return next(iter(found.values()))
-    listed = ", ".join(f"{key} {list(item.shape)} {item.dtype}" for key, item in sorted(found.items())[:12])
+        return found[0]
+    listed = ", ".join(f"{one.name} {list(one.shape)} {one.dtype}" for one in found[:12])
     said = "no dataset was named" if name is None else f"there is no dataset {name!r}"
     raise FormatError(f"{path}: {said}; it holds {listed or 'no array of frames'}: name one as input.array")

@@ -11,12 +11,12 @@ from stemtomo.io.formats.counted import EVENTS, open_counted
 from stemtomo.io.formats.datasets import open_dataset
 from stemtomo.io.formats.dectris import is_dectris, open_dectris
 from stemtomo.io.formats.empad import open_empad
-from stemtomo.io.formats.hdf5 import find_dataset
+from stemtomo.io.formats.hdf5 import datasets, find_dataset
 from stemtomo.io.formats.merlin import open_merlin
 from stemtomo.io.formats.optional import EXTRA, open_hdf5
 from stemtomo.io.formats.records import FrameRecords, scan
-from stemtomo.io.formats.rosetta import PREFIX, find_signal, plugins
-from stemtomo.io.formats.zarrays import METADATA, find_array
+from stemtomo.io.formats.rosetta import PREFIX, find_signal, plugins, signals
+from stemtomo.io.formats.zarrays import METADATA, arrays, find_array
 from stemtomo.io.layout import CANONICAL_AXES
 
 if TYPE_CHECKING:
@@ -138,6 +138,39 @@ _RECORDS: dict[str, Callable[[Path, Options], FrameRecords]] = {
     "dectris": lambda path, options: open_dectris(path, options.channel),
     "counted": lambda path, options: open_counted(path),
 }
+
+
+def contents(path: Path, format: str | None = None) -> list[dict[str, Any]]:
+    """Return what ``path`` holds, from its headers: a row with ``array``, ``shape`` and ``dtype`` for each array.
+
+    A detector's own file is one array (frame, ky, kx); its row has ``scan`` too, (lines, frames per line), or ``None``
+    where the file does not say it.
+
+    Raises
+    ------
+    FormatError, AcquisitionError
+        If it is no file of a known format, or damaged.
+    """
+    name = identify(path, format)
+    if name in _RECORDS:
+        records = _RECORDS[name](path, Options())
+        shape = (records.count(), *records.frame_shape)
+        return [{"array": None, "shape": shape, "dtype": str(records.dtype), "scan": records.recorded_scan}]
+    found: Any
+    if name == "zarr":
+        found = arrays(path)
+    elif name == "hdf5":
+        found = datasets(path)
+    elif name.partition(":")[0] == PREFIX:
+        found = signals(path, name.partition(":")[2] or None)
+        return [
+            {"array": one.title or str(one.number), "shape": one.signal_shape, "dtype": str(one.dtype)} for one in found
+        ]
+    else:
+        raise FormatError(
+            f"{path}: NumPy and raw binary files are not listed here; numpy.load(path) shows the first two"
+        )
+    return [{"array": one.name, "shape": one.shape, "dtype": str(one.dtype)} for one in found]
 
 
 def _identify_hdf5(path: Path) -> str:

@@ -59,6 +59,15 @@ def find_array(path: Path, name: str | None = None) -> ZarrArray:
     return ZarrArray(path, name, tuple(array.shape), np.dtype(array.dtype))
 
 
+def arrays(path: Path) -> tuple[ZarrArray, ...]:
+    """Return the array that ``path`` is, or those of the group that it is."""
+    try:
+        names = sorted(key for key, _ in zarr.open_group(store=str(path), mode="r").arrays())
+    except (OSError, ValueError, KeyError):  # an array
+        return (find_array(path),)
+    return tuple(find_array(path, name) for name in names)
+
+
 def _folder(path: Path, name: str | None) -> Path:
     return path if name is None else path / name
 
