@@ -9,6 +9,7 @@ line, flyback included; of the frames, ``Nx`` and ``Ny`` are (ky, kx), as stempy
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from stemtomo.errors import AcquisitionError, FormatError
 from stemtomo.io.formats.optional import open_hdf5
+from stemtomo.io.formats.records import Run, placed
 from stemtomo.io.provenance import file_identity
 
 EVENTS = "electron_events/frames"
@@ -52,8 +54,8 @@ class CountedFrames:
     def check(self, expected: int) -> None:
         """Nothing more to check: :func:`open_counted` has compared events and positions."""
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return the frames (position, ky, kx) from ``start`` up to ``stop``, a few at a time.
+    def read(self, runs: Sequence[Run], out: np.ndarray) -> None:
+        """Fill ``out`` (position, ky, kx) with the frames of ``runs``, a few at a time.
 
         Raises
         ------
@@ -61,16 +63,15 @@ class CountedFrames:
             If an event lies outside of the detector, or a pixel has more than 65535 electrons.
         """
         pixels = math.prod(self.frame_shape)
-        out = np.zeros((stop - start, pixels), self.dtype)
         step = max(1, _PIECE_BYTES // (pixels * np.dtype(np.int64).itemsize))
         with open_hdf5(self.path) as file:
             frames = file[EVENTS]
             positions = None if self.version >= 3 else file[_POSITIONS][()].astype(np.int64)
-            for first in range(start, stop, step):
-                last = min(first + step, stop)
-                counts = self._expand(frames, positions, first, last, pixels)
-                out[first - start : last - start] = counts
-        return out.reshape(-1, *self.frame_shape)
+            for start, stop, part in placed(runs, out):
+                for first in range(start, stop, step):
+                    last = min(first + step, stop)
+                    counts = self._expand(frames, positions, first, last, pixels)
+                    part[first - start : last - start] = counts.reshape(-1, *self.frame_shape)
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from stemtomo.errors import AcquisitionError, FormatError
-from stemtomo.io.formats.records import ScannedFrames, scan
+from stemtomo.io.formats.records import Run, ScannedFrames, placed, scan
 from stemtomo.io.layout import CANONICAL_AXES, POSITION, AxisLayout, check_dtype
 
 DEFAULT_AXES = {5: CANONICAL_AXES, 4: CANONICAL_AXES[1:], 3: (POSITION, "ky", "kx")}
@@ -144,22 +145,23 @@ class DatasetRecords:
     def check(self, expected: int) -> None:
         """Nothing more to check than the number of frames."""
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return the frames (frame, ky, kx) from ``start`` up to ``stop``.
+    def read(self, runs: Sequence[Run], out: np.ndarray) -> None:
+        """Fill ``out`` (frame, ky, kx) with the frames of ``runs``.
 
         Raises
         ------
         AcquisitionError
-            If the array ends before ``stop``.
+            If the array ends before a run does.
         """
-        cuts: dict[str, Any] = {"tilt": self.tilt, POSITION: slice(start, stop)}
-        with self.handle.open() as array:
-            block = np.asarray(array[tuple(cuts.get(name, slice(None)) for name in self.axes)])
         names = [name for name in self.axes if name != "tilt"]
-        block = block.transpose([names.index(name) for name in (POSITION, "ky", "kx")])
-        if len(block) != stop - start:
-            raise AcquisitionError(f"{self.where}: ends before frame {stop - 1}; was it replaced by a shorter one?")
-        return block.astype(self.dtype, copy=False)
+        order = [names.index(name) for name in (POSITION, "ky", "kx")]
+        with self.handle.open() as array:
+            for start, stop, part in placed(runs, out):
+                cuts: dict[str, Any] = {"tilt": self.tilt, POSITION: slice(start, stop)}
+                block = np.asarray(array[tuple(cuts.get(name, slice(None)) for name in self.axes)]).transpose(order)
+                if len(block) != stop - start:
+                    raise AcquisitionError(f"{self.where}: ends before frame {stop - 1}; was it replaced?")
+                part[...] = block
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the file and array; and the tilt, if it has several."""

@@ -8,6 +8,7 @@ is missing of a virtual dataset as zeros; here a data file that is not there is 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 
 from stemtomo.errors import AcquisitionError, FormatError
 from stemtomo.io.formats.optional import open_hdf5, require
+from stemtomo.io.formats.records import Run, placed
 from stemtomo.io.layout import check_dtype
 from stemtomo.io.provenance import file_identity, fingerprint_of
 
@@ -77,31 +79,32 @@ class DectrisFrames:
                 f"{promised - count} frames are missing; copy the files again, or wait if it is still recording"
             )
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return the frames (frame, ky, kx) from ``start`` up to ``stop``.
+    def read(self, runs: Sequence[Run], out: np.ndarray) -> None:
+        """Fill ``out`` (frame, ky, kx) with the frames of ``runs``.
 
         Raises
         ------
         AcquisitionError
             If they are not there yet.
         """
-        parts = self.parts
-        if not parts or stop > parts[-1].stop:  # the acquisition has grown since it was opened
+        parts, end = self.parts, runs[-1][1]
+        if not parts or end > parts[-1].stop:  # the acquisition has grown since it was opened
             parts, _ = _parts(self.path)
-        if not parts or stop > parts[-1].stop:
-            raise AcquisitionError(f"{self.path}: frame {stop - 1} is not there; its data files end before it")
-        out = np.empty((stop - start, *self.frame_shape), self.dtype)
+        if not parts or end > parts[-1].stop:
+            raise AcquisitionError(f"{self.path}: frame {end - 1} is not there; its data files end before it")
         for part in parts:
-            first, last = max(start, part.start), min(stop, part.stop)
-            if first >= last:
-                continue
-            with open_hdf5(part.file) as file:
-                dataset = file[part.dataset]
-                index = slice(first - part.start, last - part.start)
-                out[first - start : last - start] = (
-                    dataset[index] if self.channel is None else dataset[index, self.channel]
-                )
-        return out
+            if any(start < part.stop and stop > part.start for start, stop in runs):
+                self._read_part(part, runs, out)
+
+    def _read_part(self, part: Part, runs: Sequence[Run], out: np.ndarray) -> None:
+        with open_hdf5(part.file) as file:
+            dataset = file[part.dataset]
+            for start, stop, target in placed(runs, out):
+                first, last = max(start, part.start), min(stop, part.stop)
+                if first < last:
+                    index = slice(first - part.start, last - part.start)
+                    frames = dataset[index] if self.channel is None else dataset[index, self.channel]
+                    target[first - start : last - start] = frames
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the master and of its data files."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from stemtomo.errors import AcquisitionError, FormatError
+from stemtomo.io.formats.records import Run, placed
 from stemtomo.io.provenance import file_identity
 
 _SIDE = 128
@@ -68,25 +70,24 @@ class EmpadFrames:
                 f"{self.promised - frames} frames are missing; copy the file again if it is cut off"
             )
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return the frames (frame, ky, kx) from ``start`` up to ``stop``, read in pieces through one buffer.
+    def read(self, runs: Sequence[Run], out: np.ndarray) -> None:
+        """Fill ``out`` (frame, ky, kx) with the frames of ``runs``, read in pieces through one buffer.
 
         Raises
         ------
         AcquisitionError
-            If the file ends before ``stop``.
+            If the file ends before a run does.
         """
-        out = np.empty((stop - start, _SIDE, _SIDE), self.dtype)
         step = max(1, _PIECE_BYTES // _RECORD_BYTES)
         buffer = np.empty((min(step, len(out)), _ROWS, _SIDE), _FILE_DTYPE)
         with self.raw.open("rb", buffering=0) as stream:
-            stream.seek(start * _RECORD_BYTES)
-            for done in range(0, len(out), step):
-                piece = buffer[: min(step, len(out) - done)]
-                if stream.readinto(piece.reshape(-1).view(np.uint8).data) != piece.nbytes:
-                    raise AcquisitionError(f"{self.raw}: ends before frame {stop - 1}; copy the file again")
-                out[done : done + len(piece)] = piece[:, :_SIDE]
-        return out
+            for start, stop, part in placed(runs, out):
+                stream.seek(start * _RECORD_BYTES)
+                for done in range(0, len(part), step):
+                    piece = buffer[: min(step, len(part) - done)]
+                    if stream.readinto(piece.reshape(-1).view(np.uint8).data) != piece.nbytes:
+                        raise AcquisitionError(f"{self.raw}: ends before frame {stop - 1}; copy the file again")
+                    part[done : done + len(piece)] = piece[:, :_SIDE]
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the .raw."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from stemtomo.errors import AcquisitionError, FormatError
+from stemtomo.io.formats.records import Run, placed
 from stemtomo.io.provenance import file_identity, fingerprint_of
 
 _CHIP_PIXELS = 256
@@ -128,25 +130,24 @@ class MerlinFrames:
                 f"{expected - before} frames are missing; copy the file again, or correct scan.shape"
             )
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return the frames (frame, ky, kx) from ``start`` up to ``stop``, read in pieces through one buffer.
+    def read(self, runs: Sequence[Run], out: np.ndarray) -> None:
+        """Fill ``out`` (frame, ky, kx) with the frames of ``runs``, read in pieces through one buffer.
 
         Raises
         ------
         AcquisitionError
-            If the files end before ``stop``, or sequence numbers jump.
+            If the files end before a run does, or sequence numbers jump.
         """
-        out = np.empty((stop - start, *self.frame_shape), self.dtype)
         before = 0
         for file in self.files:
             frames = file.stat().st_size // self.header.record_bytes
-            first, last = max(start, before), min(stop, before + frames)
-            if first < last:
-                self._read_file(file, first - before, out[first - start : last - start])
+            for start, stop, part in placed(runs, out):
+                first, last = max(start, before), min(stop, before + frames)
+                if first < last:
+                    self._read_file(file, first - before, part[first - start : last - start])
             before += frames
-        if stop > before:
-            raise AcquisitionError(f"{self.where}: ends after frame {before}, frame {stop - 1} was asked for")
-        return out
+        if runs[-1][1] > before:
+            raise AcquisitionError(f"{self.where}: ends after frame {before}, frame {runs[-1][1] - 1} was asked for")
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the file, or of all files of the acquisition."""

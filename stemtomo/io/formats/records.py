@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from stemtomo.errors import AcquisitionError, FormatError
+
+Run = tuple[int, int]
+"""First frame and last + 1 of frames that follow one another."""
+
+
+def placed(runs: Sequence[Run], out: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield start and stop of each run, and the part of ``out`` that is its own."""
+    filled = 0
+    for start, stop in runs:
+        yield start, stop, out[filled : filled + stop - start]
+        filled += stop - start
 
 
 class FrameRecords(Protocol):
@@ -49,8 +60,8 @@ class FrameRecords(Protocol):
         """Return the number of whole frames from the first on, as the files are now."""
         ...
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return the frames (frame, ky, kx) from ``start`` up to ``stop``."""
+    def read(self, runs: Sequence[Run], out: np.ndarray) -> None:
+        """Fill ``out`` (frame, ky, kx) with the frames of ``runs``, one run after another; a file is opened once."""
         ...
 
     def check(self, expected: int) -> None:
@@ -96,7 +107,7 @@ class Raster:
         lines, rest = divmod(max(0, frames - self.skip), self.shape_yx[1] + self.flyback)
         return min(lines * self.shape_yx[1] + min(rest, self.shape_yx[1]), math.prod(self.shape_yx))
 
-    def runs(self, y0: int, y1: int, x0: int, x1: int) -> Iterator[tuple[int, int]]:
+    def runs(self, y0: int, y1: int, x0: int, x1: int) -> Iterator[Run]:
         """Yield the first and last + 1 frame of each unbroken run of a block of positions."""
         line = self.shape_yx[1] + self.flyback
         if x0 == 0 and x1 == line:
@@ -185,12 +196,9 @@ class ScannedFrames:
         x1 = self.raster.shape_yx[1] if x1 is None else x1
         runs = list(self.raster.runs(y0, y1, x0, x1))
         shape = (y1 - y0, x1 - x0, *self.records.frame_shape)
-        if len(runs) == 1:
-            return self.records.read(*runs[0]).reshape(shape)
-        block = np.empty(shape, self.dtype)
-        for row, run in zip(block, runs, strict=True):
-            row[...] = self.records.read(*run)
-        return block
+        block = np.empty((math.prod(shape[:2]), *shape[2:]), self.dtype)
+        self.records.read(runs, block)
+        return block.reshape(shape)
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the files and of the scan seen in them."""
