@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -132,3 +133,35 @@ class ArrayFile:
             f"{self.where}: is truncated: {self.path.stat().st_size} bytes, {needed} expected for "
             f"{list(self.layout.shape)} {self.file_dtype}; copy the file again"
         )
+
+
+@dataclass(frozen=True)
+class MappedArray:
+    """An uncompressed array as :mod:`stemtomo.io.formats.datasets` takes it; mapped only where it is read."""
+
+    path: Path
+    where: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset_bytes: int
+    order: Literal["C", "F"]
+    array: str | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[np.ndarray]:
+        """Yield the array, paged in by the system.
+
+        Raises
+        ------
+        FormatError
+            If the file is shorter than the array.
+        """
+        needed = self.offset_bytes + math.prod(self.shape) * self.dtype.itemsize
+        found = self.path.stat().st_size
+        if found < needed:
+            raise FormatError(f"{self.where}: is truncated: {found} bytes, {needed} expected; copy the file again")
+        yield np.memmap(self.path, self.dtype, "r", self.offset_bytes, self.shape, self.order)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the identity of the file, and the name of the array."""
+        return {**file_identity(self.path), "array": self.array, "offset_bytes": self.offset_bytes}

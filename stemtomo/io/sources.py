@@ -18,10 +18,11 @@ import numpy as np
 from stemtomo.errors import AcquisitionError, FormatError
 from stemtomo.io.archive import StreamedMember, array_header, member_names, member_offset, open_member
 from stemtomo.io.formats import registry
+from stemtomo.io.formats.datasets import open_dataset
 from stemtomo.io.formats.records import ScannedFrames
 from stemtomo.io.formats.tilts import TiltFiles, stack
 from stemtomo.io.layout import CANONICAL_AXES, AxisLayout, check_dtype
-from stemtomo.io.raw import ArrayFile
+from stemtomo.io.raw import ArrayFile, MappedArray
 
 Shape = tuple[int, int, int, int, int]
 
@@ -138,22 +139,18 @@ def _open_one(
     if name not in ("npy", "npz", "raw"):
         opened = registry.open_format(name, path, options)
         return stack(opened) if isinstance(opened, tuple) else opened
-    if options.channel is not None or options.skip or options.flyback:
-        raise FormatError(
-            f"{path}: input.channel, input.skip and input.flyback are for detectors' own files, HDF5 and Zarr; cut the "
-            "array instead (raw binary: offset_bytes)"
-        )
+    if options.channel is not None:
+        raise FormatError(f"{path}: input.channel is for DECTRIS files with several thresholds, not for {name}")
     if name in ("npz", "npy"):
-        open_array = _open_npz if name == "npz" else _open_npy
-        return open_array(path, options.array, options.axes, options.scan_shape)
-    if options.array is not None:
-        raise FormatError(f"{path}: array {options.array!r} was named, but raw binary has no named arrays")
-    if dtype is None or shape is None:
-        raise FormatError(f"{path}: raw binary needs dtype and shape")
-    file_dtype = _parse_dtype(path, dtype)
-    return _raw(
-        path, str(path), options.axes, options.scan_shape, file_dtype, tuple(shape), offset_bytes, fortran=False
-    )
+        opened = (_open_npz if name == "npz" else _open_npy)(path, options)
+    else:
+        if options.array is not None:
+            raise FormatError(f"{path}: array {options.array!r} was named, but raw binary has no named arrays")
+        if dtype is None or shape is None:
+            raise FormatError(f"{path}: raw binary needs dtype and shape")
+        file_dtype = _parse_dtype(path, dtype)
+        opened = _raw(path, str(path), options, file_dtype, tuple(shape), offset_bytes, fortran=False)
+    return stack(opened) if isinstance(opened, tuple) else opened
 
 
 def check_complete(source: FrameSource) -> None:
@@ -180,8 +177,8 @@ def check_complete(source: FrameSource) -> None:
         )
 
 
-def _open_npz(path: Path, array: str | None, axes: tuple[str, ...], scan_shape: tuple[int, int] | None) -> FrameSource:
-    names = member_names(path)
+def _open_npz(path: Path, options: registry.Options) -> FrameSource | tuple[FrameSource, ...]:
+    names, array = member_names(path), options.array
     if array is None and len(names) == 1:
         array = names[0]
     if array not in names:
@@ -200,31 +197,37 @@ def _open_npz(path: Path, array: str | None, axes: tuple[str, ...], scan_shape: 
         )
     if info.compress_type == zipfile.ZIP_STORED:
         offset = member_offset(path, info) + header_bytes
-        return _raw(path, where, axes, scan_shape, dtype, shape, offset, fortran, array)
-    return StreamedMember(path, array, _layout(where, axes, shape, scan_shape, fortran), dtype)
+        return _raw(path, where, options, dtype, shape, offset, fortran, array)
+    if options.skip or options.flyback:
+        raise FormatError(
+            f"{where}: is compressed; input.skip and input.flyback need numpy.savez, not savez_compressed"
+        )
+    return StreamedMember(path, array, _layout(where, options.axes, shape, options.scan_shape, fortran), dtype)
 
 
-def _open_npy(path: Path, array: str | None, axes: tuple[str, ...], scan_shape: tuple[int, int] | None) -> FrameSource:
-    if array is not None:
-        raise FormatError(f"{path}: array {array!r} was named, but an .npy holds one array without a name")
+def _open_npy(path: Path, options: registry.Options) -> FrameSource | tuple[FrameSource, ...]:
+    if options.array is not None:
+        raise FormatError(f"{path}: array {options.array!r} was named, but an .npy holds one array without a name")
     with path.open("rb") as stream:
         shape, fortran, dtype, header_bytes = array_header(stream, str(path))
     check_dtype(str(path), dtype)
-    return _raw(path, str(path), axes, scan_shape, dtype, shape, header_bytes, fortran)
+    return _raw(path, str(path), options, dtype, shape, header_bytes, fortran)
 
 
 def _raw(
     path: Path,
     where: str,
-    axes: tuple[str, ...],
-    scan_shape: tuple[int, int] | None,
+    options: registry.Options,
     dtype: np.dtype,
     shape: tuple[int, ...],
     offset_bytes: int,
     fortran: bool,
     array: str | None = None,
-) -> ArrayFile:
-    layout = _layout(where, axes, shape, scan_shape, fortran)
+) -> FrameSource | tuple[FrameSource, ...]:
+    if options.skip or options.flyback:  # frames in one row
+        handle = MappedArray(path, where, shape, dtype, offset_bytes, "F" if fortran else "C", array)
+        return open_dataset(handle, options.axes, options.scan_shape, options.skip, options.flyback)
+    layout = _layout(where, options.axes, shape, options.scan_shape, fortran)
     return ArrayFile(path, where, layout, dtype, offset_bytes, array)
 
 

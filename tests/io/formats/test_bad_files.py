@@ -322,3 +322,13 @@ def test_double_and_unreadable_angles_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tilt_10.0.mib").rename(tmp_path / "tilt_ten.mib")
     with pytest.raises(AcquisitionError, match="'ten' is no angle"):
         files_by_angle(tmp_path / "tilt_{theta}.mib")
+
+
+def test_a_row_of_frames_in_an_array_that_does_not_fit_or_is_compressed(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"axes": ("position", "ky", "kx"), "scan_shape": SCAN, "flyback": 1}
+    np.save(tmp_path / "a.npy", np.zeros((16, 5, 6), "u2"))
+    refuse(AcquisitionError, r"holds 16 frames, .* flyback 1 has 15: 1 frames too many", tmp_path / "a.npy", **options)
+    truncate(tmp_path / "a.npy", 900)
+    refuse(FormatError, "is truncated: 900 bytes, 1088 expected", tmp_path / "a.npy", **options)
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros((15, 5, 6), "u2"))
+    refuse(FormatError, "is compressed; input.skip and input.flyback need numpy.savez", tmp_path / "a.npz", **options)

@@ -142,6 +142,21 @@ def test_frames_before_the_scan_and_after_each_line_are_left_out(last_flyback: b
     check(open_frames(tmp_path / "a.mib", scan_shape=SCAN, skip=2, flyback=2), expected)
 
 
+@pytest.mark.parametrize("kind", ["npy", "fortran", "npz", "raw"])
+def test_a_row_of_frames_in_plain_arrays(kind: str, tmp_path: Path) -> None:
+    frames = files.counts((2 + 3 * (4 + 1), 5, 6), 200).astype("u2")
+    path, options = tmp_path / f"a.{'npy' if kind == 'fortran' else kind}", {}
+    if kind == "raw":
+        path.write_bytes(b"x" + frames.astype(">u2").tobytes())
+        options = {"dtype": ">u2", "shape": frames.shape, "offset_bytes": 1}
+    elif kind == "npz":
+        np.savez(path, a=frames)
+    else:
+        np.save(path, np.asfortranarray(frames) if kind == "fortran" else frames)
+    source = open_frames(path, axes=("position", "ky", "kx"), scan_shape=SCAN, skip=2, flyback=1, **options)
+    check(source, frames[2:].reshape(3, 5, 5, 6)[:, :4])
+
+
 @pytest.mark.parametrize("kind", ["hdf5", "zarr"])
 def test_a_named_array_with_axes_in_any_order(kind: str, tmp_path: Path) -> None:
     frames = files.counts((*SCAN, 5, 6), 200).astype(">u2" if kind == "hdf5" else "u2")
