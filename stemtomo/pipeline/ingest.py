@@ -18,6 +18,7 @@ from stemtomo.errors import AcquisitionError, StoreError
 from stemtomo.geometry import Detector, Optics, Scan, TiltSeries
 from stemtomo.io.archive import StreamedMember
 from stemtomo.io.durable import free_bytes, human_bytes, stored_bytes
+from stemtomo.io.formats.registry import read_overhead_bytes
 from stemtomo.io.frames import FRAMES, shard_count, shard_file, shard_regions, shard_shape
 from stemtomo.io.layout import check_values
 from stemtomo.io.provenance import Provenance, fingerprint_of
@@ -157,7 +158,7 @@ def plan_ingest(source: FrameSource, settings: IngestSettings | None = None) -> 
     return PlanRow(
         stage=STAGE,
         tasks=1 if streamed else count,
-        bytes_per_task=_COPIES_IN_A_TASK * shard_bytes,
+        bytes_per_task=_COPIES_IN_A_TASK * shard_bytes + read_overhead_bytes(source),
         bytes_read=source.path.stat().st_size if streamed else total,
         bytes_written=total,
         resident_bytes=source.buffer_bytes(shards[0]) if isinstance(source, StreamedMember) else 0,

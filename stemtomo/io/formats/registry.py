@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stemtomo.errors import FormatError
 from stemtomo.io.formats.counted import EVENTS, open_counted
-from stemtomo.io.formats.datasets import open_dataset
+from stemtomo.io.formats.datasets import DatasetFrames, DatasetRecords, open_dataset
 from stemtomo.io.formats.dectris import is_dectris, open_dectris
 from stemtomo.io.formats.empad import open_empad
 from stemtomo.io.formats.hdf5 import datasets, find_dataset
 from stemtomo.io.formats.merlin import open_merlin
 from stemtomo.io.formats.optional import EXTRA, open_hdf5
-from stemtomo.io.formats.records import FrameRecords, scan
-from stemtomo.io.formats.rosetta import PREFIX, find_signal, plugins, signals
+from stemtomo.io.formats.records import FrameRecords, ScannedFrames, scan
+from stemtomo.io.formats.rosetta import PREFIX, Signal, find_signal, plugins, signals
+from stemtomo.io.formats.tilts import TiltFiles
 from stemtomo.io.formats.zarrays import METADATA, arrays, find_array
 from stemtomo.io.layout import CANONICAL_AXES
 
@@ -138,6 +140,17 @@ _RECORDS: dict[str, Callable[[Path, Options], FrameRecords]] = {
     "dectris": lambda path, options: open_dectris(path, options.channel),
     "counted": lambda path, options: open_counted(path),
 }
+
+
+def read_overhead_bytes(source: FrameSource) -> int:
+    """Bytes that each read of ``source`` holds beside its block: the whole signal, where RosettaSciIO is not lazy."""
+    if isinstance(source, TiltFiles):
+        return read_overhead_bytes(source.sources[0])
+    holder = source.records if isinstance(source, ScannedFrames) else source
+    handle = holder.handle if isinstance(holder, DatasetFrames | DatasetRecords) else None
+    if not isinstance(handle, Signal) or handle.lazy:
+        return 0
+    return math.prod(handle.shape) * handle.dtype.itemsize
 
 
 def contents(path: Path, format: str | None = None) -> list[dict[str, Any]]:

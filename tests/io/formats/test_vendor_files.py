@@ -93,6 +93,13 @@ def test_merlin_rows_are_those_of_the_file_where_rosettasciio_turns_them() -> No
     np.testing.assert_array_equal(ours, theirs[..., ::-1, :])
 
 
+def test_a_reader_that_is_not_lazy_counts_the_whole_signal_for_each_task() -> None:
+    eager = open_frames(FILES / "pantarhei" / "panta_rhei_sample.prz")
+    lazy = open_frames(FILES / "mrc" / "20241021_00405_movie.mrc")
+    assert registry.read_overhead_bytes(eager) == 16 * 16 * 2
+    assert registry.read_overhead_bytes(lazy) == 0
+
+
 def test_a_dataset_named_by_its_path_is_read_without_the_extra_reader() -> None:
     import h5py
 
