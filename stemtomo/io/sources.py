@@ -19,8 +19,7 @@ from stemtomo.errors import AcquisitionError, FormatError
 from stemtomo.io.archive import StreamedMember, array_header, member_names, member_offset, open_member
 from stemtomo.io.formats import registry
 from stemtomo.io.formats.datasets import open_dataset
-from stemtomo.io.formats.records import ScannedFrames
-from stemtomo.io.formats.tilts import TiltFiles, stack
+from stemtomo.io.formats.tilts import stack
 from stemtomo.io.layout import CANONICAL_AXES, AxisLayout, check_dtype
 from stemtomo.io.raw import ArrayFile, MappedArray
 
@@ -70,6 +69,15 @@ class FrameSource(Protocol):
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this source from another: the file's name, size, mtime, ends; axes, shape and dtype."""
+        ...
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A source that knows more of its files than a count: which one is short, lost frames, frames that are cut."""
+
+    def check(self) -> None:
+        """Check that a finished acquisition is whole; raise AcquisitionError otherwise."""
         ...
 
 
@@ -161,7 +169,7 @@ def check_complete(source: FrameSource) -> None:
     AcquisitionError
         With both counts, if frames are missing or left over.
     """
-    if isinstance(source, ScannedFrames | TiltFiles):
+    if isinstance(source, Checked):
         source.check()
         return
     ready, expected = source.ready(), source.n_expected

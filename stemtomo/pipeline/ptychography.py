@@ -27,6 +27,9 @@ from stemtomo.pipeline.progress import Progress, Silent
 
 GROUP = "ptychography"
 
+#: Share of the incident electrons that a detector may count: it misses some, and gains are known to some percent.
+_LEAST_COUNTED, _MOST_COUNTED = 0.25, 1.2
+
 
 def ptychography(
     store: Store,
@@ -177,7 +180,7 @@ def _reconstruct(job: _Job) -> float:
     scan, detector, optics = store.scan(job.tilt), store.detector(job.tilt), store.optics(job.tilt)
     counts = load_counts(store, job.tilt)
     place = backend.to_device if backend.gpu_available() else np.asarray
-    electrons = settings.electrons_per_pattern or float(counts.sum(axis=(1, 2), dtype=np.float64).mean())
+    electrons = _incident_electrons(store, job.tilt, counts, settings)
     grid = grid_of(scan, detector)
     probe = probe_wave(
         optics,
@@ -205,6 +208,23 @@ def _reconstruct(job: _Job) -> float:
     dataset = _dataset(state, model, [loss / pixels for loss in losses], settings, optics)
     store.write(job.group, dataset, job.provenance)
     return losses[-1] / pixels
+
+
+def _incident_electrons(store: Store, tilt: int, counts: np.ndarray, settings: PtychographySettings) -> float:
+    """Return the electrons of the first probe: those that were said to come in, or the mean that was counted.
+
+    A probe that starts at another scale than the counts converges to nothing, so a dose that cannot be is refused.
+    """
+    counted = float(counts.sum(axis=(1, 2), dtype=np.float64).mean())
+    said = settings.electrons_per_pattern
+    if said is None:
+        return counted
+    if not _LEAST_COUNTED * said <= counted <= _MOST_COUNTED * said:
+        raise ConfigurationError(
+            f"{store.path}: electrons_per_pattern is {said:g}, but tilt {tilt} counts {counted:g} per pattern on"
+            " average; give the incident electrons in the unit of the frames, or leave the dose out"
+        )
+    return said
 
 
 def _dataset(

@@ -89,6 +89,13 @@ def test_a_pattern_without_electrons_is_named(tmp_path):
         ptychography(store, SETTINGS)
 
 
+@pytest.mark.parametrize("electrons", [2e3, 2e5])
+def test_a_dose_that_the_counts_contradict_is_refused(tmp_path, electrons):
+    store = make_series(tmp_path / "tiny.zarr", tilts=1, electrons=2e4)
+    with pytest.raises(ConfigurationError, match=r"electrons_per_pattern is 2.*, but tilt 0 counts 2"):
+        ptychography(store, SETTINGS.model_copy(update={"electrons_per_pattern": electrons}))
+
+
 def test_a_store_without_frames_says_so(tmp_path):
     with pytest.raises(StoreError, match="ingest"):
         projections(Store.create(tmp_path / "empty.zarr", "empty"))

@@ -185,27 +185,3 @@ def test_a_folder_that_is_not_a_store_is_left_alone(toml, tmp_path):
     with pytest.raises(StoreError, match="not a store"):
         run(load_configuration(toml))
     assert (tmp_path / "series.zarr" / "mine.txt").read_text() == "keep"
-
-
-@pytest.mark.heavy
-@pytest.mark.skipif(not DATA.is_dir(), reason="the reference data are not here (STEMTOMO_DATA)")
-def test_the_core_shell_example_ends_with_every_atom_in_its_place(tmp_path):
-    data = DATA / "cuau_tilt"
-    given = [
-        f"input.path={data / 'data.npz'}",
-        f"series.store={tmp_path / 's.zarr'}",
-        f"score.truth={data / 'truth.npz'}",
-    ]
-    numbers = run(load_configuration(EXAMPLES / "cuau_tilt.toml", given))
-    assert min(numbers[key] for key in ("recall", "precision", "species_accuracy")) >= 0.99
-    assert numbers["rmsd_pm"] <= 4
-
-
-@pytest.mark.heavy
-@pytest.mark.skipif(not DATA.is_dir(), reason="the reference data are not here (STEMTOMO_DATA)")
-def test_the_periodic_example_ends_with_a_volume(tmp_path):
-    given = [f"input.path={DATA / 'mset_cuau' / 'data4d.npz'}", f"series.store={tmp_path / 's.zarr'}"]
-    numbers = run(load_configuration(EXAMPLES / "mset_cuau.toml", given), until="tomography")
-    volume = Store.open(numbers["store"]).read("volume")["potential"]
-    assert volume.shape == (24, 24, 24)
-    assert float(volume.std()) > 0

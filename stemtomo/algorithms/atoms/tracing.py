@@ -6,6 +6,7 @@ columns x, y, z in Å from there.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +21,15 @@ _BRIGHT_PERCENTILE = 95.0
 #: Radius of the integrated sphere in half minimum distances: a smaller one sees less of the streaks that a missing
 #: wedge draws beside atoms, a larger one less noise.
 _INTEGRATED_PART = 0.75
-#: The faintest level is looked for within these factors of the nominal one, in a histogram smoothed by this share of
-#: the bright level, and where counts rise again to this factor and number above their minimum.
-_VALLEY_FROM, _VALLEY_TO, _VALLEY_WIDTH, _VALLEY_RISE = 1 / 1.5, 3.0, 0.02, (2.0, 3.0)
+#: Intensities relative to the bright level at which the histogram is looked at, and the width it is smoothed by.
+_GRID = np.linspace(0.0, 1.0, 201)
+_SMOOTHING = 0.02
+#: The tail of the noise is fitted from where its density has fallen to the first of these shares of its peak, to the
+#: second; atoms begin where it predicts between the first and second share of false ones among all that are brighter.
+_TAIL = (0.5, 0.05)
+_FALSE_SHARE = (0.1, 0.003)
+#: A valley is lower than the first share of what lies below it; a rise is this many square roots above a minimum.
+_DEEP, _RISE = 0.5, 2.5
 
 
 @dataclass(frozen=True)
@@ -180,24 +187,62 @@ def bright_level(integrated: np.ndarray, threshold: float) -> float:
 def faintest_level(integrated: np.ndarray, threshold: float) -> float:
     """Return the intensity that separates atoms from other maxima among ``integrated`` (n,).
 
-    It is the first valley of the smoothed histogram of intensities near ``threshold`` times the :func:`bright_level`,
-    between the falling tail of noise and streaks and the rise of the faintest atoms; where there is no valley, it is
-    ``threshold`` times the bright level itself.
+    Maxima of noise have a density that falls about exponentially with intensity; where its fitted tail predicts few
+    false maxima among all that are brighter, atoms begin, and the level is the emptiest place there, or at any rate
+    between half of ``threshold`` and ``threshold`` times the :func:`bright_level`; without a valley it is the latter.
+    So a faint species next to the noise is kept, and a valley between two species is not the end of the atoms.
     """
     bright = bright_level(integrated, threshold)
     if bright <= 0:
         return 0.0
-    grid = np.linspace(_VALLEY_FROM * threshold, _VALLEY_TO * threshold, 101)
-    near = integrated[(integrated > 0) & (integrated < (_VALLEY_TO + 1) * threshold * bright)] / bright
-    density = np.exp(-0.5 * ((grid[:, None] - near) / _VALLEY_WIDTH) ** 2).sum(axis=1)
-    lowest = np.minimum.accumulate(density)
-    risen = density > _VALLEY_RISE[0] * lowest + _VALLEY_RISE[1]
-    if not risen.any():
+    relative = integrated[integrated > 0] / bright
+    density = np.exp(-0.5 * ((_GRID[:, None] - relative) / _SMOOTHING) ** 2).sum(axis=1)
+    low, high = _end_of_noise(relative, density, threshold)
+    first = int(np.searchsorted(_GRID, max(low, threshold / 2)))
+    last = int(np.searchsorted(_GRID, max(high, threshold), side="right"))
+    lowest = first + int(np.argmin(density[first : min(last, first + _first_rise(density[first:]))]))
+    if density[lowest] > _DEEP * density[: lowest + 1].max():
         return threshold * bright
-    # The middle of the valley's floor: all that is as low as a count of one above the minimum before the rise.
-    before = density[: int(np.argmax(risen))]
-    floor = np.flatnonzero(before <= before.min() + 1)
-    return float(grid[floor].mean() * bright)
+    # Downhill from there, then the middle of the valley's floor: all that is as low as a count of one above its lowest.
+    while lowest + 1 < len(density) and density[lowest + 1] <= density[lowest]:
+        lowest += 1
+    floor = density <= density[lowest] + 1
+    start = lowest - int(np.argmin(np.append(floor[first : lowest + 1][::-1], False))) + 1
+    stop = lowest + int(np.argmin(np.append(floor[lowest:], False)))
+    return float(_GRID[start:stop].mean() * bright)
+
+
+def _first_rise(density: np.ndarray) -> int:
+    """Return where ``density`` first stands clearly, beyond counting noise, above what it was before; or its length."""
+    lowest = np.minimum.accumulate(density)
+    return int(np.argmax(np.append(density > lowest + _RISE * np.sqrt(lowest) + 1, True)))
+
+
+def _end_of_noise(relative: np.ndarray, density: np.ndarray, threshold: float) -> tuple[float, float]:
+    """Return the intensities above which noise makes a tenth and 0.3 % of the maxima; zeros without a tail to fit.
+
+    A peak counts as noise if it lies below half of ``threshold``; the peak of a faint species does not.
+    """
+    faint = int(np.searchsorted(_GRID, threshold / 2))
+    peak = int(np.argmax(density[:faint]))
+    onwards = density[peak:]
+    # Where the density rises again, something else than noise begins.
+    rises = _first_rise(onwards)
+    fallen = [int(np.argmax(np.append(onwards < share * density[peak], True))) for share in _TAIL]
+    tail = slice(peak + fallen[0], peak + min(fallen[1], rises))
+    if density[peak] < 1 or tail.stop - tail.start < 3 or _GRID[tail.start] > threshold:
+        return 0.0, 0.0
+    slope, offset = np.polyfit(_GRID[tail], np.log(density[tail]), 1)
+    if slope >= 0:
+        return 0.0, 0.0
+    # A density of one on the grid stands for 1 / (sqrt(2 pi) width) maxima per unit of intensity.
+    noise = np.exp(offset + slope * _GRID) / (math.sqrt(2 * math.pi) * _SMOOTHING) / -slope
+    above = len(relative) - np.searchsorted(np.sort(relative), _GRID)
+    ends = []
+    for share in _FALSE_SHARE:
+        clean = noise <= share * np.maximum(above, 1)
+        ends.append(float(_GRID[int(np.argmax(clean))]) if clean.any() else 1.0)
+    return ends[0], ends[1]
 
 
 def separate(positions: np.ndarray, strength: np.ndarray, minimum_distance: float) -> np.ndarray:

@@ -101,6 +101,14 @@ def test_the_valley_is_that_below_the_lightest_species():
     assert noise.max() < tracing.faintest_level(everything, 0.25) < light.min()
 
 
+def test_a_light_species_that_touches_the_noise_is_kept():
+    rng = np.random.default_rng(6)
+    noise, light, heavy = rng.exponential(4.5, 3300), rng.normal(66, 16, 79), rng.normal(232, 18, 218)
+    level = tracing.faintest_level(np.concatenate([noise, light, heavy]), 0.25)
+    assert (light > level).mean() > 0.9
+    assert (noise > level).sum() < 0.02 * 297
+
+
 def test_the_threshold_stays_where_intensities_leave_no_gap():
     everything = np.concatenate([np.linspace(1, 150, 3000), np.full(3000, 200.0)])
     assert tracing.faintest_level(everything, 0.25) == pytest.approx(50)
