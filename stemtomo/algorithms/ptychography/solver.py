@@ -109,10 +109,11 @@ def gradients(state: State, model: Model, counts: Array, batch: np.ndarray, mask
     probe_gradient = xp.zeros_like(state.probe)
     loss = 0.0
     chunk = max(1, CHUNK_BYTES // state.probe.nbytes)
+    alike = probes_at(state.probe, model.grid, batch[:chunk]) if model.grid.on_pixels else None
     for start in range(0, len(batch), chunk):
         where = batch[start : start + chunk]
         corners = to_device_of(model.grid.corners[where], state.probe)
-        probes = probes_at(state.probe, model.grid, where)
+        probes = probes_at(state.probe, model.grid, where) if alike is None else alike[: len(where)]
         patches.illuminate(probes, corners, illumination)
         spectra, incident = multislice.forward(probes, transmission, corners, model.propagators)
         loss += float(patches.residual(spectra, _measured(counts, where, mask, spectra), model.loss).sum())
@@ -177,7 +178,13 @@ def solve(
 
 def transmission_of(state: State) -> Array:
     """Return t = exp(i u), (slice, Y, X), in the probe's precision."""
-    return array_namespace(state.phase).exp(1j * state.phase).astype(state.probe.dtype)
+    xp = array_namespace(state.phase)
+    if xp.iscomplexobj(state.phase):
+        return xp.exp(1j * state.phase).astype(state.probe.dtype)
+    # Real sine and cosine are vector instructions where a complex exponential is not.
+    transmission = xp.empty(state.phase.shape, dtype=state.probe.dtype)
+    transmission.real, transmission.imag = xp.cos(state.phase), xp.sin(state.phase)
+    return transmission
 
 
 def patterns(state: State, model: Model, where: np.ndarray) -> Array:
