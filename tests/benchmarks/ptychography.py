@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.windows import object_grid
+from stemtomo.backend import CACHE_BYTES
 from stemtomo.geometry import Detector, Optics, Scan
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.probe import probe_wave
@@ -90,7 +91,7 @@ def transforms(model: solver.Model) -> int:
 def fft_floor(model: solver.Model) -> float:
     """Return the processor seconds of these FFTs alone, by scipy.fft, in place and in the cache."""
     edge = model.grid.window_yx
-    batch = max(1, solver.CHUNK_BYTES // (8 * edge[0] * edge[1]))
+    batch = max(1, CACHE_BYTES // (8 * edge[0] * edge[1]))
     waves = np.random.default_rng(0).normal(size=(batch, *edge)).astype(np.complex64)
     rounds = max(1, transforms(model) // batch)
 
