@@ -50,7 +50,7 @@ def require_contiguous(kernel: str, arguments: Sequence[Array | int | float]) ->
         Naming the first array that is strided.
     """
     for number, argument in enumerate(arguments):
-        if getattr(argument, "shape", ()) and not argument.flags.c_contiguous:
+        if not isinstance(argument, (int, float)) and not argument.flags.c_contiguous:
             raise ValueError(
                 f"argument {number} of the kernel {kernel}, an array of shape {argument.shape}, is not C-contiguous;"
                 " copy it with ascontiguousarray first"

@@ -68,17 +68,15 @@ def kernel_rows(edge: int = 256) -> list[Row]:
     weights = virtual_weights(streaming.OPTICS, streaming.DETECTOR)
     table_of_atoms = np.random.default_rng(0).uniform(20, edge - 20, (4, 20000)).astype(np.float32)
     table_of_atoms[2:] = np.array([[1.0], [1.5]])
-    rows = []
+    rows, whole, image_window = [], where.whole_volume, where.whole_image
     for name, place in (("GPU", backend.to_device), ("one core", np.asarray)):
         there, shots, masks, image = map(place, (volume, frames, weights, np.zeros((edge, edge), np.float32)))
         parameters = [place(np.ascontiguousarray(column)) for column in table_of_atoms]
-        images = project(where, there, where.whole_volume, where.whole_image)
+        images = project(where, there, whole, image_window)
         per = 1e9 / (len(where) * edge**3)
         works: dict[str, tuple[Callable[[], Any], float, str]] = {
-            "project": (lambda v=there: project(where, v, where.whole_volume, where.whole_image), per, "ns/voxel-angle"),
-            "back-project": (
-                lambda i=images: backproject(where, i, where.whole_image, where.whole_volume), per, "ns/voxel-angle"
-            ),
+            "project": (lambda v=there: project(where, v, whole, image_window), per, "ns/voxel-angle"),
+            "back-project": (lambda i=images: backproject(where, i, image_window, whole), per, "ns/voxel-angle"),
             "masks": (lambda f=shots, w=masks: frame_sums(f, w), 1e9 / frames.nbytes, "s/GB"),
             "atoms": (lambda i=image, p=parameters: atoms.render(i, *p, 8), 1e9 / 20000, "ns/atom"),
         }  # fmt: skip

@@ -10,7 +10,7 @@ python=${PYTHON:-python3}
 out=${OUT:-gpu-results}
 mkdir -p "$out"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader | tee "$out/gpu.txt"
+command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader | tee "$out/gpu.txt"
 if ! "$python" -c "import sys, stemtomo.backend as b; sys.exit(not b.gpu_available())"; then
   echo "gpu.sh: CuPy is missing or sees no GPU; pip install '.[cuda]' and check nvidia-smi" >&2
   exit 2
