@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from stemtomo.physics.projection import TiltGeometry, backproject, project, rend
 from stemtomo.pipeline.config import TomographySettings
 from stemtomo.pipeline.tomography import Problem, reconstruct
 from tests.benchmarks.measure import Row, cost_row, cpu_seconds
+from tests.data import FOLDER
 
 ANGLES_DEG = tuple(range(-70, 71, 4))
 _LANES = 16  # of projector_floor.c
@@ -121,10 +123,45 @@ def accuracy_rows(edge: int = 128, atoms: int = 1304, width_px: float = 1.8, ite
     return [Row("tomography", f"{edge}^3, {atoms} atoms, {iterations} iterations", correlation, "r")]
 
 
+def resire_rows(iterations: int = 100, width_px: float = 0.5) -> list[Row]:
+    """Reconstruct the sample that RESIRE ships, where it is at hand: 64^3, 41 tilts about all axes, known volume."""
+    folder = FOLDER / "resire_sample"
+    if not folder.is_dir():
+        return []
+    with np.load(folder / "data.npz") as data:
+        images, truth = data["proj"].transpose(2, 1, 0), data["gt_volume"].transpose(2, 1, 0)
+        phi, theta, psi = data["tilt_euler_zyx_deg"].T
+    count = len(images)
+    where = TiltGeometry(
+        TiltSeries.from_degrees(theta, phi, psi).rotations, np.zeros((count, 2)), truth.shape, images.shape[1:]
+    )
+    ones = np.ones(count, np.float32)
+    measured = solver.Measurement(np.ascontiguousarray(images), np.ones(images.shape, bool), ones, width_px)
+    settings = TomographySettings(iterations=iterations, refine_shifts=False)
+    problem, began = Problem(measured, where, 1.0, 1.0), time.process_time()
+    coefficients = reconstruct(problem, settings, ThreadExecutor(1)).coefficients
+    spent = time.process_time() - began
+    seen = measured.seen(project(where, coefficients, where.whole_volume, where.whole_image))
+    volume = render(coefficients, where.degree, width_px)
+    r1 = np.mean(np.abs(seen - images).sum(axis=(1, 2)) / np.abs(images).sum(axis=(1, 2)))
+    figures = {"CPU s": spent, "R1": r1, "r": np.corrcoef(volume.ravel(), truth.ravel())[0, 1]}
+    figures |= {f"FSC at {f} Nyquist": shell_correlation(volume, truth, f) for f in (0.25, 0.5, 0.75)}
+    return [Row("RESIRE sample", f"{iterations} iterations", float(value), unit) for unit, value in figures.items()]
+
+
+def shell_correlation(volume: np.ndarray, truth: np.ndarray, fraction: float) -> float:
+    """Return the Fourier shell correlation of two volumes in a shell of one pixel at a fraction of Nyquist."""
+    frequencies = [np.fft.fftfreq(n) * n for n in truth.shape]
+    radius = np.sqrt(sum(f**2 for f in np.meshgrid(*frequencies, indexing="ij")))
+    shell = np.abs(radius - fraction * truth.shape[0] / 2) < 0.5
+    a, b = np.fft.fftn(volume)[shell], np.fft.fftn(truth)[shell]
+    return float(np.vdot(a, b).real / np.sqrt(np.vdot(a, a).real * np.vdot(b, b).real))
+
+
 def benchmark(edges: tuple[int, ...] = (128, 256)) -> list[Row]:
     """Measure the projector, and whole iterations against the floor."""
     rows = projector_rows()
     for edge in edges:
         work = f"{edge}^3, {len(ANGLES_DEG)} tilts"
         rows.append(cost_row("tomography", work, iteration_seconds(edge), "CPU s/iteration", floor_seconds(edge)))
-    return rows + accuracy_rows()
+    return rows + accuracy_rows() + resire_rows()
