@@ -8,13 +8,13 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
 out=${OUT:-gpu-results}
-mkdir -p "$out"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader | tee "$out/gpu.txt"
 if ! "$python" -c "import sys, stemtomo.backend as b; sys.exit(not b.gpu_available())"; then
   echo "gpu.sh: CuPy is missing or sees no GPU; pip install '.[cuda]' and check nvidia-smi" >&2
   exit 2
 fi
+mkdir -p "$out"
+command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader | tee "$out/gpu.txt"
 "$python" -m pytest -m gpu -p no:cacheprovider -rA --junitxml="$out/tests.xml" 2>&1 | tee "$out/tests.txt"
 tests=$?
 "$python" -m tests.benchmarks.gpu "$out/benchmarks.json" 2>&1 | tee "$out/benchmarks.txt"
