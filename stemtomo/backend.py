@@ -16,6 +16,11 @@ import scipy.fft
 Array: TypeAlias = Any
 """A NumPy or CuPy array. Shapes, dims and units are stated where it is used."""
 
+#: Bytes of arrays that stay in the cache of a core while they are worked on.
+CACHE_BYTES = 1 << 20
+#: Bytes of arrays that fill a GPU; its kernels are too short otherwise.
+DEVICE_TOGETHER_BYTES = 64 << 20
+
 
 def is_device_array(array: Array) -> bool:
     """Whether ``array`` lives on a GPU (a CuPy array)."""
@@ -69,6 +74,11 @@ def ifft1(array: Array, axis: int) -> Array:
 def fftfreq(count: int, spacing: float, like: Array) -> Array:
     """Sample frequencies (cycles per unit of ``spacing``), zero frequency first, in the memory of ``like``, float64."""
     return array_namespace(like).fft.fftfreq(count, spacing)
+
+
+def together_bytes(like: Array) -> int:
+    """Return how many bytes to work on together where ``like`` is: a core's cache, or what keeps a GPU busy."""
+    return DEVICE_TOGETHER_BYTES if is_device_array(like) else CACHE_BYTES
 
 
 def real_dtype(array: Array) -> np.dtype:

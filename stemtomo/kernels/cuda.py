@@ -8,6 +8,7 @@ source can be checked on a machine without a GPU.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -31,12 +32,29 @@ def launch(module: str, kernel: str, count: int, real: np.dtype, *arguments: Arr
     """
     if count == 0:
         return
+    require_contiguous(kernel, arguments)
     typed = [
         np.dtype(real).type(a) if isinstance(a, float) else np.int64(a) if isinstance(a, int) else a for a in arguments
     ]
     blocks = (count + THREADS_PER_BLOCK - 1) // THREADS_PER_BLOCK
     function = _compiled(module, np.dtype(real).name).get_function(kernel)
     function((blocks,), (THREADS_PER_BLOCK,), (np.int64(count), *typed))
+
+
+def require_contiguous(kernel: str, arguments: Sequence[Array | int | float]) -> None:
+    """Check that the arrays among ``arguments`` are laid out as a kernel reads them.
+
+    Raises
+    ------
+    ValueError
+        Naming the first array that is strided.
+    """
+    for number, argument in enumerate(arguments):
+        if not isinstance(argument, (int, float)) and not argument.flags.c_contiguous:
+            raise ValueError(
+                f"argument {number} of the kernel {kernel}, an array of shape {argument.shape}, is not C-contiguous;"
+                " copy it with ascontiguousarray first"
+            )
 
 
 @functools.cache

@@ -80,7 +80,7 @@ def _launch(
     mask = xp.ones(1, bool) if support is None else xp.ascontiguousarray(support)
     cuda.launch(
         "voxels", kernel, block.size, block.dtype, *block.shape, *images.shape, degree, int(support is not None),
-        xp.asarray(placements, dtype=np.float64), mask, block, images,
+        xp.asarray(np.ascontiguousarray(placements, dtype=np.float64)), mask, block, images,
     )  # fmt: skip
 
 

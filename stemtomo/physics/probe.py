@@ -89,8 +89,8 @@ def shift_ramp(shifts_px: Array, shape_yx: tuple[int, int], like: Array) -> Arra
         frequency = xp.fft.fftfreq(count)
         if count % 2 == 0:
             frequency[count // 2] = 0.0
-        ramps.append(xp.exp(-2j * math.pi * shifts_px[:, column, None] * frequency[None, :]))
-    return (ramps[0][:, :, None] * ramps[1][:, None, :]).astype(complex_dtype)
+        ramps.append(xp.exp(-2j * math.pi * shifts_px[:, column, None] * frequency[None, :]).astype(complex_dtype))
+    return ramps[0][:, :, None] * ramps[1][:, None, :]
 
 
 def shifted_probes(probe: Array, shifts_px: Array) -> Array:

@@ -98,7 +98,7 @@ def plan_row(
     return PlanRow(
         stage=GROUP,
         tasks=tilts,
-        bytes_per_task=frames + working + 64 * solver.CHUNK_BYTES,
+        bytes_per_task=frames + working + 64 * backend.CACHE_BYTES,
         bytes_read=frames * tilts,
         bytes_written=(pixels * 8 + pixels * 8 // settings.slices) * tilts,
     )

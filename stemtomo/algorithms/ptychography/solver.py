@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from stemtomo.algorithms.ptychography.windows import ObjectGrid, spread_batches
-from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of
+from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of, together_bytes
 from stemtomo.kernels import patches
 from stemtomo.physics import multislice
 from stemtomo.physics.probe import shifted_probes, shifted_probes_adjoint
@@ -22,9 +22,6 @@ ObjectKind = Literal["phase", "complex"]
 
 #: Curvature of each loss in the modulus of a wave, in units of that of the amplitude loss, at its minimum.
 CURVATURE = {"amplitude": 1.0, "anscombe": 1.0, "poisson": 2.0}
-
-#: Waves of this many bytes are worked on together, so that they stay in a core's cache.
-CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -107,21 +104,23 @@ def gradients(state: State, model: Model, counts: Array, batch: np.ndarray, mask
     transmission_gradient = xp.zeros_like(transmission)
     illumination = xp.zeros(model.grid.shape_yx, dtype=real_dtype(state.probe))
     probe_gradient = xp.zeros_like(state.probe)
-    loss = 0.0
-    chunk = max(1, CHUNK_BYTES // state.probe.nbytes)
+    loss: Any = 0.0
+    chunk = max(1, together_bytes(state.probe) // state.probe.nbytes)
+    alike = probes_at(state.probe, model.grid, batch[:chunk]) if model.grid.on_pixels else None
     for start in range(0, len(batch), chunk):
         where = batch[start : start + chunk]
         corners = to_device_of(model.grid.corners[where], state.probe)
-        probes = probes_at(state.probe, model.grid, where)
+        probes = probes_at(state.probe, model.grid, where) if alike is None else alike[: len(where)]
         patches.illuminate(probes, corners, illumination)
         spectra, incident = multislice.forward(probes, transmission, corners, model.propagators)
-        loss += float(patches.residual(spectra, _measured(counts, where, mask, spectra), model.loss).sum())
+        # A number of the device: reading it here would make the host wait for every chunk.
+        loss = loss + patches.residual(spectra, _measured(counts, where, mask, spectra), model.loss).sum()
         back = multislice.adjoint(spectra, incident, transmission, corners, model.propagators, transmission_gradient)
         probe_gradient += _probes_adjoint(back, model.grid, where)
     phase_gradient = -1j * transmission.conj() * transmission_gradient
     if model.kind == "phase":
         phase_gradient = xp.ascontiguousarray(phase_gradient.real)
-    return Gradients(phase_gradient, probe_gradient, illumination, loss, len(batch))
+    return Gradients(phase_gradient, probe_gradient, illumination, float(loss), len(batch))
 
 
 def update(
@@ -177,7 +176,13 @@ def solve(
 
 def transmission_of(state: State) -> Array:
     """Return t = exp(i u), (slice, Y, X), in the probe's precision."""
-    return array_namespace(state.phase).exp(1j * state.phase).astype(state.probe.dtype)
+    xp = array_namespace(state.phase)
+    if xp.iscomplexobj(state.phase):
+        return xp.exp(1j * state.phase).astype(state.probe.dtype)
+    # Real sine and cosine are vector instructions where a complex exponential is not.
+    transmission = xp.empty(state.phase.shape, dtype=state.probe.dtype)
+    transmission.real, transmission.imag = xp.cos(state.phase), xp.sin(state.phase)
+    return transmission
 
 
 def patterns(state: State, model: Model, where: np.ndarray) -> Array:
@@ -191,7 +196,7 @@ def illumination(probe: Array, grid: ObjectGrid) -> Array:
     """Return the sum of |probe|² over all positions, (Y, X), in electrons."""
     xp = array_namespace(probe)
     total = xp.zeros(grid.shape_yx, dtype=real_dtype(probe))
-    chunk = max(1, CHUNK_BYTES // probe.nbytes)
+    chunk = max(1, together_bytes(probe) // probe.nbytes)
     for start in range(0, len(grid.corners), chunk):
         where = np.arange(start, min(start + chunk, len(grid.corners)))
         patches.illuminate(probes_at(probe, grid, where), to_device_of(grid.corners[where], probe), total)
@@ -213,7 +218,7 @@ def _probes_adjoint(gradient: Array, grid: ObjectGrid, where: np.ndarray) -> Arr
 
 def _measured(counts: Array, where: np.ndarray, mask: Array | None, like: Array) -> Array:
     xp = array_namespace(like)
-    measured = xp.asarray(counts[where], dtype=real_dtype(like))
+    measured = xp.asarray(counts[to_device_of(where, counts)], dtype=real_dtype(like))
     return measured if mask is None else xp.where(mask, measured, -1)
 
 

@@ -1,0 +1,46 @@
+"""``python -m tests.benchmarks [NAME ...] [--json FILE]``: measure, print a table, write JSON. Each runs alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.benchmarks import pipelines, ptychography, streaming, tomography
+from tests.benchmarks.measure import Row, machine, print_result, python, table
+
+BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
+    "ptychography": ptychography.benchmark,
+    "tomography": tomography.benchmark,
+    "streaming": streaming.benchmark,
+    "out_of_core": streaming.out_of_core_rows,
+    "pipelines": pipelines.benchmark,
+}
+
+
+def main() -> None:
+    """Run the benchmarks that are named, or all."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all if none")
+    parser.add_argument("--json", type=Path, help="file to write the rows to")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if unknown := [name for name in given.names if name not in BENCHMARKS]:
+        parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    if given.inside:
+        print_result([row for name in given.names for row in BENCHMARKS[name]()])
+        return
+    rows: list[Row] = []
+    for name in given.names or BENCHMARKS:
+        found = [Row(*values) for values in python("tests.benchmarks", ["--inside", name]).result]
+        print(table(found), end="\n\n", flush=True)
+        rows += found
+    if given.json:
+        record = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
+        given.json.write_text(json.dumps({**record, "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Bounds that the measured costs must keep; twice what was measured, so that a busy machine does not fail them."""
+
+import pytest
+
+from tests.benchmarks import pipelines, ptychography, streaming, tomography
+
+pytestmark = pytest.mark.benchmark
+
+
+def figures(rows, benchmark):
+    found = [row for row in rows if row.benchmark == benchmark]
+    assert found
+    return found
+
+
+def test_an_epoch_of_ptychography_is_mostly_ffts():
+    rows = figures(ptychography.benchmark(), "ptychography")
+    assert rows[0].ratio < 3.6  # one slice
+    assert rows[1].ratio < 2.8  # six slices
+
+
+def test_an_iteration_of_tomography_costs_no_more_than_twice_a_plain_projector():
+    rows = tomography.benchmark((128,))
+    cost, correlation = figures(rows, "tomography")
+    assert cost.ratio is None or cost.ratio < 2
+    assert correlation.figure > 0.85
+
+
+def test_frames_stream():
+    rows = streaming.benchmark()
+    assert figures(rows, "quicklook kernel")[0].ratio < 5
+    assert figures(rows, "ingest")[0].figure > 0.15
+    assert figures(rows, "read")[0].figure > 0.5
+
+
+def test_a_series_larger_than_the_memory_goes_through():
+    rows = streaming.out_of_core_rows()
+    frames_mb = 16 * streaming.TILT_BYTES / 1e6
+    assert rows[0].figure < 0.5 * frames_mb
+
+
+def test_the_demo_finds_its_atoms():
+    found = {row.work: row.figure for row in pipelines.benchmark() if row.benchmark == "demo"}
+    assert found["recall"] == 1
+    assert found["precision"] == 1
+    assert found["rmsd_pm"] < 4
