@@ -88,11 +88,11 @@ GROUPS: dict[str, GroupSchema] = {
         stage="calibrate",
         per_tilt=True,
         variables={
-            "parallax": Variable(_IMAGE, "1", "real", "tilt-corrected bright field over its mean"),
+            "parallax": _optional(_IMAGE, "1", "tilt-corrected bright field over its mean"),
             "icom_phase": _optional(_IMAGE, "rad", "phase integrated from the centre of mass"),
             "bad_pixels": Variable(("ky", "kx"), "1", "real", "0 good, 1 dead, 2 hot"),
         },
-        attrs=("found", "metadata", "undetermined"),
+        attrs=("found", "metadata", "difference", "undetermined"),
     ),
     "ptychography": GroupSchema(
         stage="ptychography",

@@ -89,7 +89,7 @@ class QuicklookSettings(Section):
 
 
 class CalibrationSettings(Section):
-    """[calibration]: what is known beforehand of what the calibration looks for."""
+    """What is known beforehand of what ``calibrate`` looks for; not a section of a file, since no run calibrates."""
 
     c1_sign: Literal["positive", "negative"] | None = Field(
         default=None, description="Known sign of C1 (positive is overfocus); the data alone cannot tell it."
@@ -260,7 +260,6 @@ class StageSettings(Section):
     """The sections of the stages that work on a store with frames, whoever put them there."""
 
     quicklook: QuicklookSettings = QuicklookSettings()
-    calibration: CalibrationSettings = CalibrationSettings()
     ptychography: PtychographySettings = PtychographySettings()
     projections: ProjectionSettings = ProjectionSettings()
     alignment: AlignmentSettings = AlignmentSettings()

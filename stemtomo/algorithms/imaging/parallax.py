@@ -18,6 +18,8 @@ import scipy.optimize
 LEAST_SIGNIFICANCE = 8.0
 #: A rival solution this good leaves the answer open.
 _RIVAL = 0.93
+#: Smallest power of a ring that is told from the imperfection of the model, as a part of the strongest.
+_FLOOR = 1.0
 _MIRROR = np.array([[0.0, 1.0], [1.0, 0.0]])
 
 
@@ -106,8 +108,7 @@ def fit_parallax(
     -------
     :class:`ParallaxFit`; look at ``reason`` before its numbers.
     """
-    # Both sidebands of most spatial frequencies must be in view: images of the rim have one and a phase of its own.
-    inside = np.hypot(*alpha.T) < 0.95 * semiangle_rad
+    inside = np.hypot(*alpha.T) < 0.95 * semiangle_rad  # the rim is half outside
     images = np.moveaxis(np.asarray(stack, dtype=np.float64), -1, 0)[inside]
     problem = _Problem(
         images - images.mean(axis=(1, 2), keepdims=True),
@@ -169,17 +170,27 @@ def _spectra(images: np.ndarray, alpha: np.ndarray, step: tuple[float, float], l
     return _Spectra(transforms[:, kept], q, alpha, np.ones(len(q)))
 
 
-def _both_sidebands(problem: _Problem, q: np.ndarray, alpha: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return (image, q): whether the beam scattered by +q and by -q both lie in the disc.
+def _transfer(problem: _Problem, q: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return (image, q): how a weak phase of frequency q appears in each image, but for the shift.
 
-    With one of them outside the phase of an image depends on more than its shift.
+    i (A(k - q) exp(-i b) - A(k + q) exp(i b)) with b = pi lambda q (C1 + A1) q (Rodenburg, McCallum and Nellist,
+    Ultramicroscopy 48, 304, 1993). Where one sideband alone falls into the disc the phase is not that of a shift, and
+    taking it for one would bias C1.
     """
     lens = lens_of(matrix)
     cosine, sine = math.cos(lens.rotation_rad), math.sin(lens.rotation_rad)
     turned = q @ np.array([[cosine, sine], [-sine, cosine]])
-    beam = problem.wavelength * (turned[:, ::-1] if lens.transposed else turned)
-    reach = [np.hypot(*np.moveaxis(alpha[:, None] + sign * beam[None], -1, 0)) for sign in (1, -1)]
-    return np.maximum(*reach) < problem.semiangle
+    square = (turned**2).sum(axis=1)
+    azimuth = np.arctan2(turned[:, 1], turned[:, 0]) - lens.phi12_rad
+    b = math.pi * problem.wavelength * square * (lens.c1_angstrom + lens.c12_angstrom * np.cos(2 * azimuth))
+    beam = problem.wavelength * turned
+    alpha = problem.alpha[:, ::-1] if lens.transposed else problem.alpha
+    soft = problem.semiangle * math.sqrt(math.pi / len(alpha))  # the width of a superpixel
+    minus, plus = (
+        np.clip((problem.semiangle - np.hypot(*np.moveaxis(alpha[:, None] + sign * beam, -1, 0))) / soft + 0.5, 0, 1)
+        for sign in (-1, 1)
+    )
+    return 1j * (minus * np.exp(-1j * b) - plus * np.exp(1j * b))
 
 
 def _search(problem: _Problem, fraction: float) -> list[np.ndarray]:
@@ -256,8 +267,7 @@ def _refine(problem: _Problem, matrix: np.ndarray) -> tuple[np.ndarray, _Spectra
         edge = [min(math.ceil(r) + 1, n // 3) for r, n in zip(reach, problem.shape, strict=True)]
         shifted = shifted[:, edge[0] : problem.shape[0] - edge[0], edge[1] : problem.shape[1] - edge[1]]
     spectra = _spectra(shifted, problem.alpha, problem.step, problem.limit, not problem.periodic)
-    seen = _both_sidebands(problem, spectra.q, problem.alpha, matrix)
-    spectra = spectra._replace(values=np.where(seen, spectra.values, 0))
+    spectra = spectra._replace(values=spectra.values * _transfer(problem, spectra.q, matrix).conj())
     spectra = spectra._replace(weight=_wiener(spectra))
     scale = np.abs(problem.alpha).max()
     value, _ = _gradients(spectra, np.zeros((2, 2)))
@@ -280,10 +290,11 @@ def _wiener(spectra: _Spectra) -> np.ndarray:
     radius = np.hypot(*spectra.q.T)
     ring = np.minimum((radius / radius.max() * 12).astype(int), 11)
     shared = np.bincount(ring, np.abs(total) ** 2 - alone, 12)
-    noise = np.bincount(ring, alone, 12)
-    count = np.maximum(np.bincount(ring, minlength=12), 1)
-    part = np.maximum(shared, 0) / np.maximum(np.maximum(shared, 0) + noise, 1e-300)
-    weight = (part / np.maximum(noise / count, 1e-300))[ring]
+    own = np.bincount(ring, alone, 12)
+    part = np.maximum(shared, 0) / np.maximum(np.maximum(shared, 0) + own, 1e-300)
+    level = own / np.maximum(np.bincount(ring, minlength=12), 1)
+    # Without noise the faintest frequencies would count most, and with them what the thin-object model leaves out.
+    weight = (part / np.maximum(level + _FLOOR * level.max(), 1e-300))[ring]
     return weight if weight.any() else np.ones_like(weight)
 
 
@@ -349,6 +360,6 @@ def _doubt(
 
 
 def _taper(count: int) -> np.ndarray:
-    """Rise and fall over an eighth of the field at each end."""
-    ramp = np.minimum(np.arange(count) + 0.5, count - 0.5 - np.arange(count)) / max(1.0, count / 8)
+    """Rise and fall over a twentieth of the field at each end."""
+    ramp = np.minimum(np.arange(count) + 0.5, count - 0.5 - np.arange(count)) / max(1.0, count / 20)
     return np.sin(0.5 * math.pi * np.minimum(ramp, 1.0)) ** 2

@@ -12,7 +12,7 @@ DETECTOR = 64
 STEP = 0.6
 
 
-def potential(shape, rng, spacing=2.2, phase=0.35):
+def potential(shape, rng, spacing=2.2, phase=0.7):
     """Phase (y, x) in rad of randomly placed atoms 0.5 Å wide on the object grid of 1 / (64 * 0.05) = 0.3125 Å."""
     pixel = 1 / (DETECTOR * PIXEL)
     count = int(shape[0] * shape[1] * pixel**2 / spacing**2)
