@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from pydantic import ValidationError
 
-from stemtomo.algorithms.imaging import calibration, parallax, trends
+from stemtomo.algorithms.imaging import calibration, parallax
 from stemtomo.distributed import Executor
 from stemtomo.distributed import executor as default_executor
-from stemtomo.errors import CalibrationError
+from stemtomo.errors import CalibrationError, ConfigurationError
 from stemtomo.geometry import Detector, Optics, Scan
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import tilt_name
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
+from stemtomo.pipeline.compare import COMPARED, series_trends
 from stemtomo.pipeline.config import CalibrationSettings
 from stemtomo.pipeline.progress import Progress, Silent
 
 GROUP = "calibration"
-
-#: Numbers of a tilt that are compared with the metadata, with their units.
-COMPARED = {
-    "semiangle_mrad": "mrad",
-    "beam_centre_ky_px": "px",
-    "beam_centre_kx_px": "px",
-    "rotation_deg": "deg",
-    "c1_angstrom": "Å",
-    "c12_angstrom": "Å",
-}
 
 
 def calibrate(
@@ -80,9 +73,27 @@ def calibrate(
         store.write(groups[todo[i]], dataset, provenances[todo[i]])
         progress.advance()
     progress.finish(GROUP)
-    records = [_record(store, index) for index in range(store.tilt_count)]
+    records = [calibration_record(store, index) for index in range(store.tilt_count)]
     _require(store, records, settings)
     return {"tilts": records, "series": series_trends(records), "computed": len(todo)}
+
+
+def known_beforehand(
+    c1_sign: str | None, rotation_near_deg: float | None, require: Iterable[str]
+) -> CalibrationSettings:
+    """Return settings from what a command line says.
+
+    Raises
+    ------
+    ConfigurationError
+        For a value that is not allowed.
+    """
+    given = {"c1_sign": c1_sign, "rotation_near_deg": rotation_near_deg, "require": tuple(require)}
+    try:
+        return CalibrationSettings.model_validate(given)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigurationError(f"calibrate: {problems}") from None
 
 
 def calibrate_tilt(path: Path, index: int, settings: CalibrationSettings) -> xr.Dataset:
@@ -128,59 +139,16 @@ def calibrate_tilt(path: Path, index: int, settings: CalibrationSettings) -> xr.
     return xr.Dataset(variables, attrs=attrs)
 
 
-def series_trends(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the smooth trend over the tilts of every number, and which tilts lie off it.
-
-    C1 follows the height of the specimen: a + b sin(theta) + c cos(theta); the others should not change.
-    """
-    theta = np.array([record["theta_rad"] for record in records])
-    result: dict[str, Any] = {}
-    for name, smooth in (("semiangle_mrad", False), ("com_rotation_deg", False), ("rotation_deg", False)):
-        result[name] = _trend(theta, [record["found"][name] for record in records], smooth)
-    branch = _one_branch(records)
-    result["parallax_rotation_deg"] = _trend(theta, [pair and pair[0] for pair in branch], False)
-    result["c1_angstrom"] = _trend(theta, [pair and pair[1] for pair in branch], True)
-    if any(record["undetermined"].get("sign") for record in records):
-        result["c1_angstrom"]["sign"] = "undetermined: all tilts on one branch, the other has the opposite sign"
-    return {name: trend for name, trend in result.items() if trend["values"] != [None] * len(records)}
-
-
-def _trend(theta: np.ndarray, values: list[float | None], smooth: bool) -> dict[str, Any]:
-    known = np.array([value is not None for value in values])
-    numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
-    fitted, outliers = trends.robust_trend(theta, numbers, known, smooth)
-    return {
-        "values": values,
-        "trend": None if fitted is None else [float(v) for v in fitted],
-        "outliers": [int(i) for i in np.flatnonzero(outliers)],
-    }
-
-
-def _one_branch(records: list[dict[str, Any]]) -> list[tuple[float, float] | None]:
-    """Return (rotation, C1) of every tilt, of the two that fit the one nearest to the first tilt's rotation."""
-    pairs: list[tuple[float, float] | None] = []
-    first: float | None = None
-    for record in records:
-        candidates = record["found"]["candidates"]
-        if not candidates:
-            pairs.append(None)
-            continue
-        signed = record["found"]["c1_angstrom"]
-        if first is None:
-            chosen = next((c for c in candidates if signed is not None and c["c1_angstrom"] == signed), candidates[0])
-            first = chosen["rotation_deg"]
-        near = min(candidates, key=lambda c: abs(math.remainder(c["rotation_deg"] - first, 360)))
-        pairs.append((first + math.remainder(near["rotation_deg"] - first, 360), near["c1_angstrom"]))
-    return pairs
-
-
 def _provenance(store: Store, index: int, settings: CalibrationSettings) -> Provenance:
-    inputs = {group: store.fingerprint(group) for group in (f"tilt/{tilt_name(index)}", f"quicklook/{tilt_name(index)}")}
+    inputs = {
+        group: store.fingerprint(group) for group in (f"tilt/{tilt_name(index)}", f"quicklook/{tilt_name(index)}")
+    }
     # What has to be found does not change what is.
     return Provenance.start("calibrate", settings.model_dump(mode="json", exclude={"require"}), inputs)
 
 
-def _record(store: Store, index: int) -> dict[str, Any]:
+def calibration_record(store: Store, index: int) -> dict[str, Any]:
+    """Return what was found of tilt ``index``, beside its metadata."""
     attrs = store.read(f"{GROUP}/{tilt_name(index)}").attrs
     theta = store.pose(index).theta_rad
     kept = {key: attrs[key] for key in ("found", "metadata", "difference", "undetermined")}
@@ -315,7 +283,7 @@ def _metadata(optics: Optics, scan: Scan, detector: Detector) -> dict[str, Any]:
 
 
 def _difference(found: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return found less metadata; where the sign is open, of the candidate that is nearer to the metadata's rotation."""
+    """Return found less metadata; with an open sign, of the candidate nearer to the metadata's rotation."""
     shown = dict(found)
     if found["rotation_deg"] is None and found["rotation_mod_180_deg"] is not None:
         turn = metadata["rotation_deg"]

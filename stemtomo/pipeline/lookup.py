@@ -78,8 +78,8 @@ def lazy_quicklook(
     Parameters
     ----------
     data
-        Frames (y, x, ky, kx), whole patterns in each chunk; or a dataset with the variable ``frames``, such as a tilt of
-        ``stemtomo.open(path)``, whose attributes ``optics`` and ``detector`` are used.
+        Frames (y, x, ky, kx), whole patterns in each chunk; or a dataset with the variable ``frames``, such as a tilt
+        of ``stemtomo.open(path)``, whose attributes ``optics`` and ``detector`` are used.
     optics, detector
         In place of those attributes.
 
@@ -127,7 +127,7 @@ def _lazy_dataset(lazy: dask.array.Array, weights: np.ndarray, blocks: Superpixe
             ]
             for row, height in zip(looks, lazy.chunks[0], strict=True)
         ]
-        return dask.array.block([[part for part in row] for row in rows]) if depth else dask.array.zeros((0,))
+        return dask.array.block(rows) if depth else dask.array.zeros((0,))
 
     patterns = delayed(merge_patterns)([look["patterns"] for row in looks for look in row])
     pixels, positions = lazy.shape[2:], lazy.shape[0] * lazy.shape[1]

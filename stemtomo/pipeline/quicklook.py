@@ -159,7 +159,9 @@ def _begin(store: Store, index: int, settings: QuicklookSettings, executor: Exec
     weights, blocks = detectors(store.optics(index), store.detector(index), settings)
     regions = [_Region(store.path, index, *edges) for _, edges in shard_regions(store.frames(index))]
     parts = Parts.create(executor, look_at, regions, weights, blocks.labels)
-    return _Pass(regions, blocks, parts.pick("images"), executor.submit(merge_patterns, list(parts.pick("patterns").handles)))
+    return _Pass(
+        regions, blocks, parts.pick("images"), executor.submit(merge_patterns, list(parts.pick("patterns").handles))
+    )
 
 
 def look_at(region: _Region, weights: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What one look tells of the microscope: disc, descan, scan rotation from the centre of mass, dead and hot pixels.
 
-Angles are those of :class:`stemtomo.geometry.Scan`: the scan axes are turned by ``rotation`` from the detector's, and the
-detector's axes are the laboratory's. Defocus and astigmatism are in :mod:`stemtomo.algorithms.imaging.parallax`.
+Angles are those of :class:`stemtomo.geometry.Scan`: the scan axes are turned by ``rotation`` from the detector's,
+which are the laboratory's. Defocus and astigmatism are in :mod:`stemtomo.algorithms.imaging.parallax`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Descan(NamedTuple):
 class FieldRotation(NamedTuple):
     """Turn that makes the centre of mass a gradient.
 
-    ``rotation_rad`` is that of the scan, known up to half a turn, in (-pi/2, pi/2]; ``residual`` the part of the field's
-    derivatives that remains curl (0 perfect, 1 nothing); ``transposed`` whether the detector is mirrored (kx, ky
-    swapped); ``other_residual`` that of the other handedness.
+    ``rotation_rad`` is that of the scan, known up to half a turn, in (-pi/2, pi/2]; ``residual`` the part of the
+    field's derivatives that remains curl (0 perfect, 1 nothing); ``transposed`` whether the detector is mirrored
+    (kx and ky swapped); ``other_residual`` that of the other handedness.
     """
 
     rotation_rad: float
@@ -69,15 +69,15 @@ def fit_disc(mean_pattern: np.ndarray) -> Disc:
     level = _half_level(image)
     labels, _ = scipy.ndimage.label(image > level)
     inside = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:])) if labels.any() else labels > 0
-    if not inside.any():
+    if not image.any():
         raise CalibrationError("the mean pattern is empty: there is no bright-field disc; check input.array")
-    inside = scipy.ndimage.binary_fill_holes(inside)
+    inside = scipy.ndimage.binary_fill_holes(inside if inside.any() else np.ones_like(inside))
     centre = np.array(scipy.ndimage.center_of_mass(inside))
     radius = math.sqrt(inside.sum() / math.pi)
     edge = np.nan
     for _ in range(3):
         points, widths = _edge_points(image, centre, radius)
-        if len(points) < 8:
+        if len(points) < 8 or not radius > 0:
             raise CalibrationError(
                 f"the bright-field disc (radius about {radius:.1f} px) does not end on the detector of "
                 f"{image.shape} px; the calibration needs the edge of the disc in view"
@@ -115,9 +115,7 @@ def _edge_points(image: np.ndarray, centre: np.ndarray, radius: float) -> tuple[
         low, high = _last_crossing(height, radii, 0.25), _last_crossing(height, radii, 0.75)
         if crossing is None or low is None or high is None:
             continue
-        points.append(
-            (centre[0] + crossing * math.sin(azimuth[ray]), centre[1] + crossing * math.cos(azimuth[ray]))
-        )
+        points.append((centre[0] + crossing * math.sin(azimuth[ray]), centre[1] + crossing * math.cos(azimuth[ray])))
         widths.append(2 * (low - high))
     return np.array(points).reshape(-1, 2), np.array(widths)
 
@@ -152,7 +150,8 @@ def fit_descan(com_y: np.ndarray, com_x: np.ndarray) -> Descan:
     rows = np.column_stack([np.ones(y.size), y, x])
     planes = []
     for component in (com_y, com_x):
-        value, weight = np.asarray(component, dtype=np.float64).ravel(), np.ones(y.size)
+        value = np.asarray(component, dtype=np.float64).ravel()
+        weight: np.ndarray = np.ones(y.size)
         plane = np.zeros(3)
         for _ in range(8):
             plane = np.linalg.lstsq(rows * weight[:, None], value * weight, rcond=None)[0]
@@ -240,19 +239,17 @@ def bad_pixels(mean_pattern: np.ndarray, maximum_pattern: np.ndarray | None, pat
     """Return (ky, kx) uint8: 1 where a pixel never counts among neighbours that do, 2 where it counts far too much.
 
     Each pixel is compared with the median of its eight neighbours. Dead: no count where a Poisson process of that
-    median would have left fewer than one dark pixel in the detector; hot: above 4 times that of its brightest
+    median would have left a dark pixel once in a thousand detectors; hot: above 4 times that of its brightest
     neighbour, beyond seven standard deviations of counting noise and of the spread among neighbours.
     """
     mean = np.asarray(mean_pattern, dtype=np.float64)
     ring = np.ones((3, 3), dtype=bool)
     ring[1, 1] = False
     median = scipy.ndimage.median_filter(mean, footprint=ring, mode="mirror")
-    low = scipy.ndimage.minimum_filter(mean, footprint=ring, mode="mirror")
     high = scipy.ndimage.maximum_filter(mean, footprint=ring, mode="mirror")
     counts = median * patterns
     peak = mean if maximum_pattern is None else np.asarray(maximum_pattern, dtype=np.float64)
-    surprising = -counts < math.log(1e-3 / mean.size)
-    dead = (mean == 0) & (peak == 0) & (surprising | ((median > 0) & (low > 0.3 * high)))
+    dead = (mean == 0) & (peak == 0) & (-counts < math.log(1e-3 / mean.size))
     spread = 7 * np.sqrt(np.maximum(high, 1.0 / patterns) / patterns)
     hot = (mean > 4 * high) & (mean - high > spread)
     return np.where(hot, 2, np.where(dead, 1, 0)).astype(np.uint8)

@@ -2,8 +2,8 @@
 
 The image that one bright-field pixel records while the beam scans is that of a beam tilted by its angle alpha: it is
 shifted in the scan's axes by s = -R(-theta) (C1 + A1) alpha, theta being the rotation of the scan (Lupini, Chi and
-Jesse, J. Microsc. 263, 43, 2016; Spoth et al., Microsc. Microanal. 23 S1, 2017). All shifts are one matrix M of four numbers, which is
-fitted to all images at once; its polar decomposition is (rotation, C1 and A1), up to (rotation + pi, -C1, -A1).
+Jesse, J. Microsc. 263, 43, 2016). All shifts are one matrix M of four numbers, which is fitted to all images at once;
+its polar decomposition is (rotation, C1 and A1), up to (rotation + pi, -C1, -A1).
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def fit_parallax(
         for _ in range(4):
             matrix, spectra = _refine(problem, matrix)
         found.append((_significance(spectra, np.zeros((2, 2))), matrix, spectra))
-    found.sort(key=lambda item: -item[0])
+    found.sort(key=lambda item: (not _round(item[1]), -item[0]))
     significance, matrix, spectra = found[0]
     sigma = _uncertainty(spectra, matrix)
     reason = _doubt(problem, found, sigma, largest_shift_fraction)
@@ -344,6 +344,8 @@ def _doubt(
     shift = c1 * problem.semiangle
     if significance < LEAST_SIGNIFICANCE:
         return f"the images agree no better than noise ({significance:.1f} standard deviations); more dose is needed"
+    if not _round(matrix):
+        return "the best fit is no nearly round lens (astigmatism above a third of C1)"
     if shift < max(problem.step):
         return (
             f"near focus: the images shift by {shift:.2g} Å at the rim of the disc, less than a step of the scan "
@@ -351,12 +353,19 @@ def _doubt(
         )
     if shift > 1.2 * fraction * max(n * d for n, d in zip(problem.shape, problem.step, strict=True)):
         return "the shifts are as large as was looked for; give largest_shift_fraction or scan a larger field"
-    rivals = [value for value, other, _ in found[1:] if np.linalg.norm(other - matrix) > 0.1 * np.linalg.norm(matrix)]
+    others = [(value, other) for value, other, _ in found[1:] if _round(other)]
+    rivals = [value for value, other in others if np.linalg.norm(other - matrix) > 0.1 * np.linalg.norm(matrix)]
     if rivals and max(rivals) > _RIVAL * significance:
         return "two solutions fit alike (a periodic specimen in a small field)"
     if sigma[0] > 0.1 * c1 or sigma[2] > math.radians(5):
         return f"the counts leave C1 open by {sigma[0]:.2g} Å and the rotation by {math.degrees(sigma[2]):.2g} deg"
     return ""
+
+
+def _round(matrix: np.ndarray) -> bool:
+    """Whether astigmatism is below a third of C1: beyond, the fit has rather locked on to a periodicity."""
+    lens = lens_of(matrix)
+    return lens.c12_angstrom < abs(lens.c1_angstrom) / 3
 
 
 def _taper(count: int) -> np.ndarray:

@@ -104,7 +104,7 @@ class Superpixels(NamedTuple):
 
 
 def superpixels(optics: Optics, detector: Detector, count: int) -> Superpixels:
-    """Cut the convergence disc into about ``count`` superpixels, numbered line by line; blocks half outside are left out.
+    """Cut the convergence disc into about ``count`` superpixels, line by line; blocks half outside are left out.
 
     With ``count`` 0, or where the disc covers no pixel, there are none.
     """
