@@ -238,16 +238,17 @@ def integrated_phase(
 def bad_pixels(mean_pattern: np.ndarray, maximum_pattern: np.ndarray | None, patterns: int) -> np.ndarray:
     """Return (ky, kx) uint8: 1 where a pixel never counts among neighbours that do, 2 where it counts far too much.
 
-    Each pixel is compared with the median of its eight neighbours. Dead: no count where a Poisson process of that
-    median would have left a dark pixel once in a thousand detectors; hot: above 4 times that of its brightest
+    Each pixel is compared with its eight neighbours. Dead: no count where a Poisson process of their lower quartile
+    would have left a dark pixel once in a thousand detectors; hot: above 4 times that of its brightest
     neighbour, beyond seven standard deviations of counting noise and of the spread among neighbours.
     """
     mean = np.asarray(mean_pattern, dtype=np.float64)
     ring = np.ones((3, 3), dtype=bool)
     ring[1, 1] = False
-    median = scipy.ndimage.median_filter(mean, footprint=ring, mode="mirror")
+    # The lower quartile, since a pixel at the rim of the disc has bright neighbours and need not be bright itself.
+    quartile = scipy.ndimage.rank_filter(mean, 2, footprint=ring, mode="mirror")
     high = scipy.ndimage.maximum_filter(mean, footprint=ring, mode="mirror")
-    counts = median * patterns
+    counts = quartile * patterns
     peak = mean if maximum_pattern is None else np.asarray(maximum_pattern, dtype=np.float64)
     dead = (mean == 0) & (peak == 0) & (-counts < math.log(1e-3 / mean.size))
     spread = 7 * np.sqrt(np.maximum(high, 1.0 / patterns) / patterns)

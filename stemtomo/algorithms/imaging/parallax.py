@@ -18,8 +18,8 @@ import scipy.optimize
 LEAST_SIGNIFICANCE = 8.0
 #: A rival solution this good leaves the answer open.
 _RIVAL = 0.93
-#: Smallest power of a ring that is told from the imperfection of the model, as a part of the strongest.
-_FLOOR = 1.0
+#: What the thin-object model leaves out, taken as noise of this part of the power in the strongest ring.
+_FLOOR = 3.0
 _MIRROR = np.array([[0.0, 1.0], [1.0, 0.0]])
 
 
