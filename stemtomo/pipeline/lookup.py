@@ -127,7 +127,8 @@ def _lazy_dataset(lazy: dask.array.Array, weights: np.ndarray, blocks: Superpixe
             ]
             for row, height in zip(looks, lazy.chunks[0], strict=True)
         ]
-        return dask.array.block(rows) if depth else dask.array.zeros((0,))
+        joined = [dask.array.concatenate(row, axis=1) for row in rows]
+        return dask.array.concatenate(joined, axis=0)
 
     patterns = delayed(merge_patterns)([look["patterns"] for row in looks for look in row])
     pixels, positions = lazy.shape[2:], lazy.shape[0] * lazy.shape[1]
@@ -136,7 +137,7 @@ def _lazy_dataset(lazy: dask.array.Array, weights: np.ndarray, blocks: Superpixe
     # Blocks along the last axis are single, so the six images come from one task each.
     images = image("weighted", len(weights)).map_blocks(_stacked_images, dtype=np.float32)
     named = VirtualImages(*(images[..., index] for index in range(len(VirtualImages._fields))))
-    stack = image("superpixels", blocks.pixels.size)
+    stack = image("superpixels", blocks.pixels.size) if blocks.pixels.size else None
     return look_dataset(named, (total / positions).astype(np.float32), maximum, stack, blocks)
 
 

@@ -74,7 +74,7 @@ def test_the_bright_field_stack_and_the_maximum_are_plain_too(store, frames):
     stack, tilt = result["bright_field_stack"].values, frames[1]
     np.testing.assert_array_equal(result["maximum_pattern"], tilt.max(axis=(0, 1)))
     # 0.2 1/Å per pixel and a disc of 1.067 1/Å hold 89 pixels: blocks of 2 x 2, the one at the beam from 7 to 8.
-    middle = int(np.argmin(np.hypot(result["superpixel_kx"] + 0.1, result["superpixel_ky"] + 0.1)))
+    middle = int(np.argmin(np.hypot(result["superpixel_kx"].values + 0.1, result["superpixel_ky"].values + 0.1)))
     np.testing.assert_array_equal(stack[..., middle], tilt[:, :, 7:9, 5:7].sum(axis=(2, 3)))
     assert float(result["superpixel_pixels"][middle]) == 4
     assert "bright_field_stack" not in _without_stack(store)
