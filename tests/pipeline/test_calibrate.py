@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+from typer.testing import CliRunner
 
 import stemtomo
+from stemtomo.cli import app
 from stemtomo.errors import CalibrationError, StoreError
 from stemtomo.geometry import Detector, Optics, Pose, Scan
 from stemtomo.io.frames import shard_regions
@@ -152,6 +154,26 @@ def test_the_optics_of_a_thick_crystal_are_known_but_for_c1(tmp_path):
     assert found["rotation_deg"] == pytest.approx(0, abs=0.5)
     assert found["com_rotation_deg"] == pytest.approx(0, abs=0.5)
     assert -150 < found["c1_angstrom"] < -150 + told["thickness_A"]
+
+
+def test_the_command_line_prints_a_row_per_tilt_and_writes_the_numbers(store, tmp_path):
+    numbers = tmp_path / "found.json"
+    result = CliRunner().invoke(app, ["calibrate", str(store.path), "--c1-sign", "positive", "--json", str(numbers)])
+    assert result.exit_code == 0, result.output
+    assert "[130.0]" in result.output
+    assert json.loads(numbers.read_text())["tilts"][0]["found"]["c1_angstrom"] > 0
+    refused = CliRunner().invoke(app, ["calibrate", str(store.path), "--c1-sign", "upwards"])
+    assert refused.exit_code == 2
+    assert "c1_sign" in refused.output
+
+
+def test_the_report_shows_what_was_found(store, tmp_path):
+    calibrate(store)
+    page = stemtomo.report(store, tmp_path / "report.html").read_text()
+    section = page[page.index('<section id="calibration"') :]
+    assert "mod 180 [20.00]" in section
+    assert "the sign is undetermined" in section.lower()
+    assert "data:image/png" in section
 
 
 def test_calibrate_is_public_and_its_result_opens_with_the_store(store):

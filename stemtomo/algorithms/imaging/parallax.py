@@ -125,11 +125,14 @@ def fit_parallax(
     found = []
     for start in _search(problem, largest_shift_fraction):
         matrix = start
-        for _ in range(4):
+        for _ in range(2):
             matrix, spectra = _refine(problem, matrix)
         found.append((_significance(spectra, np.zeros((2, 2))), matrix, spectra))
     found.sort(key=lambda item: (not _round(item[1]), -item[0]))
     significance, matrix, spectra = found[0]
+    for _ in range(3):
+        matrix, spectra = _refine(problem, matrix)
+    found[0] = (significance, matrix, spectra)
     sigma = _uncertainty(spectra, matrix)
     reason = _doubt(problem, found, sigma, largest_shift_fraction)
     mean = images.mean(axis=0)
@@ -167,7 +170,7 @@ def _spectra(images: np.ndarray, alpha: np.ndarray, step: tuple[float, float], l
     lowest = 1.5 / max(n * d for n, d in zip(images.shape[1:], step, strict=True))
     kept = (np.hypot(q_y, q_x) > lowest) & (np.hypot(q_y, q_x) < limit) & ((q_x > 0) | (q_y > 0))
     q = np.stack([q_x[kept], q_y[kept]], axis=-1)
-    return _Spectra(transforms[:, kept], q, alpha, np.ones(len(q)))
+    return _Spectra(transforms[:, kept].astype(np.complex64), q, alpha, np.ones(len(q)))
 
 
 def _transfer(problem: _Problem, q: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -237,9 +240,13 @@ def _search_binned(problem: _Problem, fraction: float, binning: int) -> list[tup
 
 
 def _aligned_sum(spectra: _Spectra, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    phase = (2 * math.pi) * (spectra.alpha @ matrix.T) @ spectra.q.T
-    aligned = spectra.values * np.exp(1j * phase)
-    return aligned, aligned.sum(axis=0)
+    # Single precision: the phases are a few turns at most, and this is where the time goes.
+    phase = ((2 * math.pi) * (spectra.alpha @ matrix.T) @ spectra.q.T).astype(np.float32)
+    ramp = np.empty(phase.shape, dtype=np.complex64)
+    np.cos(phase, out=ramp.real)
+    np.sin(phase, out=ramp.imag)
+    aligned = spectra.values * ramp
+    return aligned, aligned.sum(axis=0, dtype=np.complex128)
 
 
 def _significance(spectra: _Spectra, matrix: np.ndarray) -> float:
@@ -267,7 +274,9 @@ def _refine(problem: _Problem, matrix: np.ndarray) -> tuple[np.ndarray, _Spectra
         edge = [min(math.ceil(r) + 1, n // 3) for r, n in zip(reach, problem.shape, strict=True)]
         shifted = shifted[:, edge[0] : problem.shape[0] - edge[0], edge[1] : problem.shape[1] - edge[1]]
     spectra = _spectra(shifted, problem.alpha, problem.step, problem.limit, not problem.periodic)
-    spectra = spectra._replace(values=spectra.values * _transfer(problem, spectra.q, matrix).conj())
+    spectra = spectra._replace(
+        values=spectra.values * _transfer(problem, spectra.q, matrix).conj().astype(np.complex64)
+    )
     spectra = spectra._replace(weight=_wiener(spectra))
     scale = np.abs(problem.alpha).max()
     value, _ = _gradients(spectra, np.zeros((2, 2)))

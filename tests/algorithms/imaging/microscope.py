@@ -4,6 +4,7 @@ It shares no code with the package; conventions are those of docs/architecture.m
 """
 
 import numpy as np
+import scipy.fft
 
 WAVELENGTH = 0.019687489  # Å, 300 kV
 SEMIANGLE = 20e-3
@@ -46,15 +47,17 @@ def frames(scan=48, c1=150.0, rotation_deg=23.0, electrons=np.inf, seed=0, c12=0
     edge = (SEMIANGLE / WAVELENGTH - np.hypot(k_y, k_x)) / PIXEL + 0.5
     lens = np.clip(edge, 0, 1) * np.exp(-1j * chi(k_y, k_x, c1, c12, phi12))
     lens /= np.sqrt(np.sum(np.abs(lens) ** 2))
-    result = np.empty((scan, scan, DETECTOR, DETECTOR))
-    for i in np.ndindex(scan, scan):
-        where = np.array([y[i], x[i]]) / pixel + half
+    result = np.empty((scan, scan, DETECTOR, DETECTOR), dtype=np.float32)
+    transmission, lens = np.exp(1j * field).astype(np.complex64), lens.astype(np.complex64)
+    pixels = np.arange(DETECTOR)
+    for row in range(scan):
+        where = np.stack([y[row], x[row]]) / pixel + half
         corner = np.round(where).astype(int) - DETECTOR // 2
         part = (where - corner) * pixel
-        probe = np.fft.ifft2(lens * np.exp(-2j * np.pi * (k_y * part[0] + k_x * part[1])))
-        window = field[corner[0] : corner[0] + DETECTOR, corner[1] : corner[1] + DETECTOR]
-        pattern = np.abs(np.fft.fft2(probe * np.exp(1j * window))) ** 2
-        result[i] = np.fft.fftshift(pattern)
+        ramps = [np.exp(-2j * np.pi * frequency * p[:, None]).astype(np.complex64) for p in part]
+        probes = scipy.fft.ifft2(lens * ramps[0][:, :, None] * ramps[1][:, None, :])
+        windows = transmission[(corner[0][:, None] + pixels)[:, :, None], (corner[1][:, None] + pixels)[:, None, :]]
+        result[row] = np.fft.fftshift(np.abs(scipy.fft.fft2(probes * windows)) ** 2, axes=(-2, -1))
     if transposed:
         result = np.swapaxes(result, -1, -2)
     if np.isinf(electrons):
