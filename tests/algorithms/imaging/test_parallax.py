@@ -13,7 +13,8 @@ BLOCK = 3  # detector pixels of a superpixel, about 150 in the disc
 
 @functools.cache
 def clean(c1, scan=64, **kind):
-    return microscope.frames(scan=scan, c1=c1, **kind) / 1e6
+    """Patterns of one electron, cut to the disc."""
+    return microscope.frames(scan=scan, c1=c1, **kind)[..., 9:55, 9:55] / 1e6
 
 
 def counted(patterns, electrons, seed=1):
