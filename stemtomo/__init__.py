@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from stemtomo.io.tree import open
     from stemtomo.pipeline.alignment import align
     from stemtomo.pipeline.atoms import find_atoms
+    from stemtomo.pipeline.calibrate import calibrate
     from stemtomo.pipeline.ingest import ingest
     from stemtomo.pipeline.plan import plan
     from stemtomo.pipeline.projections import projections
@@ -32,6 +33,7 @@ _HOME = {
     "Scan": "stemtomo.geometry",
     "TiltSeries": "stemtomo.geometry",
     "align": "stemtomo.pipeline.alignment",
+    "calibrate": "stemtomo.pipeline.calibrate",
     "find_atoms": "stemtomo.pipeline.atoms",
     "ingest": "stemtomo.pipeline.ingest",
     "load_configuration": "stemtomo.pipeline.references",
@@ -54,6 +56,7 @@ __all__ = [
     "Scan",
     "TiltSeries",
     "align",
+    "calibrate",
     "find_atoms",
     "ingest",
     "load_configuration",

@@ -173,6 +173,46 @@ def report(
         typer.echo(str(write_report(store, out)))
 
 
+@app.command()
+def calibrate(
+    store: StoreArgument,
+    c1_sign: Annotated[
+        str | None,
+        typer.Option("--c1-sign", metavar="SIGN", help="Known sign of C1: positive (overfocus) or negative."),
+    ] = None,
+    rotation_near: Annotated[
+        float | None, typer.Option("--rotation-near", metavar="DEG", help="Scan rotation, known within 90 degrees.")
+    ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option("--require", metavar="WHAT", help="Fail unless disc, rotation or c1 is found. May be repeated."),
+    ] = None,
+    json_file: JsonOption = None,
+    scheduler: SchedulerOption = None,
+    workers: WorkersOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Disc, descan, scan rotation, C1 and astigmatism of every tilt from its quicklook, beside the metadata."""
+    with _clear_errors(debug), _cluster(scheduler, workers):
+        _require_folder(json_file)
+        from stemtomo.io.store import Store
+        from stemtomo.pipeline.calibrate import calibrate as calibrate_store
+        from stemtomo.pipeline.calibrate import known_beforehand
+        from stemtomo.pipeline.compare import outlier_notes
+        from stemtomo.terminal import calibration_table
+
+        settings = known_beforehand(c1_sign, rotation_near, require or ())
+        with _bars() as progress:
+            numbers = calibrate_store(Store.open(store, "r+"), settings, progress=progress)
+        _write_json(numbers, json_file)
+        console = _stdout()
+        console.print(calibration_table(numbers))
+        for note in outlier_notes(numbers["series"]):
+            console.print(f"Outlier: {note}", soft_wrap=True, highlight=False)
+        for reason in sorted({text for tilt in numbers["tilts"] for text in tilt["undetermined"].values()}):
+            console.print(f"Undetermined: {reason}", soft_wrap=True, highlight=False)
+
+
 def _add_stage(stage: str, summary: str) -> None:
     def command(
         store: StoreArgument,

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from stemtomo.io.durable import human_bytes
+from stemtomo.pipeline.compare import HEAD, comparison_rows
 
 
 class Bars:
@@ -124,6 +126,16 @@ def info_table(name: str, tilts: int, rows: Sequence[Mapping[str, Any]]) -> Tabl
             (row["time_utc"] or "-")[:19],
             "\n".join(row["arrays"]) or f"missing: run {row['stage']}",
         )
+    return table
+
+
+def calibration_table(numbers: Mapping[str, Any]) -> Table:
+    """Return the table of ``calibrate``: what was found and, in brackets, what the metadata say."""
+    table = Table(title="found [metadata]", title_justify="left")
+    for index, name in enumerate(HEAD):
+        table.add_column(name, justify="right" if index else "left")
+    for row in comparison_rows(numbers["tilts"]):
+        table.add_row(*(escape(cell) for cell in row))
     return table
 
 

@@ -58,6 +58,7 @@ def _optional(dims: tuple[str, ...], units: str, meaning: str) -> Variable:
 _IMAGE = ("y", "x")
 _TILT = ("tilt",)
 _ATOM = ("atom",)
+_SUPERPIXEL = ("superpixel",)
 
 GROUPS: dict[str, GroupSchema] = {
     "tilt": GroupSchema(
@@ -76,7 +77,22 @@ GROUPS: dict[str, GroupSchema] = {
             "dark_field": Variable(_IMAGE, "counts", "real", "sum outside the bright-field disk"),
             "com_x": Variable(_IMAGE, "1/Å", "real", "centre of mass along kx"),
             "com_y": Variable(_IMAGE, "1/Å", "real", "centre of mass along ky"),
+            "maximum_pattern": _optional(("ky", "kx"), "counts", "largest over the scan"),
+            "bright_field_stack": _optional((*_IMAGE, *_SUPERPIXEL), "counts", "sum in each block of the disc"),
+            "superpixel_kx": _optional(_SUPERPIXEL, "1/Å", "mean kx of the pixels of a superpixel"),
+            "superpixel_ky": _optional(_SUPERPIXEL, "1/Å", "mean ky of the pixels of a superpixel"),
+            "superpixel_pixels": _optional(_SUPERPIXEL, "1", "number of pixels of a superpixel"),
         },
+    ),
+    "calibration": GroupSchema(
+        stage="calibrate",
+        per_tilt=True,
+        variables={
+            "parallax": _optional(_IMAGE, "1", "tilt-corrected bright field over its mean"),
+            "icom_phase": _optional(_IMAGE, "rad", "phase integrated from the centre of mass"),
+            "bad_pixels": Variable(("ky", "kx"), "1", "real", "0 good, 1 dead, 2 hot"),
+        },
+        attrs=("found", "metadata", "difference", "undetermined"),
     ),
     "ptychography": GroupSchema(
         stage="ptychography",

@@ -28,6 +28,7 @@ __all__ = [
     "STAGES",
     "AlignmentSettings",
     "AtomSettings",
+    "CalibrationSettings",
     "Configuration",
     "Count",
     "Finite",
@@ -79,6 +80,35 @@ class QuicklookSettings(Section):
     dark_field_fraction: float = Field(
         default=1.1, gt=0, description="Inner radius of the dark field in convergence semiangles."
     )
+    superpixels: int = Field(
+        default=150,
+        ge=0,
+        le=4096,
+        description="About how many blocks of the disc the bright-field stack has; 0 for no stack.",
+    )
+
+
+class CalibrationSettings(Section):
+    """What is known beforehand of what ``calibrate`` looks for; not a section of a file, since no run calibrates."""
+
+    c1_sign: Literal["positive", "negative"] | None = Field(
+        default=None, description="Known sign of C1 (positive is overfocus); the data alone cannot tell it."
+    )
+    rotation_near_deg: Finite | None = Field(
+        default=None, description="Scan rotation known within 90 degrees, from an earlier run; fixes the same sign."
+    )
+    require: tuple[Literal["disc", "rotation", "c1"], ...] = Field(
+        default=(), description="What must be found: CalibrationError where the data do not tell it."
+    )
+    largest_shift_fraction: float = Field(
+        default=0.2, gt=0, le=0.4, description="Largest parallax shift looked for, as a part of the scanned field."
+    )
+
+    @model_validator(mode="after")
+    def _one_sign(self) -> CalibrationSettings:
+        if self.c1_sign is not None and self.rotation_near_deg is not None:
+            raise ValueError("c1_sign and rotation_near_deg fix the same sign; give one of them")
+        return self
 
 
 class PtychographySettings(Section):

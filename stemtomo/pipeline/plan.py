@@ -38,7 +38,7 @@ def plan(configuration: Configuration, workers: int = 1, until: str | None = Non
     planes = field[1] if depth is None else math.ceil(depth / pixel[0])
     rows = [
         plan_ingest(source, configuration.ingest),
-        quicklook.plan_row(scan, detector, itemsize, tilts),
+        quicklook.plan_row(scan, detector, itemsize, tilts, configuration.quicklook),
         ptychography.plan_row(scan, detector, optics, itemsize, tilts, configuration.ptychography),
         projections.plan_row(scan, detector, tilts, configuration.projections),
         alignment.plan_row(field, tilts),

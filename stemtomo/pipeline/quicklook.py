@@ -11,29 +11,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from stemtomo.algorithms.imaging.virtual import VirtualImages, virtual_images, virtual_weights
+from stemtomo.algorithms.imaging.virtual import Superpixels, virtual_images
 from stemtomo.distributed import Executor, Handle, Parts, PlanRow
 from stemtomo.distributed import executor as default_executor
 from stemtomo.errors import ConfigurationError
-from stemtomo.geometry import Detector, Scan
+from stemtomo.geometry import Detector, Optics, Scan
 from stemtomo.io.frames import shard_regions
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import CHUNK_POSITIONS, SHARD_POSITIONS, tilt_name
 from stemtomo.io.store import Store
-from stemtomo.kernels.masks import frame_sums
 from stemtomo.pipeline.config import QuicklookSettings
+from stemtomo.pipeline.lookup import detectors, lazy_quicklook, look_at_bands, look_dataset, merge_patterns
 from stemtomo.pipeline.progress import Progress, Silent
 
 GROUP = "quicklook"
 
 
 def quicklook(
-    store: Store,
+    store: Store | xr.Dataset | xr.DataArray,
     settings: QuicklookSettings | None = None,
     *,
     executor: Executor | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+    optics: Optics | None = None,
+    detector: Detector | None = None,
+) -> Any:
     """Look once at every frame of every tilt whose result is missing or out of date.
 
     Each shard is read by one task; images are put together and patterns summed from what the tasks leave, so frames
@@ -42,15 +44,19 @@ def quicklook(
     Parameters
     ----------
     store
-        Store with frames, opened with mode ``"r+"``; the results are written to ``quicklook/NNN``.
+        Store with frames, opened with mode ``"r+"``; the results are written to ``quicklook/NNN``. Or frames as xarray
+        (``stemtomo.open(path)["tilt/000"]``): nothing is computed now, see
+        :func:`stemtomo.pipeline.lookup.lazy_quicklook`.
     settings
         See :class:`~stemtomo.pipeline.config.QuicklookSettings`.
     executor
         Where the shards are read; the active Dask client, else threads.
+    optics, detector
+        For frames as xarray that do not carry these as attributes.
 
     Returns
     -------
-    dict
+    A lazy Dataset for frames as xarray; for a store a dict:
         ``mean_counts``: per tilt, the mean counts of a pattern; ``bright_field_fraction``: per tilt, the part of them
         inside the convergence disc; ``computed``: number of tilts that were not there already.
 
@@ -62,6 +68,8 @@ def quicklook(
         If the convergence disc lies beside the detector, or nothing at all was counted in a tilt.
     """
     settings = settings or QuicklookSettings()
+    if isinstance(store, (xr.Dataset, xr.DataArray)):
+        return lazy_quicklook(store, settings, optics, detector)
     executor = executor or default_executor()
     progress = progress or Silent()
     jobs = [_job(store, index, settings) for index in range(store.tilt_count)]
@@ -70,7 +78,7 @@ def quicklook(
     progress.advance(len(jobs) - len(todo))
     for job, passed in _submitted(store, todo, settings, executor):
         images, patterns = executor.gather((list(passed.images.handles), passed.patterns))
-        dataset = _dataset(store, job.tilt, passed.regions, images, patterns)
+        dataset = _dataset(store, job.tilt, passed, images, patterns)
         store.write(job.group, dataset, job.provenance)
         progress.advance(mean_counts=float(dataset["total_counts"].mean()))
     progress.finish(GROUP)
@@ -80,20 +88,24 @@ def quicklook(
 def plan_quicklook(store: Store, settings: QuicklookSettings | None = None) -> PlanRow:
     """Say what :func:`quicklook` will hold, read and write, from the store's metadata alone."""
     frames = store.frames(0, require_complete=False)
-    return plan_row(store.scan(0), store.detector(0), frames.dtype.itemsize, store.tilt_count)
+    return plan_row(store.scan(0), store.detector(0), frames.dtype.itemsize, store.tilt_count, settings)
 
 
-def plan_row(scan: Scan, detector: Detector, itemsize: int, tilts: int) -> PlanRow:
+def plan_row(
+    scan: Scan, detector: Detector, itemsize: int, tilts: int, settings: QuicklookSettings | None = None
+) -> PlanRow:
     """Say the same for a series that is not ingested yet, with frames of ``itemsize`` bytes per pixel."""
     pixels = int(np.prod(detector.shape_yx))
     shards = int(np.prod([-(-count // SHARD_POSITIONS) for count in scan.shape_yx]))
+    stack = min((settings or QuicklookSettings()).superpixels, pixels)
     band = CHUNK_POSITIONS * min(SHARD_POSITIONS, scan.shape_yx[1]) * pixels * itemsize
     return PlanRow(
         stage=GROUP,
         tasks=tilts * shards,
-        bytes_per_task=2 * band + 40 * pixels,  # a band as stored and decoded; weights and patterns
+        # A band as stored and decoded; weights and patterns; what is kept of every position.
+        bytes_per_task=2 * band + 60 * pixels + 4 * (6 + stack) * min(SHARD_POSITIONS**2, scan.count),
         bytes_read=tilts * scan.count * pixels * itemsize,
-        bytes_written=tilts * (7 * 4 * scan.count + 16 * pixels),
+        bytes_written=tilts * (4 * (7 + stack) * scan.count + 16 * pixels),
     )
 
 
@@ -119,6 +131,7 @@ class _Pass(NamedTuple):
     """The pass over one tilt under way."""
 
     regions: list[_Region]
+    blocks: Superpixels
     images: Parts
     patterns: Handle
 
@@ -143,43 +156,40 @@ def _submitted(
 
 
 def _begin(store: Store, index: int, settings: QuicklookSettings, executor: Executor) -> _Pass:
-    weights = virtual_weights(store.optics(index), store.detector(index), **settings.model_dump())
+    weights, blocks = detectors(store.optics(index), store.detector(index), settings)
     regions = [_Region(store.path, index, *edges) for _, edges in shard_regions(store.frames(index))]
-    parts = Parts.create(executor, look_at, regions, weights)
-    return _Pass(regions, parts.pick("weighted"), parts.pick("patterns").sum())
+    parts = Parts.create(executor, look_at, regions, weights, blocks.labels)
+    return _Pass(
+        regions, blocks, parts.pick("images"), executor.submit(merge_patterns, list(parts.pick("patterns").handles))
+    )
 
 
-def look_at(region: _Region, weights: np.ndarray) -> dict[str, Any]:
-    """Read one shard, band by band, and return the sums of its frames under ``weights`` and its patterns."""
+def look_at(region: _Region, weights: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Read one shard, band by band, and return the sums of its frames and its patterns."""
     frames = Store(region.path).frames(region.tilt)
-    weighted = []
-    total: np.ndarray | None = None
-    for y0 in range(region.y0, region.y1, CHUNK_POSITIONS):
-        band = frames[y0 : min(y0 + CHUNK_POSITIONS, region.y1), region.x0 : region.x1]
-        sums = frame_sums(band, weights)
-        weighted.append(sums.weighted)
-        total = sums.pattern_sum if total is None else total + sums.pattern_sum
-    return {"weighted": np.concatenate(weighted), "patterns": total}
+    bands = (
+        frames[y0 : min(y0 + CHUNK_POSITIONS, region.y1), region.x0 : region.x1]
+        for y0 in range(region.y0, region.y1, CHUNK_POSITIONS)
+    )
+    return look_at_bands(bands, weights, labels)
 
 
 def _dataset(
-    store: Store, index: int, regions: list[_Region], blocks: list[np.ndarray], pattern_sum: np.ndarray
+    store: Store, index: int, passed: _Pass, blocks: list[dict[str, np.ndarray]], patterns: dict[str, np.ndarray]
 ) -> xr.Dataset:
     scan = store.scan(index)
-    weighted = np.empty((*scan.shape_yx, blocks[0].shape[-1]), dtype=blocks[0].dtype)
-    for region, block in zip(regions, blocks, strict=True):
-        weighted[region.y0 : region.y1, region.x0 : region.x1] = block
-    images: VirtualImages = virtual_images(weighted)
+    whole = {}
+    for name, first in blocks[0].items():
+        whole[name] = np.empty((*scan.shape_yx, first.shape[-1]), dtype=first.dtype)
+        for region, block in zip(passed.regions, blocks, strict=True):
+            whole[name][region.y0 : region.y1, region.x0 : region.x1] = block[name]
+    images = virtual_images(whole["weighted"])
     if not images.total_counts.any():
         raise ConfigurationError(
             f"{store.path}: all frames of tilt {index} are empty; check input.array and input.path"
         )
-    units = {name: "1/Å" if name.startswith("com_") else "counts" for name in images._fields}
-    variables: dict[str, Any] = {
-        name: (("y", "x"), image, {"units": units[name]}) for name, image in images._asdict().items()
-    }
-    variables["mean_pattern"] = (("ky", "kx"), (pattern_sum / scan.count).astype(np.float32), {"units": "counts"})
-    return xr.Dataset(variables)
+    mean = (patterns["sum"] / scan.count).astype(np.float32)
+    return look_dataset(images, mean, patterns["maximum"], whole["superpixels"], passed.blocks)
 
 
 def _numbers(store: Store, jobs: list[_Job]) -> dict[str, Any]:

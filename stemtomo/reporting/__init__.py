@@ -11,13 +11,14 @@ from stemtomo import __version__
 from stemtomo.errors import StoreError
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import STAGES
-from stemtomo.reporting import experiment, markup, specimen
+from stemtomo.reporting import calibration, experiment, markup, specimen
 from stemtomo.reporting.markup import Raw
 from stemtomo.reporting.results import Results
 
 _TITLES = {
     "experiment": "Experiment",
     "quicklook": "First look",
+    "calibration": "Calibration",
     "ptychography": "Ptychography",
     "projections": "Projections",
     "volume": "Volume",
@@ -69,6 +70,7 @@ def render(results: Results) -> str:
     parts = {
         "experiment": experiment.experiment(results),
         "quicklook": experiment.quicklook(results),
+        "calibration": calibration.calibration(results),
         "ptychography": experiment.ptychography(results),
         "projections": experiment.projections(results),
         "volume": specimen.volume(results),

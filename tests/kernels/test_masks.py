@@ -55,6 +55,26 @@ def test_one_pass_equals_three(on, dtype, real):
     assert sums.pattern_maximum.dtype == dtype
 
 
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int16, np.float32, np.float64])
+def test_superpixels_are_plain_sums_of_their_pixels(on, dtype, real):
+    frames, weights = make(dtype)
+    labels = np.array([[-1, 0, 0, 1, 1, -1, 2], [0, 0, 2, 2, -1, 1, 1], *[[-1] * 7] * 3, [3, 3, 3, 3, 3, 3, 3]])
+    sums = masks.frame_sums(on(frames), on(weights.astype(real)), labels)
+    for number in range(4):
+        expected = frames[:, :, labels == number].sum(axis=-1, dtype=np.float64)
+        np.testing.assert_allclose(to_host(sums.superpixels)[..., number], expected, rtol=1e-6)
+    assert sums.superpixels.shape == (*SCAN, 4)
+    assert masks.frame_sums(on(frames), on(weights.astype(real))).superpixels.shape == (*SCAN, 0)
+
+
+def test_lines_of_one_weight_are_summed_like_any_other(on):
+    frames, _ = make(np.uint16)
+    weights = np.stack([np.zeros(DETECTOR), np.full(DETECTOR, 2.5), np.indices(DETECTOR)[0] - 3.0, np.eye(*DETECTOR)])
+    expected = np.einsum("yxab,kab->yxk", frames.astype(np.float64), weights)
+    np.testing.assert_allclose(to_host(masks.frame_sums(on(frames), on(weights)).weighted), expected, atol=1e-10)
+
+
 def test_sums_of_large_counts_are_exact(on):
     frames = np.full((2, 1, 4, 4), 2**31 + 1, dtype=np.uint32)
     sums = masks.frame_sums(on(frames), on(np.ones((1, 4, 4))))
@@ -70,3 +90,5 @@ def test_negative_frames_keep_their_maximum(on):
 def test_a_mask_of_another_detector_is_refused():
     with pytest.raises(FormatError, match=r"\(1, 1, 4, 4\).*\(1, 4, 5\)"):
         masks.frame_sums(np.zeros((1, 1, 4, 4)), np.zeros((1, 4, 5)))
+    with pytest.raises(FormatError, match="labels"):
+        masks.frame_sums(np.zeros((1, 1, 4, 4)), np.zeros((1, 4, 4)), np.zeros((4, 5), int))

@@ -1,14 +1,18 @@
 """The first look: each number is a plain sum over all frames, however they are cut and wherever they are read."""
 
+import dask
 import numpy as np
 import pytest
+import xarray as xr
 
+import stemtomo
 from stemtomo.distributed.threads import ThreadExecutor
-from stemtomo.errors import ConfigurationError, StoreError
+from stemtomo.errors import ConfigurationError, FormatError, StoreError
 from stemtomo.geometry import Detector, Optics, Pose, Scan
 from stemtomo.io.frames import shard_regions
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
+from stemtomo.pipeline import lookup
 from stemtomo.pipeline.config import QuicklookSettings
 from stemtomo.pipeline.quicklook import plan_quicklook, quicklook
 
@@ -64,6 +68,53 @@ def test_every_image_is_the_plain_sum_it_is_named_after(store, frames):
         assert numbers["mean_counts"][index] == pytest.approx(total.mean())
 
 
+def test_the_bright_field_stack_and_the_maximum_are_plain_too(store, frames):
+    quicklook(store, QuicklookSettings(superpixels=20))
+    result = store.read("quicklook/001")
+    stack, tilt = result["bright_field_stack"].values, frames[1]
+    np.testing.assert_array_equal(result["maximum_pattern"], tilt.max(axis=(0, 1)))
+    # 0.2 1/Å per pixel and a disc of 1.067 1/Å hold 89 pixels: blocks of 2 x 2, the one at the beam from 7 to 8.
+    middle = int(np.argmin(np.hypot(result["superpixel_kx"].values + 0.1, result["superpixel_ky"].values + 0.1)))
+    np.testing.assert_array_equal(stack[..., middle], tilt[:, :, 7:9, 5:7].sum(axis=(2, 3)))
+    assert float(result["superpixel_pixels"][middle]) == 4
+    assert "bright_field_stack" not in _without_stack(store)
+
+
+def _without_stack(store):
+    quicklook(store, QuicklookSettings(superpixels=0))
+    return store.read("quicklook/000")
+
+
+def test_a_lazy_look_is_the_same_look_and_reads_each_block_once(store, frames, monkeypatch):
+    quicklook(store)
+    looks = []
+    monkeypatch.setattr(lookup, "look_at_bands", lambda *a, look=lookup.look_at_bands: looks.append(1) or look(*a))
+    lazy = quicklook(stemtomo.open(store.path)["tilt/001"].to_dataset())
+    assert all(dask.is_dask_collection(lazy[name].data) for name in store.read("quicklook/001") if name in _BLOCKWISE)
+    assert not looks
+    computed, kept = lazy.compute(), store.read("quicklook/001")
+    assert len(looks) == 15  # shards of the tilt
+    for name in kept.data_vars:
+        np.testing.assert_allclose(computed[name], kept[name], rtol=1e-6, err_msg=str(name))
+        assert computed[name].attrs["units"] == kept[name].attrs["units"]
+    assert computed["com_x"].coords["x"].attrs["units"] == "Å"
+
+
+_BLOCKWISE = ("mean_pattern", "maximum_pattern", "total_counts", "dark_field", "com_x", "bright_field_stack")
+
+
+def test_a_lazy_look_at_plain_frames_needs_optics_and_whole_patterns(frames):
+    plain = xr.DataArray(frames[0], dims=("y", "x", "ky", "kx"))
+    with pytest.raises(ConfigurationError, match="optics="):
+        quicklook(plain)
+    told = {"optics": OPTICS, "detector": Detector(DETECTOR, 0.2)}
+    np.testing.assert_array_equal(quicklook(plain, **told)["total_counts"], frames[0].sum(axis=(2, 3)))
+    with pytest.raises(FormatError, match="rechunk"):
+        quicklook(plain.chunk(ky=4), **told)
+    with pytest.raises(FormatError, match="dims"):
+        quicklook(plain.rename(y="tilt"), **told)
+
+
 def test_the_result_does_not_depend_on_how_frames_are_cut(tmp_path, frames):
     cut = make_store(tmp_path / "cut.zarr", frames[:1], shard_positions=8)  # 15 shards
     whole = make_store(tmp_path / "whole.zarr", frames[:1], shard_positions=40)  # 1 shard
@@ -107,7 +158,9 @@ def test_progress_counts_tilts(store):
 def test_the_plan_reads_every_byte_once(store, frames):
     plan = plan_quicklook(store)
     assert plan.bytes_read == frames.nbytes
-    assert plan.bytes_per_task < frames.nbytes
+    lean = plan_quicklook(store, QuicklookSettings(superpixels=0))
+    assert lean.bytes_per_task < frames.nbytes
+    assert plan.bytes_written - lean.bytes_written == 2 * 4 * 150 * 20 * 35
     assert not (store.path / "quicklook").exists()
 
 

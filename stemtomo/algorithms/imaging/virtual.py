@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -87,6 +88,42 @@ def virtual_weights(
         k_y,
     )
     return np.stack(weights).astype(np.float32)
+
+
+class Superpixels(NamedTuple):
+    """Square blocks of pixels that tile the bright-field disc.
+
+    ``labels`` is (ky, kx) int32, -1 outside; ``k_x``, ``k_y`` (superpixel) the mean 1/Å of the pixels of each, and
+    ``pixels`` (superpixel) their number.
+    """
+
+    labels: np.ndarray
+    k_x: np.ndarray
+    k_y: np.ndarray
+    pixels: np.ndarray
+
+
+def superpixels(optics: Optics, detector: Detector, count: int) -> Superpixels:
+    """Cut the convergence disc into about ``count`` superpixels, line by line; blocks half outside are left out.
+
+    With ``count`` 0, or where the disc covers no pixel, there are none.
+    """
+    disc = optics.semiangle_rad / wavelength_angstrom(optics.energy_ev)
+    k_y, k_x = np.broadcast_arrays(*frequencies(detector))
+    inside = np.hypot(k_y, k_x) < disc
+    labels = np.full(detector.shape_yx, -1, dtype=np.int32)
+    if count == 0 or not inside.any():
+        return Superpixels(labels, *(np.zeros(0) for _ in range(3)))
+    edge = max(1, round(math.sqrt(inside.sum() / count)))
+    column, row = (np.floor(k / detector.pixel_inv_angstrom / edge + 0.5).astype(int) for k in (k_x, k_y))
+    block = (row - row.min()) * (np.ptp(column) + 1) + column - column.min()
+    filled = np.bincount(block[inside])
+    inside &= 2 * np.append(filled, np.zeros(block.max() + 1 - filled.size, dtype=int))[block] >= edge**2
+    _, numbers = np.unique(block[inside], return_inverse=True)
+    labels[inside] = numbers
+    pixels = np.bincount(numbers)
+    mean_x, mean_y = (np.bincount(numbers, k[inside]) / pixels for k in (k_x, k_y))
+    return Superpixels(labels, mean_x, mean_y, pixels.astype(np.float64))
 
 
 def virtual_images(weighted: Array) -> VirtualImages:

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from stemtomo.algorithms.imaging.virtual import WEIGHTS, annulus, frequencies, virtual_images, virtual_weights
+from stemtomo.algorithms.imaging.virtual import (
+    WEIGHTS,
+    annulus,
+    frequencies,
+    superpixels,
+    virtual_images,
+    virtual_weights,
+)
 from stemtomo.errors import ConfigurationError
 from stemtomo.geometry import Detector, Optics
 from stemtomo.kernels.masks import frame_sums
@@ -56,6 +63,21 @@ def test_centre_of_mass_points_to_where_the_beam_went():
     np.testing.assert_array_equal(images.total_counts, [[7, 3], [5, 0]])
     np.testing.assert_array_equal(images.bright_field, images.total_counts)
     assert not images.dark_field.any()
+
+
+def test_superpixels_tile_the_disc_and_say_where_they_are():
+    blocks = superpixels(OPTICS, DETECTOR, 150)
+    disc = np.hypot(*np.broadcast_arrays(*frequencies(DETECTOR))) < 1.0667
+    assert 130 < blocks.pixels.size < 190
+    assert not (blocks.labels >= 0)[~disc].any()
+    assert (blocks.labels >= 0)[disc].mean() > 0.9
+    k_y, k_x = np.broadcast_arrays(*frequencies(DETECTOR))
+    for number in (0, 70, blocks.pixels.size - 1):
+        inside = blocks.labels == number
+        assert inside.sum() == blocks.pixels[number]
+        assert blocks.k_x[number] == pytest.approx(k_x[inside].mean())
+        assert blocks.k_y[number] == pytest.approx(k_y[inside].mean())
+    assert superpixels(OPTICS, DETECTOR, 0).pixels.size == 0
 
 
 def test_a_disc_beside_the_detector_is_refused():

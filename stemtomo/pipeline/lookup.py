@@ -1,0 +1,151 @@
+"""One look at frames: what a pass over a block leaves, and the same lazily for frames that xarray holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import dask.array
+import numpy as np
+import xarray as xr
+from dask import delayed
+
+from stemtomo.algorithms.imaging.virtual import (
+    Superpixels,
+    VirtualImages,
+    superpixels,
+    virtual_images,
+    virtual_weights,
+)
+from stemtomo.errors import ConfigurationError, FormatError
+from stemtomo.geometry import Detector, Optics
+from stemtomo.io.schema import FRAME_DIMS
+from stemtomo.kernels.masks import frame_sums
+from stemtomo.pipeline.config import QuicklookSettings
+
+#: Frames are summed in bands of this many bytes, which stay near the processor.
+_BAND_BYTES = 8 << 20
+
+
+def detectors(optics: Optics, detector: Detector, settings: QuicklookSettings) -> tuple[np.ndarray, Superpixels]:
+    """Return the weights of the virtual detectors and the superpixels of the bright-field stack."""
+    fractions = settings.model_dump(exclude={"superpixels"})
+    return virtual_weights(optics, detector, **fractions), superpixels(optics, detector, settings.superpixels)
+
+
+def look_at_bands(bands: Iterable[np.ndarray], weights: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Look at bands (y, x, ky, kx) of one block; return ``images`` (sums per position) and ``patterns`` (over them)."""
+    looks = [frame_sums(band, weights, labels) for band in bands]
+    images = {name: np.concatenate([getattr(look, name) for look in looks]) for name in ("weighted", "superpixels")}
+    total = np.sum([look.pattern_sum for look in looks], axis=0)
+    brightest = np.max([look.pattern_maximum for look in looks], axis=0)
+    return {"images": images, "patterns": {"sum": total, "maximum": brightest}}
+
+
+def merge_patterns(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Add the sums and take the larger of the maxima, in the order of the blocks."""
+    total, brightest = parts[0]["sum"], parts[0]["maximum"]
+    for part in parts[1:]:
+        total, brightest = total + part["sum"], np.maximum(brightest, part["maximum"])
+    return {"sum": total, "maximum": brightest}
+
+
+def look_dataset(images: VirtualImages, mean: Any, maximum: Any, stack: Any, blocks: Superpixels) -> xr.Dataset:
+    """Put the results of one tilt, in memory or lazy, into a dataset with units."""
+    image, pattern = ("y", "x"), ("ky", "kx")
+    variables: dict[str, Any] = {
+        name: (image, values, {"units": "1/Å" if name.startswith("com_") else "counts"})
+        for name, values in images._asdict().items()
+    }
+    variables["mean_pattern"] = (pattern, mean, {"units": "counts"})
+    variables["maximum_pattern"] = (pattern, maximum, {"units": "counts"})
+    if blocks.pixels.size:
+        variables["bright_field_stack"] = ((*image, "superpixel"), stack, {"units": "counts"})
+        variables["superpixel_kx"] = ("superpixel", blocks.k_x, {"units": "1/Å"})
+        variables["superpixel_ky"] = ("superpixel", blocks.k_y, {"units": "1/Å"})
+        variables["superpixel_pixels"] = ("superpixel", blocks.pixels, {"units": "1"})
+    return xr.Dataset(variables)
+
+
+def lazy_quicklook(
+    data: xr.Dataset | xr.DataArray,
+    settings: QuicklookSettings | None = None,
+    optics: Optics | None = None,
+    detector: Detector | None = None,
+) -> xr.Dataset:
+    """Return the quicklook of frames that xarray holds, lazy: one task per block of frames makes everything at once.
+
+    Parameters
+    ----------
+    data
+        Frames (y, x, ky, kx), whole patterns in each chunk; or a dataset with the variable ``frames``, such as a tilt
+        of ``stemtomo.open(path)``, whose attributes ``optics`` and ``detector`` are used.
+    optics, detector
+        In place of those attributes.
+
+    Returns
+    -------
+    Dataset with the variables of the group ``quicklook`` of a store. Compute it whole (``.compute()``): then every
+    byte is read once; variables computed one by one read the frames once each.
+
+    Raises
+    ------
+    FormatError
+        If dims are missing or patterns are cut into chunks.
+    ConfigurationError
+        If neither the arguments nor the attributes say optics and detector.
+    """
+    frames = data["frames"] if isinstance(data, xr.Dataset) else data
+    attrs = {**frames.attrs, **data.attrs}
+    if set(frames.dims) != set(FRAME_DIMS):
+        raise FormatError(f"frames have dims {frames.dims}; expected {FRAME_DIMS}: select one tilt, name the axes")
+    frames = frames.transpose(*FRAME_DIMS)
+    optics = optics or (Optics.from_attrs(attrs["optics"]) if "optics" in attrs else None)
+    detector = detector or (Detector.from_attrs(attrs["detector"]) if "detector" in attrs else None)
+    if optics is None or detector is None:
+        raise ConfigurationError("the frames carry no optics and detector as attributes; give optics= and detector=")
+    if detector.shape_yx != frames.shape[2:]:
+        raise FormatError(f"patterns are {frames.shape[2:]} pixels, the detector is {detector.shape_yx}")
+    lazy = dask.array.asarray(frames.data)
+    if max(lazy.numblocks[2:]) > 1:
+        raise FormatError(f"patterns are cut into chunks {lazy.chunks[2:]}; rechunk with ky=-1, kx=-1 first")
+    weights, blocks = detectors(optics, detector, settings or QuicklookSettings())
+    result = _lazy_dataset(lazy, weights, blocks)
+    kept = {name: coordinate for name, coordinate in frames.coords.items() if set(coordinate.dims) <= set(FRAME_DIMS)}
+    return result.assign_coords(kept)
+
+
+def _lazy_dataset(lazy: dask.array.Array, weights: np.ndarray, blocks: Superpixels) -> xr.Dataset:
+    shared = delayed((weights, blocks.labels), pure=True)
+    looks = [[delayed(_look_at_block)(block, shared) for block in row] for row in lazy.to_delayed()[:, :, 0, 0]]
+
+    def image(name: str, depth: int) -> dask.array.Array:
+        rows = [
+            [
+                dask.array.from_delayed(look["images"][name], (height, width, depth), dtype=np.float32)
+                for look, width in zip(row, lazy.chunks[1], strict=True)
+            ]
+            for row, height in zip(looks, lazy.chunks[0], strict=True)
+        ]
+        joined = [dask.array.concatenate(row, axis=1) for row in rows]
+        return dask.array.concatenate(joined, axis=0)
+
+    patterns = delayed(merge_patterns)([look["patterns"] for row in looks for look in row])
+    pixels, positions = lazy.shape[2:], lazy.shape[0] * lazy.shape[1]
+    total = dask.array.from_delayed(patterns["sum"], pixels, dtype=np.float64)
+    maximum = dask.array.from_delayed(patterns["maximum"], pixels, dtype=lazy.dtype)
+    # Blocks along the last axis are single, so the six images come from one task each.
+    images = image("weighted", len(weights)).map_blocks(_stacked_images, dtype=np.float32)
+    named = VirtualImages(*(images[..., index] for index in range(len(VirtualImages._fields))))
+    stack = image("superpixels", blocks.pixels.size) if blocks.pixels.size else None
+    return look_dataset(named, (total / positions).astype(np.float32), maximum, stack, blocks)
+
+
+def _look_at_block(block: np.ndarray, shared: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    weights, labels = shared
+    rows = max(1, _BAND_BYTES // max(1, block[:1].nbytes))
+    return look_at_bands((block[y : y + rows] for y in range(0, len(block), rows)), weights, labels)
+
+
+def _stacked_images(weighted: np.ndarray) -> np.ndarray:
+    return np.stack(virtual_images(weighted), axis=-1)
