@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stemtomo.pipeline.score import score
     from stemtomo.pipeline.simulate import simulate
     from stemtomo.pipeline.tomography import tomography
+    from stemtomo.pipeline.watch import watch
     from stemtomo.reporting import report
 
 #: Public name and the module it lives in; imported when first used, so that ``import stemtomo`` costs nothing.
@@ -45,6 +46,7 @@ _HOME = {
     "score": "stemtomo.pipeline.score",
     "simulate": "stemtomo.pipeline.simulate",
     "tomography": "stemtomo.pipeline.tomography",
+    "watch": "stemtomo.pipeline.watch",
 }
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "score",
     "simulate",
     "tomography",
+    "watch",
 ]
 
 

@@ -76,6 +76,8 @@ GROUPS: dict[str, GroupSchema] = {
             "dark_field": Variable(_IMAGE, "counts", "real", "sum outside the bright-field disk"),
             "com_x": Variable(_IMAGE, "1/Å", "real", "centre of mass along kx"),
             "com_y": Variable(_IMAGE, "1/Å", "real", "centre of mass along ky"),
+            "valid": Variable(_IMAGE, "1", "boolean", "where a frame was recorded", required=False),
+            "done": Variable(_IMAGE, "1", "boolean", "where frames have come, while they come", required=False),
         },
     ),
     "ptychography": GroupSchema(

@@ -44,6 +44,11 @@ class InputSettings(Section):
     """[input]: the detector frames as they come."""
 
     path: Path = Field(description="File with the frames (.npz, .npy or raw binary), relative to the TOML file.")
+    files: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="One file per tilt in the folder input.path: their names in the order of the tilts, or one name "
+        "with {theta_deg}, {tilt} (from 0) or {number} (from 1) in it.",
+    )
     array: str | None = Field(
         default=None, description="Member of an .npz that holds the frames; needed if it has several."
     )
@@ -225,6 +230,12 @@ class Experiment(Section):
             pixel_inv_angstrom=self.detector.pixel_inv_angstrom,
             beam_centre_px_yx=self.detector.beam_centre_px,
         )
+
+    def theta_deg(self) -> tuple[float, ...]:
+        """Return the tilt angle about y of every tilt in degrees."""
+        if self.tilts.euler_zyx_deg is not None:
+            return tuple(row[1] for row in self.tilts.euler_zyx_deg)
+        return self.tilts.theta_deg or ()
 
     def to_tilts(self, count: int | None = None) -> TiltSeries:
         """Return the poses; ``count`` is the number of tilts in the frames.
