@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stemtomo.errors import AcquisitionError, ConfigurationError, FormatError
 from stemtomo.io.growing import GrowingTilt, counts_records, needs_whole_reads
@@ -39,7 +40,7 @@ class Arrivals:
     path: Path
     files: TiltFiles | None
     settle_s: float
-    first: FrameSource | None = None
+    first: FrameSource | Mapping[str, Any] | None = None
     refused: dict[str, str] = field(default_factory=dict)
     refused_tilts: set[int] = field(default_factory=set)
     _candidates: dict[Path, _Candidate] = field(default_factory=dict)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from stemtomo.distributed import Executor, Handle
 from stemtomo.distributed import executor as default_executor
@@ -21,43 +21,11 @@ from stemtomo.pipeline.arrivals import Arrivals, unreadable_text
 from stemtomo.pipeline.config import Configuration, PtychographySettings, QuicklookSettings
 from stemtomo.pipeline.ingest import Experiment, mark_of_series, open_or_create, shard_edge, tilt_mark
 from stemtomo.pipeline.live import QUICKLOOK, LiveTask, LiveTilt, Look, take
+from stemtomo.pipeline.meter import Meter, Partial
 from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.run import run_stages, with_dose
 
 STAGE = "watch"
-
-
-@dataclass(frozen=True)
-class Partial:
-    """Where an acquisition is, after a shard was recorded.
-
-    Parameters
-    ----------
-    tilt
-        Tilt of the shard.
-    frames, ready, expected
-        Frames in the store, whole in the files, and in the end.
-    lag_frames, lag_s
-        Frames that wait for the store or for their shard to fill, and since when the first of them does.
-    frames_per_s, bytes_per_s
-        What this call has put into the store so far, per second.
-    tilts_complete, tilts
-        Tilts that are complete, and all.
-    problems
-        Files that are not followed, and why.
-    """
-
-    tilt: int
-    frames: int
-    ready: int
-    expected: int
-    lag_frames: int
-    lag_s: float
-    frames_per_s: float
-    bytes_per_s: float
-    tilts_complete: int
-    tilts: int
-    problems: tuple[str, ...] = ()
 
 
 def watch(
@@ -158,11 +126,10 @@ class _Watcher:
         self.problems: dict[str, str] = {}
         self.last_growth = self.looked = clock.now()
         self.published: dict[int, float] = {}
-        self.history: deque[tuple[float, int]] = deque()
-        self.frames = self.taken_frames = self.frames_per_tilt = self.frame_bytes = 0
-        self.began = time.perf_counter()
+        self.meter = Meter(self.clock, self.tilts, 0, 0)
         self.last: Partial | None = None
         store.declare_tilts(self.tilts)
+        self.take_up()
 
     def follow(self) -> Generator[Partial, None, dict[str, Any]]:
         """See :func:`watch`."""
@@ -206,13 +173,13 @@ class _Watcher:
                     continue
                 self.last_growth = now if grown else self.last_growth
                 self.mark(tilt)
-        self.history.append((now, self.ready))
+        self.meter.saw(self.ready)
         self.conclude()
 
     def arrive(self, index: int, source: GrowingTilt) -> None:
         """Begin to follow a tilt, unless the store has it from the same file."""
         if self.experiment is None:
-            self.experiment = self.begin(source)
+            self.experiment = self.begin(source.source.shape, source.source.dtype)
         try:
             tilt = LiveTilt.begin(
                 self.store,
@@ -225,34 +192,45 @@ class _Watcher:
         except AcquisitionError as error:
             self.problems[f"tilt {index}"] = str(error)
             return
-        self.live[index] = tilt
-        self.frames += tilt.frames_done
-        self.progress.advance(tilt.frames_done)
-        attrs = self.store.tilt_attrs(index)
-        closed = [tuple(run) for run in attrs.get(MISSING, [])]
-        if closed:
-            tilt.missing = closed
-        if self.store.fingerprint(f"tilt/{tilt_name(index)}") is not None:
-            tilt.queue = []
-            tilt.follower.state = State.COMPLETE
-            tilt.follower.ready = tilt.source.n_expected
-            self.complete.add(index)
-            self.concluding.append(index)
+        if index not in self.complete:  # else its file is the one that was read: nothing is left to do
+            self.live[index] = tilt
+            self.count(tilt.frames_done)
 
-    def begin(self, source: GrowingTilt) -> Experiment:
-        """Learn the shape of the series from the first file."""
-        shape = source.source.shape
-        self.frames_per_tilt = source.n_expected
-        self.frame_bytes = shape[3] * shape[4] * source.source.dtype.itemsize
-        self.progress.start(STAGE, self.tilts * self.frames_per_tilt, "frame")
+    def begin(self, shape: tuple[int, ...], dtype: np.dtype) -> Experiment:
+        """Learn frames of ``shape`` (tilt, y, x, ky, kx) from the first file, or from what the store has of it."""
         told = self.configuration
+        self.meter = Meter(self.clock, self.tilts, shape[1] * shape[2], shape[3] * shape[4] * dtype.itemsize)
+        self.progress.start(STAGE, self.tilts * self.meter.frames_per_tilt, "frame")
         scan, detector = told.to_scan((shape[1], shape[2])), told.to_detector((shape[3], shape[4]))
         return Experiment(told.to_optics(), scan, detector, told.to_tilts())
 
+    def take_up(self) -> None:
+        """Find what an earlier run left in the store; files of complete tilts need not be there any more."""
+        begun = [i for i in range(self.tilts) if (self.store.path / "tilt" / tilt_name(i)).exists()]
+        if not begun:
+            return
+        array = self.store.frames(begun[0], require_complete=False)
+        self.experiment = self.begin((1, *array.shape), array.dtype)
+        where = f"{self.store.path}, tilt {begun[0]},"
+        self.arrivals.first = {"where": where, "shape": (1, *array.shape), "dtype": array.dtype}
+        for index in begun:
+            attrs = self.store.tilt_attrs(index)
+            mark = tilt_mark(self.experiment, index, attrs["source"], attrs.get(MISSING, []))
+            if self.store.is_complete(f"tilt/{tilt_name(index)}", mark.fingerprint):
+                self.complete.add(index)
+                self.concluding.append(index)
+                self.count(self.meter.frames_per_tilt)
+
+    def count(self, frames: int) -> None:
+        """Count frames that are in the store already."""
+        self.meter.frames += frames
+        self.progress.advance(frames)
+
     @property
     def ready(self) -> int:
-        """Whole frames in all files."""
-        return sum(tilt.follower.ready for tilt in self.live.values())
+        """Whole frames in all files; of those that are done with, all."""
+        growing = (tilt.follower.ready for tilt in self.live.values() if tilt.index not in self.complete)
+        return sum(growing) + len(self.complete) * self.meter.frames_per_tilt
 
     # -- copying --------------------------------------------------------------------------------------------------
 
@@ -300,28 +278,10 @@ class _Watcher:
             self.store.write(f"{QUICKLOOK}/{tilt_name(tilt.index)}", dataset, provenance)
         shard = task.shard
         copied = task.source is not None
-        return self.report(tilt, (shard.y1 - shard.y0) * (shard.x1 - shard.x0)) if copied else None
-
-    def report(self, tilt: LiveTilt, frames: int) -> Partial:
-        """Count ``frames`` more in the store, and say where everything is."""
-        self.frames += frames
-        self.taken_frames += frames
-        while self.history and self.history[0][1] <= self.frames:
-            self.history.popleft()
-        seconds = max(time.perf_counter() - self.began, 1e-9)
-        self.last = Partial(
-            tilt=tilt.index,
-            frames=self.frames,
-            ready=self.ready,
-            expected=self.tilts * self.frames_per_tilt,
-            lag_frames=max(0, self.ready - self.frames),
-            lag_s=self.clock.now() - self.history[0][0] if self.history else 0.0,
-            frames_per_s=self.taken_frames / seconds,
-            bytes_per_s=self.taken_frames * self.frame_bytes / seconds,
-            tilts_complete=len(self.complete),
-            tilts=self.tilts,
-            problems=self.troubles(),
-        )
+        if not copied:
+            return None
+        frames = (shard.y1 - shard.y0) * (shard.x1 - shard.x0)
+        self.last = self.meter.report(tilt.index, frames, self.ready, len(self.complete), self.troubles())
         self.progress.advance(frames, lag_frames=self.last.lag_frames, lag_s=self.last.lag_s)
         return self.last
 
@@ -352,7 +312,7 @@ class _Watcher:
 
     def closed(self, index: int) -> bool:
         """Whether nothing more is expected of the tilt ``index``."""
-        return index in self.live and self.live[index].follower.state is State.COMPLETE
+        return index in self.complete or (index in self.live and self.live[index].follower.state is State.COMPLETE)
 
     def fail(self, tilt: LiveTilt, why: str) -> None:
         """Follow ``tilt`` no longer; what is recorded stays."""
@@ -416,7 +376,7 @@ class _Watcher:
         ]
         unreadable = self.arrivals.unreadable
         waiting += [unreadable_text(path, error) for path, error in unreadable.items()]
-        absent = sorted(set(range(self.tilts)) - set(self.live))
+        absent = sorted(set(range(self.tilts)) - set(self.live) - self.complete)
         if absent and not unreadable:
             waiting.append(
                 f"{self.arrivals.path}: nothing of the tilts {absent} ({len(absent)} of {self.tilts}) came for "
@@ -430,12 +390,12 @@ class _Watcher:
         series = mark_of_series([mark for mark in marks if mark is not None])
         if not self.store.is_complete("tilt", series.fingerprint):
             self.store.complete_tilts(series)
-        missing = sum(stop - start for tilt in self.live.values() for start, stop in tilt.missing)
+        missing = sum(int((~self.store.valid(index)).sum()) for index in range(self.tilts))
         numbers: dict[str, Any] = {
             "tilts": self.tilts,
-            "frames": self.frames,
+            "frames": self.meter.frames,
             "missing_frames": missing,
-            "wall_s": time.perf_counter() - self.began,
+            "wall_s": self.meter.seconds,
             **({} if self.last is None else {"last": asdict(self.last)}),
         }
         if self.settings.then_run:
