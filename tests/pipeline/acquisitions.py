@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def frames(seed: int = 0) -> np.ndarray:
     return counts(SHAPE, seed=seed) + np.uint16(1)
 
 
-def configuration(path: Path, files: Any = "scan_{theta_deg}.raw", *, tilts: int = 3, **told: Any) -> Configuration:
+def configuration(
+    path: Path, files: Any = "scan_{theta_deg}.raw", *, tilts: int = 3, angles: tuple[float, ...] = ANGLES, **told: Any
+) -> Configuration:
     """Configuration of raw files; ``told`` are keys of [watch] and, as ``input_...``, of [input]."""
     per_file = {"axes": ["y", "x", "ky", "kx"], "shape": list(SHAPE[1:])}
     series = {"axes": ["tilt", "y", "x", "ky", "kx"], "shape": [tilts, *SHAPE[1:]]}
@@ -43,9 +46,9 @@ def configuration(path: Path, files: Any = "scan_{theta_deg}.raw", *, tilts: int
             "optics": {"energy_kev": 300, "semiangle_mrad": 21},
             "scan": {"step_angstrom": 0.5},
             "detector": {"pixel_inv_angstrom": 0.2},
-            "tilts": {"theta_deg": list(ANGLES[:tilts])},
+            "tilts": {"theta_deg": list(angles[:tilts])},
             "ingest": {"shard_mib": SHARD_MIB},
-            "watch": {"poll_s": 1.0, "deadline_s": 20.0, "settle_s": 3.0, "publish_s": 0.0, **told},
+            "watch": {"poll_s": 1.0, "deadline_s": 20.0, "settle_s": 3.0, "publish_s": 5.0, **told},
             **sections,
         }
     )
@@ -72,8 +75,8 @@ def appended(path: Path, data: bytes, sizes: Iterable[int]) -> list[Callable[[],
             file.write(piece)
 
     edges = np.minimum(np.append(np.cumsum([0, *sizes]), len(data)), len(data)).tolist()
-    pairs = zip(edges[:-1], edges[1:], strict=True)
-    return [lambda piece=data[start:stop]: write(piece) for start, stop in pairs if stop > start]
+    pieces = [data[start:stop] for start, stop in itertools.pairwise(edges) if stop > start]
+    return [lambda piece=piece: write(piece) for piece in pieces]
 
 
 def ingested(config: Configuration, path: Path) -> dict[str, str]:
