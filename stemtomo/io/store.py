@@ -276,7 +276,7 @@ class Store:
         write_group(self._tilt(index), {**attrs, **frame_arrays.progress_attrs(self._frames(index), set(shards))})
 
     def close_source(self, index: int, source: Mapping[str, Any], missing: Sequence[tuple[int, int]] = ()) -> None:
-        """Say what the file of tilt ``index``, followed while it grew, is now that it is finished.
+        """Say what the file of tilt ``index``, followed while it grew, is now that no more of it is expected.
 
         Parameters
         ----------
@@ -286,7 +286,8 @@ class Store:
             Runs [start, stop) of scan positions, counted row by row, whose frames never came; they are stored as zeros.
         """
         self._require_writable(f"tilt {index}")
-        attrs = {**self.tilt_attrs(index), "source": dict(source)}
+        attrs = {key: value for key, value in self.tilt_attrs(index).items() if key != frame_arrays.MISSING}
+        attrs["source"] = dict(source)
         if missing:
             attrs[frame_arrays.MISSING] = [list(run) for run in missing]
         write_group(self._tilt(index), attrs)

@@ -121,6 +121,10 @@ class LiveTilt:
         follower = Follower(source, 0, rows * shape[1], followed)
         regions = {number: ShardTask(index, number, *region) for number, region in shard_regions(array)}
         done = store.recorded_frames(index)
+        if store.fingerprint(f"tilt/{tilt_name(index)}") is None:
+            # A run that was killed while it put zeros for missing frames: they may have come meanwhile.
+            valid = store.valid(index)
+            done = {n for n in done if valid[regions[n].y0 : regions[n].y1, regions[n].x0 : regions[n].x1].all()}
         weights = virtual_weights(
             optics,
             detector,
@@ -160,10 +164,13 @@ class LiveTilt:
             self._queue_rows(start, stop, self.follower.ready)
         return self.follower.ready - before
 
-    def close(self) -> None:
+    def close(self, store: Store) -> None:
         """Take the file as finished, with nothing under way: queue the rest, zeros where frames never came."""
         ready, expected = self.follower.ready, self.source.n_expected
         self.missing = [(ready, expected)] if ready < expected else []
+        store.close_source(
+            self.index, store.tilt_attrs(self.index)["source"], self.missing
+        )  # before any zero is stored
         self.follower.state = State.COMPLETE
         self.queue = [LiveTask(r, self.source, ready) for n, r in self.regions.items() if n not in self.done]
 

@@ -331,7 +331,7 @@ class _Watcher:
             return False
         for tilt in open_tilts:
             if tilt.follower.state is not State.COMPLETE:
-                tilt.close()
+                tilt.close(self.store)
         self.last_growth = self.clock.now()
         return True
 

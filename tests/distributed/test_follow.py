@@ -42,6 +42,24 @@ def test_random_growth_gives_every_record_once_in_aligned_blocks() -> None:
         assert all(start % block == 0 and stop - start == block for start, stop in ranges[:-1])
 
 
+def test_receivers_out_of_step_count_as_far_as_the_slowest() -> None:
+    class Sectors(Records):
+        received = (0, 0, 0, 0)
+
+        def ready(self) -> int:
+            return min(self.received)
+
+    source = Sectors(64, ready=0)
+    rng = np.random.default_rng(5)
+    ahead = np.sort(rng.integers(0, 65, (20, 4)), axis=0).tolist()
+    steps = [lambda now=now: setattr(source, "received", now) for now in [*ahead, (64, 64, 64, 64)]]
+    got = []
+    for start, stop in tail(source, 0, 8, clock=ScriptedClock(steps)):
+        assert stop <= min(source.received)
+        got += range(start, stop)
+    assert got == list(range(64))
+
+
 def test_a_restart_takes_up_at_its_mark() -> None:
     source = Records(20, ready=12)
     assert list(tail(source, 8, 4, clock=growing(source, [20]))) == [(8, 12), (12, 16), (16, 20)]

@@ -259,6 +259,20 @@ def test_missing_frames_are_masked_when_asked(tmp_path: Path, data: np.ndarray) 
     assert again["missing_frames"] == 170
 
 
+def test_frames_that_come_after_a_kill_take_the_place_of_the_mask(tmp_path: Path, data: np.ndarray) -> None:
+    path = tmp_path / "in" / "a.raw"
+    path.write_bytes(data[0].tobytes()[: 630 * FRAME_BYTES])
+    config = configuration(path, files=None, tilts=1, missing="mask")
+    reports = watch(path, tmp_path / "s.zarr", config, clock=ScriptedClock(), executor=ThreadExecutor(1))
+    while next(reports).frames < 720:  # 560 are in whole shard rows, the others were closed with zeros
+        pass
+    reports.close()
+    assert Store.open(tmp_path / "s.zarr").valid(0).sum() == 630
+    path.open("ab").write(data[0].tobytes()[630 * FRAME_BYTES :])
+    follow(config, tmp_path / "s.zarr")
+    assert tilts_of(digest(tmp_path / "s.zarr")) == ingested(config, tmp_path / "plain.zarr")
+
+
 def test_interim_images_hold_what_has_come(tmp_path: Path, data: np.ndarray) -> None:
     path = tmp_path / "in" / "a.raw"
     config = configuration(path, files=None, tilts=1, publish_s=0.0)
