@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stemtomo.pipeline.score import score
     from stemtomo.pipeline.simulate import simulate
     from stemtomo.pipeline.tomography import tomography
+    from stemtomo.pipeline.watch import watch
     from stemtomo.reporting import report
 
 #: Public name and the module it lives in; imported when first used, so that ``import stemtomo`` costs nothing.
@@ -47,6 +48,7 @@ _HOME = {
     "score": "stemtomo.pipeline.score",
     "simulate": "stemtomo.pipeline.simulate",
     "tomography": "stemtomo.pipeline.tomography",
+    "watch": "stemtomo.pipeline.watch",
 }
 
 __all__ = [
@@ -70,6 +72,7 @@ __all__ = [
     "score",
     "simulate",
     "tomography",
+    "watch",
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stemtomo import __version__
-from stemtomo.errors import AcquisitionError, ConfigurationError, StemtomoError, StoreError
+from stemtomo.errors import AcquisitionError, ConfigurationError, StalledError, StemtomoError, StoreError
 
 if TYPE_CHECKING:
     from stemtomo.pipeline.progress import Progress
@@ -116,6 +116,43 @@ def run(
         with _bars() as progress:
             numbers = run_series(configuration, until=until, progress=progress)
     _conclude(numbers, json_file, debug)
+
+
+@app.command()
+def watch(
+    source: Annotated[Path, typer.Argument(metavar="DIR_OR_FILE", help="Growing file, or folder of growing files.")],
+    store: StoreArgument,
+    config: Annotated[Path, typer.Option("--config", metavar="SERIES.toml", help="Configuration of the series.")],
+    deadline: Annotated[float | None, typer.Option("--deadline", metavar="S", help="Stalled after S seconds.")] = None,
+    poll: Annotated[float | None, typer.Option("--poll", metavar="S", help="Look every S seconds.")] = None,
+    missing: Annotated[
+        str | None, typer.Option("--missing", metavar="stop|mask", help="What to do with frames that never come.")
+    ] = None,
+    then_run: Annotated[
+        bool, typer.Option("--then-run", help="Reconstruct each tilt when it is complete, and go on to the atoms.")
+    ] = False,
+    overrides: SetOption = None,
+    json_file: JsonOption = None,
+    scheduler: SchedulerOption = None,
+    workers: WorkersOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Take an acquisition into a store while it is recorded; run again to continue where it ended."""
+    with _clear_errors(debug), _cluster(scheduler, workers):
+        _require_folder(json_file)
+        from stemtomo.pipeline.references import load_configuration
+        from stemtomo.pipeline.watch import watch as follow
+
+        told = {"deadline_s": deadline, "poll_s": poll, "missing": missing, "then_run": then_run or None}
+        given = [f"watch.{key}={json.dumps(value)}" for key, value in told.items() if value is not None]
+        given.append(f"input.path={json.dumps(str(source))}")
+        configuration = load_configuration(config, [*(overrides or []), *given])
+        with _bars() as progress:
+            reports = follow(source, store, configuration, progress=progress)
+            numbers = _last_value(reports)
+        _write_json(numbers, json_file)
+        missed = f", {numbers['missing_frames']} missing" if numbers["missing_frames"] else ""
+        typer.echo(f"{store}: {numbers['tilts']} tilts, {numbers['frames']} frames{missed}")
 
 
 @app.command()
@@ -254,7 +291,7 @@ for _stage, _summary in (
 
 def exit_code(error: BaseException, acquiring: bool = False) -> int:
     """Return the exit code for ``error``; while a source still grows (``acquiring``), missing frames mean a stall."""
-    if isinstance(error, AcquisitionError) and acquiring:
+    if isinstance(error, StalledError) or (isinstance(error, AcquisitionError) and acquiring):
         return EXIT_STALLED
     return EXIT_BAD_INPUT if isinstance(error, StemtomoError) else EXIT_FAILED
 
@@ -344,6 +381,20 @@ def _print_plan(configuration: Any, json_file: Path | None) -> None:
     planned.check(limit, count, threads)
     typer.echo(f"Fits {count} worker(s) of {threads} thread(s) with {limit / 2**30:.1f} GiB each.")
     typer.echo(f"Store: {configuration.store_path}")
+
+
+def _last_value(reports: Generator[Any, None, dict[str, Any]]) -> dict[str, Any]:
+    """Exhaust ``reports`` and return what they end with; troubles are said as they come up."""
+    said: set[str] = set()
+    while True:
+        try:
+            partial = next(reports)
+        except StopIteration as end:
+            return dict(end.value)
+        for problem in partial.problems:
+            if problem not in said:
+                typer.echo(f"Warning: {problem}", err=True)
+                said.add(problem)
 
 
 def _require_folder(path: Path | None) -> None:

@@ -17,6 +17,10 @@ class AcquisitionError(StemtomoError, RuntimeError):
     """An acquisition stalled, shrank, or does not hold the frames its scan promises."""
 
 
+class StalledError(AcquisitionError):
+    """An acquisition brought no new frame within the deadline; a later call continues where this one ended."""
+
+
 class CalibrationError(StemtomoError, ValueError):
     """The data do not determine a calibration that was asked for."""
 

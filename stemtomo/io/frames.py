@@ -19,6 +19,9 @@ FRAMES = "frames"
 PROGRESS = "progress"
 """Attribute of an unfinished tilt: number of shards, and runs [start, stop) of those on the disk."""
 
+MISSING = "missing"
+"""Attribute of a tilt: runs [start, stop) of scan positions, counted row by row, whose frame never came."""
+
 
 def create(folder: Path, shape: tuple[int, int, int, int], dtype: np.dtype, shard_positions: int) -> zarr.Array:
     """Make the empty array ``frames`` of ``shape`` (y, x, ky, kx) in ``folder``; no data are written."""
@@ -106,6 +109,14 @@ def write_shard(array: zarr.Array, folder: Path, y0: int, x0: int, block: np.nda
 def recorded(attrs: Mapping[str, Any]) -> set[int]:
     """Return the numbers of the finished shards from the attributes of a tilt."""
     return {number for start, stop in attrs.get(PROGRESS, {}).get("done", []) for number in range(start, stop)}
+
+
+def valid_positions(attrs: Mapping[str, Any], shape_yx: tuple[int, int]) -> np.ndarray:
+    """Return the mask (y, x), bool, of the positions with a frame from the attributes of a tilt."""
+    valid = np.ones(math.prod(shape_yx), bool)
+    for start, stop in attrs.get(MISSING, []):
+        valid[start:stop] = False
+    return valid.reshape(shape_yx)
 
 
 def progress_attrs(array: zarr.Array, done: set[int]) -> dict[str, Any]:

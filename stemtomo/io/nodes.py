@@ -136,7 +136,11 @@ def staged(root: Path, group: str) -> Iterator[Path]:
 def clear_staging(root: Path, group: str) -> None:
     """Remove what is staged for ``group``, and the staging folder if nothing else is in it."""
     staging = root / _STAGING
-    for path in staging.glob(f"{_staging_prefix(group)}*"):
+    try:
+        paths = list(staging.glob(f"{_staging_prefix(group)}*"))
+    except FileNotFoundError:  # a task beside this one has just finished, and removed the empty folder
+        return
+    for path in paths:
         shutil.rmtree(path, ignore_errors=True)
     _remove_if_empty(staging)
 

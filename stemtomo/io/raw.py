@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stemtomo.errors import FormatError
-from stemtomo.io.layout import AxisLayout
+from stemtomo.io.layout import CANONICAL_AXES, AxisLayout
 from stemtomo.io.provenance import file_identity
 
 _SHORT_RUN_BYTES = 16384
@@ -59,13 +59,22 @@ class ArrayFile:
         return math.prod(self.shape[:3])
 
     def ready(self) -> int:
-        """Return how many whole frames the file has bytes for."""
-        frame_bytes = math.prod(self.shape[3:]) * self.file_dtype.itemsize
-        present = max(0, self.path.stat().st_size - self.offset_bytes)
-        frames, rest = divmod(present, frame_bytes)
+        """Return how many frames from the first one on are whole in the file, in the order tilt, y, x.
+
+        A file may grow meanwhile. Where its axes have another order, frames count in runs that lie in one piece: a
+        whole tilt if y is not the second axis, the whole series if the tilt is not the first.
+        """
+        frames, rest = divmod(self._present_bytes(), self._frame_bytes)
         if self.array is not None:
-            return min(frames, self.n_expected)
-        return frames + (1 if rest and frames >= self.n_expected else 0)  # a piece too much is too much
+            frames, rest = min(frames, self.n_expected), 0
+        if frames >= self.n_expected:
+            return frames + (1 if rest else 0)  # a piece too much is too much
+        in_order = next((i for i in range(3) if self.layout.axes[i] != CANONICAL_AXES[i]), 3)
+        return frames - frames % math.prod(self.shape[in_order:3])
+
+    def partial_bytes(self) -> int:
+        """Return how many bytes of a frame that is not whole lie at the end of the file."""
+        return 0 if self.array is not None else self._present_bytes() % self._frame_bytes
 
     def read(self, tilt: int, y0: int, y1: int, x0: int = 0, x1: int | None = None) -> np.ndarray:
         """Return the frames (y, x, ky, kx) of a block of the scan, read run by run into one buffer.
@@ -97,24 +106,33 @@ class ArrayFile:
             "offset_bytes": self.offset_bytes,
         }
 
+    @property
+    def _frame_bytes(self) -> int:
+        return math.prod(self.shape[3:]) * self.file_dtype.itemsize
+
+    def _present_bytes(self) -> int:
+        return max(0, self.path.stat().st_size - self.offset_bytes)
+
     def _read_ranges(self, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
         shape = self.layout.shape
         block = np.empty([stop - start for start, stop in ranges], self.file_dtype)
-        if self.path.stat().st_size < self.offset_bytes + math.prod(shape) * self.file_dtype.itemsize:
+        strides = [math.prod(shape[i + 1 :]) * self.file_dtype.itemsize for i in range(len(shape))]
+        last = sum((stop - 1) * stride for (_, stop), stride in zip(ranges, strides, strict=True))
+        if self._present_bytes() < last + self.file_dtype.itemsize:  # a file that still grows may end after the block
             raise self._truncated()
         # From the last axis that is cut on, a run is contiguous in the file.
         cut = max((i for i, bound in enumerate(ranges) if bound != (0, shape[i])), default=0)
         run_bytes = math.prod(block.shape[cut:]) * self.file_dtype.itemsize
         if run_bytes < min(_SHORT_RUN_BYTES, block.nbytes):
-            mapped = np.memmap(self.path, self.file_dtype, "r", self.offset_bytes, tuple(shape))
-            block[...] = mapped[tuple(slice(*bound) for bound in ranges)]
+            mapped = np.memmap(self.path, np.uint8, "r", self.offset_bytes, (last + self.file_dtype.itemsize,))
+            first = sum(start * stride for (start, _), stride in zip(ranges, strides, strict=True))
+            block[...] = np.ndarray(block.shape, self.file_dtype, mapped.data, first, strides)
             return block
-        strides = [math.prod(shape[i + 1 :]) * self.file_dtype.itemsize for i in range(len(shape))]
         view = block.reshape(-1).view(np.uint8).data
         with self.path.open("rb", buffering=0) as file:
             for run, outer in enumerate(itertools.product(*(range(*bound) for bound in ranges[:cut]))):
-                first = (*outer, ranges[cut][0])
-                start = sum(index * stride for index, stride in zip(first, strides, strict=False))
+                at = (*outer, ranges[cut][0])
+                start = sum(index * stride for index, stride in zip(at, strides, strict=False))
                 file.seek(self.offset_bytes + start)
                 self._read_into(file, view[run * run_bytes : (run + 1) * run_bytes])
         return block

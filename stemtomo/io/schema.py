@@ -82,6 +82,8 @@ GROUPS: dict[str, GroupSchema] = {
             "superpixel_kx": _optional(_SUPERPIXEL, "1/Å", "mean kx of the pixels of a superpixel"),
             "superpixel_ky": _optional(_SUPERPIXEL, "1/Å", "mean ky of the pixels of a superpixel"),
             "superpixel_pixels": _optional(_SUPERPIXEL, "1", "number of pixels of a superpixel"),
+            "valid": Variable(_IMAGE, "1", "boolean", "where a frame was recorded", required=False),
+            "done": Variable(_IMAGE, "1", "boolean", "where frames have come, while they come", required=False),
         },
     ),
     "calibration": GroupSchema(

@@ -7,7 +7,7 @@ marked groups only; frames are written shard by shard, each by one task, and rec
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -207,7 +207,7 @@ class Store:
             "detector": detector.to_attrs(),
             "pose": pose.to_attrs(),
         }
-        wanted = {**geometry, "source": dict(source or {})}
+        wanted: dict[str, Any] = {**geometry, "source": dict(source or {})}
         folder = self._tilt(index)
         current = read_attrs(folder)
         if not current:
@@ -226,7 +226,8 @@ class Store:
         if any(current.get(part) != value for part, value in geometry.items()):
             done = self.recorded_frames(index)
             self._withdraw_series_mark()
-            write_group(folder, {**wanted, **frame_arrays.progress_attrs(array, done)})
+            kept = {key: current[key] for key in (frame_arrays.MISSING,) if key in current}
+            write_group(folder, {**wanted, **kept, **frame_arrays.progress_attrs(array, done)})
         return array
 
     def frames(self, index: int, require_complete: bool = True) -> zarr.Array:
@@ -273,6 +274,28 @@ class Store:
         self._require_writable(f"tilt {index}")
         attrs = self.tilt_attrs(index)
         write_group(self._tilt(index), {**attrs, **frame_arrays.progress_attrs(self._frames(index), set(shards))})
+
+    def close_source(self, index: int, source: Mapping[str, Any], missing: Sequence[tuple[int, int]] = ()) -> None:
+        """Say what the file of tilt ``index``, followed while it grew, is now that no more of it is expected.
+
+        Parameters
+        ----------
+        source
+            Its identity.
+        missing
+            Runs [start, stop) of scan positions, counted row by row, whose frames never came; they are stored as zeros.
+        """
+        self._require_writable(f"tilt {index}")
+        attrs = {key: value for key, value in self.tilt_attrs(index).items() if key != frame_arrays.MISSING}
+        attrs["source"] = dict(source)
+        if missing:
+            attrs[frame_arrays.MISSING] = [list(run) for run in missing]
+        write_group(self._tilt(index), attrs)
+
+    def valid(self, index: int) -> np.ndarray:
+        """Return the mask (y, x), bool, of the scan positions of tilt ``index`` whose frame was recorded."""
+        attrs = self.tilt_attrs(index)
+        return frame_arrays.valid_positions(attrs, Scan.from_attrs(attrs["scan"]).shape_yx)
 
     def complete_tilt(self, index: int, provenance: Provenance) -> None:
         """Mark tilt ``index`` complete; the mark takes the place of the record of shards.

@@ -49,9 +49,14 @@ def _tilt_dataset(store: Store, index: int) -> xr.Dataset:
     array = store.frames(index)
     lazy = dask.array.from_zarr(array, chunks=array.shards)
     coordinates = _frame_coordinates(Scan.from_attrs(attrs["scan"]), Detector.from_attrs(attrs["detector"]))
+    valid = store.valid(index)
+    masks = {}
+    if not valid.all():
+        said = {_UNITS: "1", "long_name": "where a frame was recorded"}
+        masks["valid"] = xr.DataArray(valid, dims=("y", "x"), attrs=said)
     frames = xr.DataArray(lazy, dims=FRAME_DIMS, coords=coordinates, attrs=dict(array.attrs))
     shown: dict[str, Any] = {key: value for key, value in attrs.items() if key not in (MARK, "source")}
-    return xr.Dataset({"frames": frames}, attrs=shown)
+    return xr.Dataset({"frames": frames, **masks}, attrs=shown)
 
 
 def _frame_coordinates(scan: Scan, detector: Detector) -> dict[str, xr.DataArray]:

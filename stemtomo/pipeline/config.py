@@ -44,6 +44,7 @@ __all__ = [
     "Section",
     "StageSettings",
     "TomographySettings",
+    "WatchSettings",
 ]
 
 
@@ -248,6 +249,28 @@ class ScoreSettings(Section):
     match_radius_angstrom: Positive = Field(default=0.75, description="Largest distance in Å of a match.")
 
 
+class WatchSettings(Section):
+    """[watch]: following an acquisition while it is written."""
+
+    poll_s: Positive = Field(default=1.0, description="Seconds between two looks at files that brought nothing new.")
+    deadline_s: Positive = Field(
+        default=600.0, description="Seconds without any new frame after which the acquisition counts as stalled."
+    )
+    settle_s: Positive = Field(
+        default=10.0,
+        description="Seconds without a change after which a file counts as finished whose format does not say how many "
+        "frames are whole.",
+    )
+    publish_s: NonNegative = Field(default=2.0, description="Least time in seconds between two interim images.")
+    missing: Literal["stop", "mask"] = Field(
+        default="stop",
+        description="At the deadline: stop, or close the tilts that have begun and leave their missing positions out.",
+    )
+    then_run: bool = Field(
+        default=False, description="Reconstruct every tilt as soon as it is complete, and run all stages in the end."
+    )
+
+
 class ResourceSettings(Section):
     """[resources]: what the run may use."""
 
@@ -277,6 +300,7 @@ class Configuration(StageSettings, Experiment):
 
     series: SeriesSettings = SeriesSettings()
     ingest: IngestSettings = IngestSettings()
+    watch: WatchSettings = WatchSettings()
 
     @property
     def store_path(self) -> Path:

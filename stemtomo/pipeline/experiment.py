@@ -50,6 +50,11 @@ class InputSettings(Section):
     format: str | None = Field(
         default=None, description="Name of the format, such as 'merlin' or 'hdf5'; told from the file if not given."
     )
+    files: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="One file per tilt in the folder input.path: their names in the order of the tilts, or one name "
+        "with {theta_deg}, {tilt} (from 0) or {number} (from 1) in it.",
+    )
     array: str | None = Field(
         default=None,
         description="Member of an .npz, dataset of an HDF5 file or array of a Zarr group that holds the frames; needed "
@@ -238,6 +243,12 @@ class Experiment(Section):
             pixel_inv_angstrom=self.detector.pixel_inv_angstrom,
             beam_centre_px_yx=self.detector.beam_centre_px,
         )
+
+    def theta_deg(self) -> tuple[float, ...]:
+        """Return the tilt angle about y of every tilt in degrees."""
+        if self.tilts.euler_zyx_deg is not None:
+            return tuple(row[1] for row in self.tilts.euler_zyx_deg)
+        return self.tilts.theta_deg or ()
 
     def to_tilts(self, count: int | None = None) -> TiltSeries:
         """Return the poses; ``count`` is the number of tilts in the frames.

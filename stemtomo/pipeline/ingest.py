@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 from stemtomo.distributed.executor import Executor
 from stemtomo.distributed.executor import executor as make_executor
 from stemtomo.distributed.memory import PlanRow
-from stemtomo.errors import AcquisitionError, StoreError
+from stemtomo.errors import AcquisitionError, ConfigurationError, StoreError
 from stemtomo.geometry import Detector, Optics, Scan, TiltSeries
 from stemtomo.io.archive import StreamedMember
 from stemtomo.io.durable import free_bytes, human_bytes, stored_bytes
@@ -23,6 +23,7 @@ from stemtomo.io.frames import FRAMES, shard_count, shard_file, shard_regions, s
 from stemtomo.io.layout import check_values
 from stemtomo.io.provenance import Provenance, fingerprint_of
 from stemtomo.io.schema import frame_shards, shard_positions_for, tilt_name
+from stemtomo.io.series import SeriesOfFiles, TiltFiles, tilt_identities
 from stemtomo.io.sources import FrameSource, check_complete, open_frames
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import IngestSettings, InputSettings
@@ -100,10 +101,10 @@ def ingest(
     _check_match(source, scan, detector, tilts)
     check_complete(source)
     store = store if isinstance(store, Store) else open_or_create(store)
-    identity = source.identity()
-    _check_identity(store, source, identity)
+    identities = tilt_identities(source)
+    _check_identity(store, source, identities)
     experiment = Experiment(optics, scan, detector, tilts)
-    copy = _Copy.prepare(store, source, experiment, settings or IngestSettings(), identity)
+    copy = _Copy.prepare(store, source, experiment, settings or IngestSettings(), identities)
     total = copy.shard_total
     progress.start(STAGE, total, "shard")
     progress.advance(total - len(copy.tasks))
@@ -112,23 +113,41 @@ def ingest(
         for task in copy.steps(executor):
             copy.record(task)
             progress.advance(1)
-    if source.identity() != identity:
+    if tilt_identities(source) != identities:
         raise AcquisitionError(f"{source.where}: changed while it was read; remove {store.path} and ingest again")
     copy.mark()
     progress.finish(STAGE)
     return copy.numbers(time.perf_counter() - began)
 
 
-def open_input(settings: InputSettings, scan_shape: tuple[int, int] | None = None) -> FrameSource:
+def open_input(
+    settings: InputSettings, scan_shape: tuple[int, int] | None = None, theta_deg: Sequence[float] | None = None
+) -> FrameSource:
     """Open the frames that the section [input] names; ``scan_shape`` is scan.shape, (y, x), where it is given.
+
+    ``theta_deg``, one angle per tilt, says which tilts the files of ``input.files`` are; not needed without them.
 
     Raises
     ------
     FormatError, AcquisitionError
         See :func:`stemtomo.io.sources.open_frames`.
     """
+    if settings.files is not None and theta_deg is not None:
+        if not isinstance(settings.path, Path):
+            raise ConfigurationError(
+                "input.files names files in one folder, but input.path is a list; give one of them"
+            )
+        files = TiltFiles(settings.path, settings.files, theta_deg)
+        return SeriesOfFiles.open(files, lambda path: open_file(settings, scan_shape, path))
+    return open_file(settings, scan_shape, settings.path)
+
+
+def open_file(
+    settings: InputSettings, scan_shape: tuple[int, int] | None, path: Path | tuple[Path, ...]
+) -> FrameSource:
+    """Open the file ``path`` (or one file per tilt) of frames that are laid out as the section [input] says."""
     return open_frames(
-        settings.path,
+        path,
         format=settings.format,
         array=settings.array,
         axes=settings.axes,
@@ -150,7 +169,7 @@ def plan_ingest(source: FrameSource, settings: IngestSettings | None = None) -> 
     """
     settings = settings or IngestSettings()
     frame_shape = source.shape[1:]
-    shards = frame_shards(frame_shape, _shard_positions(source, settings))
+    shards = frame_shards(frame_shape, shard_edge(source, settings))
     shard_bytes = math.prod(shards) * source.dtype.itemsize
     count = source.shape[0] * math.ceil(frame_shape[0] / shards[0]) * math.ceil(frame_shape[1] / shards[1])
     total = math.prod(source.shape) * source.dtype.itemsize
@@ -168,6 +187,24 @@ def plan_ingest(source: FrameSource, settings: IngestSettings | None = None) -> 
 def open_or_create(path: str | Path) -> Store:
     """Open the store at ``path`` for writing, or make one named after its file."""
     return Store.open(path, "r+") if Store.is_store(path) else Store.create(path, Path(path).stem)
+
+
+def tilt_mark(
+    experiment: Experiment, tilt: int, identity: Mapping[str, Any], missing: Sequence[tuple[int, int]] = ()
+) -> Provenance:
+    """Begin the record of ``tilt``, from a file of ``identity``; ``missing`` are runs of positions without a frame."""
+    optics, scan, detector, tilts = experiment
+    said: dict[str, Any] = {"optics": optics.to_attrs(), "scan": scan.to_attrs(), "detector": detector.to_attrs()}
+    said["pose"] = tilts[tilt].to_attrs()
+    if missing:
+        said["missing"] = [list(run) for run in missing]
+    return Provenance.start(STAGE, said, {"source": fingerprint_of(identity)})
+
+
+def mark_of_series(fingerprints: Sequence[str]) -> Provenance:
+    """Begin the record of a series whose tilts have these fingerprints."""
+    inputs = {f"tilt/{tilt_name(tilt)}": fingerprint for tilt, fingerprint in enumerate(fingerprints)}
+    return Provenance.start(STAGE, {"tilts": len(fingerprints)}, inputs)
 
 
 @dataclass
@@ -191,28 +228,25 @@ class _Copy:
         source: FrameSource,
         experiment: Experiment,
         settings: IngestSettings,
-        identity: dict[str, Any],
+        identities: list[dict[str, Any]],
     ) -> _Copy:
         """Make or continue every tilt of the store, and list the shards that are missing."""
         optics, scan, detector, tilts = experiment
         store.declare_tilts(len(tilts))
-        inputs = {"source": fingerprint_of(identity)}
-        parts = {"optics": optics.to_attrs(), "scan": scan.to_attrs(), "detector": detector.to_attrs()}
-        positions = _shard_positions(source, settings)
+        positions = shard_edge(source, settings)
         marks, done, tasks, total = [], [], [], 0
         for tilt, pose in enumerate(tilts):
             frames = (source.shape[1:], source.dtype)
             array = store.create_tilt(
-                tilt, *frames, optics, scan, detector, pose, source=identity, shard_positions=positions
+                tilt, *frames, optics, scan, detector, pose, source=identities[tilt], shard_positions=positions
             )
             store.remove_leftovers(tilt)
             finished = store.recorded_frames(tilt)
             tasks += [ShardTask(tilt, n, *region) for n, region in shard_regions(array) if n not in finished]
             total += shard_count(array)
             done.append(finished)
-            marks.append(Provenance.start(STAGE, {**parts, "pose": pose.to_attrs()}, inputs))
-        fingerprints = {f"tilt/{tilt_name(i)}": mark.fingerprint for i, mark in enumerate(marks)}
-        series_mark = Provenance.start(STAGE, {"tilts": len(tilts)}, {**inputs, **fingerprints})
+            marks.append(tilt_mark(experiment, tilt, identities[tilt]))
+        series_mark = mark_of_series([mark.fingerprint for mark in marks])
         return cls(store, source, marks, series_mark, done, tasks, total)
 
     def steps(self, executor: Executor | None) -> Iterable[ShardTask]:
@@ -302,7 +336,8 @@ def _task_bytes(task: ShardTask, source: FrameSource) -> int:
     return (task.y1 - task.y0) * (task.x1 - task.x0) * math.prod(source.shape[3:]) * source.dtype.itemsize
 
 
-def _shard_positions(source: FrameSource, settings: IngestSettings) -> int:
+def shard_edge(source: FrameSource, settings: IngestSettings) -> int:
+    """Return the edge of a shard in scan positions."""
     detector_shape = (source.shape[3], source.shape[4])
     return shard_positions_for(detector_shape, source.dtype, settings.shard_mib * 2**20)
 
@@ -330,9 +365,9 @@ def _check_match(source: FrameSource, scan: Scan, detector: Detector, tilts: Til
             raise AcquisitionError(f"{source.where}: the {name} is {here} in the file, but {there} was given; {what}")
 
 
-def _check_identity(store: Store, source: FrameSource, identity: dict[str, Any]) -> None:
+def _check_identity(store: Store, source: FrameSource, identities: list[dict[str, Any]]) -> None:
     """Refuse to continue a store that another file began: it would mix two acquisitions."""
-    for tilt in range(store.tilt_count):
+    for tilt, identity in zip(range(store.tilt_count), identities, strict=False):
         if not (store.path / "tilt" / tilt_name(tilt)).exists():
             continue
         begun = store.tilt_attrs(tilt).get("source")
@@ -349,6 +384,8 @@ def _check_identity(store: Store, source: FrameSource, identity: dict[str, Any])
 def _described(identity: dict[str, Any] | None) -> str:
     if not identity:
         return "an unnamed source"
+    if "mtime_ns" not in identity:  # a file that was followed while it grew
+        return ", ".join(f"{key} {value}" for key, value in identity.items())
     array = f"[{identity['array']}]" if identity.get("array") else ""
     modified = np.datetime64(int(identity["mtime_ns"]), "ns").astype("datetime64[s]")
     return (

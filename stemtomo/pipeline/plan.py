@@ -26,7 +26,7 @@ def plan(configuration: Configuration, workers: int = 1, until: str | None = Non
     from stemtomo.pipeline import alignment, atoms, projections, ptychography, quicklook, tomography
     from stemtomo.pipeline.ingest import open_input, plan_ingest
 
-    source = open_input(configuration.input, configuration.scan.shape)
+    source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
     tilts = source.shape[0]
     scan = configuration.to_scan((source.shape[1], source.shape[2]))
     detector = configuration.to_detector((source.shape[3], source.shape[4]))

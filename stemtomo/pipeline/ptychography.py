@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +39,7 @@ def ptychography(
     *,
     executor: Executor | None = None,
     progress: Progress | None = None,
+    tilts: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Reconstruct the object and the probe of every tilt whose result is missing or out of date.
 
@@ -48,6 +51,8 @@ def ptychography(
         See :class:`~stemtomo.pipeline.config.PtychographySettings`.
     executor
         Where the tilts run; the active Dask client, else threads.
+    tilts
+        Numbers of the tilts to reconstruct; all unless given.
 
     Returns
     -------
@@ -65,7 +70,8 @@ def ptychography(
     settings = settings or PtychographySettings()
     executor = executor or default_executor()
     progress = progress or Silent()
-    jobs = [_job(store, index, settings) for index in range(len(store.tilt_series()))]
+    wanted = range(len(store.tilt_series())) if tilts is None else tilts
+    jobs = [_job(store, index, settings) for index in wanted]
     todo = [job for job in jobs if not store.is_complete(job.group, job.provenance.fingerprint)]
     progress.start(GROUP, len(jobs), "tilt")
     progress.advance(len(jobs) - len(todo))
@@ -139,7 +145,7 @@ def first_slice_z_angstrom(settings: PtychographySettings) -> float:
 
 
 def load_counts(store: Store, index: int) -> np.ndarray:
-    """Return the patterns of a tilt, (position, ky, kx), zero frequency first, in the stored dtype.
+    """Return the recorded patterns of a tilt, (position, ky, kx), zero frequency first, in the stored dtype.
 
     Raises
     ------
@@ -149,13 +155,16 @@ def load_counts(store: Store, index: int) -> np.ndarray:
     detector = store.detector(index)
     frames = store.frames(index)[:]
     counts = frames.reshape(-1, *detector.shape_yx)
+    recorded = np.flatnonzero(store.valid(index))
+    if len(recorded) < len(counts):
+        counts = counts[recorded]
     centre = tuple(-round(c) for c in detector.centre_yx)
     rolled = np.roll(counts, centre, axis=(-2, -1))
     empty = np.flatnonzero(rolled.reshape(len(rolled), -1).max(axis=1) <= 0)
     if empty.size:
         raise FormatError(
             f"{store.path}: tilt {index} has {empty.size} patterns without a single electron, the first at scan"
-            f" position {int(empty[0])}; the beam was blanked or frames were lost: leave this tilt out"
+            f" position {int(recorded[empty[0]])}; the beam was blanked or frames were lost: leave this tilt out"
         )
     return rolled
 
@@ -181,7 +190,10 @@ def _reconstruct(job: _Job) -> float:
     counts = load_counts(store, job.tilt)
     place = backend.to_device if backend.gpu_available() else np.asarray
     electrons = _incident_electrons(store, job.tilt, counts, settings)
-    grid = grid_of(scan, detector)
+    model = build_model(scan, detector, optics, settings)
+    recorded = np.flatnonzero(store.valid(job.tilt))
+    whole = model.grid
+    grid = replace(whole, corners=whole.corners[recorded], shifts_px=whole.shifts_px[recorded])
     probe = probe_wave(
         optics,
         detector.shape_yx,
@@ -189,7 +201,6 @@ def _reconstruct(job: _Job) -> float:
         plane_z_angstrom=first_slice_z_angstrom(settings),
         intensity=electrons,
     )
-    model = build_model(scan, detector, optics, settings)
     model = solver.Model(grid, tuple(place(h) for h in model.propagators), model.loss, model.kind)
     curvature = solver.CURVATURE[settings.loss]
     rule = solver.UpdateRule(settings.step, settings.probe_step, settings.momentum, settings.damping, curvature)

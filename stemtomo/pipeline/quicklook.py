@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ def quicklook(
     progress: Progress | None = None,
     optics: Optics | None = None,
     detector: Detector | None = None,
+    tilts: Sequence[int] | None = None,
 ) -> Any:
     """Look once at every frame of every tilt whose result is missing or out of date.
 
@@ -53,6 +54,8 @@ def quicklook(
         Where the shards are read; the active Dask client, else threads.
     optics, detector
         For frames as xarray that do not carry these as attributes.
+    tilts
+        Numbers of the tilts to look at; all unless given.
 
     Returns
     -------
@@ -72,14 +75,14 @@ def quicklook(
         return lazy_quicklook(store, settings, optics, detector)
     executor = executor or default_executor()
     progress = progress or Silent()
-    jobs = [_job(store, index, settings) for index in range(store.tilt_count)]
+    jobs = [_job(store, index, settings) for index in (range(store.tilt_count) if tilts is None else tilts)]
     todo = [job for job in jobs if not store.is_complete(job.group, job.provenance.fingerprint)]
     progress.start(GROUP, len(jobs), "tilt")
     progress.advance(len(jobs) - len(todo))
     for job, passed in _submitted(store, todo, settings, executor):
         images, patterns = executor.gather((list(passed.images.handles), passed.patterns))
         dataset = _dataset(store, job.tilt, passed, images, patterns)
-        store.write(job.group, dataset, job.provenance)
+        store.write(job.group, without_missing(dataset, store.valid(job.tilt)), job.provenance)
         progress.advance(mean_counts=float(dataset["total_counts"].mean()))
     progress.finish(GROUP)
     return {**_numbers(store, jobs), "computed": len(todo)}
@@ -190,6 +193,14 @@ def _dataset(
         )
     mean = (patterns["sum"] / scan.count).astype(np.float32)
     return look_dataset(images, mean, patterns["maximum"], whole["superpixels"], passed.blocks)
+
+
+def without_missing(dataset: xr.Dataset, valid: np.ndarray) -> xr.Dataset:
+    """Return the images with the mask ``valid`` (y, x) where frames are missing, and the mean over those there are."""
+    if valid.all():
+        return dataset
+    mean = dataset["mean_pattern"] * np.float32(valid.size / max(1, valid.sum()))
+    return dataset.assign(mean_pattern=mean.assign_attrs(units="counts"), valid=(("y", "x"), valid, {"units": "1"}))
 
 
 def _numbers(store: Store, jobs: list[_Job]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def run(
     planned = plan(configuration, executor.workers, until)
     planned.check(*worker_limits(executor, configuration.resources))
     ledger = _Ledger(executor)
-    source = open_input(configuration.input, configuration.scan.shape)
+    source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
     scan_shape, detector_shape = (source.shape[1], source.shape[2]), (source.shape[3], source.shape[4])
     path = configuration.store_path
     store = Store.open(path, "r+") if Store.is_store(path) else Store.create(path, configuration.series.name)
@@ -86,7 +86,7 @@ def run(
             progress=progress,
         ),
     )
-    return _run_on(store, _with_dose(configuration), until, progress or Silent(), executor, ledger)
+    return _run_on(store, with_dose(configuration), until, progress or Silent(), executor, ledger)
 
 
 def run_stages(
@@ -243,7 +243,7 @@ def _require_truth(settings: StageSettings) -> None:
         read_atoms(settings.score.truth)
 
 
-def _with_dose(configuration: Configuration) -> Configuration:
+def with_dose(configuration: Configuration) -> Configuration:
     """Hand the known dose to the stage that starts from it, unless that stage was told its own."""
     electrons = configuration.dose.electrons_per_pattern
     if electrons is None or configuration.ptychography.electrons_per_pattern is not None:
