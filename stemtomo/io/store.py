@@ -95,6 +95,11 @@ class Store:
             )
         return cls(path, mode)
 
+    @classmethod
+    def of(cls, store: Store | str | Path) -> Store:
+        """Return ``store`` as it is, or the store at that path opened for reading and writing."""
+        return store if isinstance(store, Store) else cls.open(store, "r+")
+
     @staticmethod
     def is_store(path: str | Path) -> bool:
         """Whether a store of any schema version lies at ``path``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ _STEEPEST_RAD = math.radians(85)  # beyond, a neighbour's image is stretched mor
 
 
 def align(
-    store: Store,
+    store: Store | str | Path,
     settings: AlignmentSettings | None = None,
     *,
     executor: Executor | None = None,
@@ -54,6 +55,7 @@ def align(
     StoreError
         If there are no projections.
     """
+    store = Store.of(store)
     settings = settings or AlignmentSettings()
     executor = executor or default_executor()
     progress = progress or Silent()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ _LEAST_EXPLAINED = 0.6
 
 
 def find_atoms(
-    store: Store,
+    store: Store | str | Path,
     settings: AtomSettings | None = None,
     *,
     executor: Executor | None = None,
@@ -62,6 +63,7 @@ def find_atoms(
     ConfigurationError
         If nothing in the volume is an atom, or a species is unknown.
     """
+    store = Store.of(store)
     settings = settings or AtomSettings()
     workers = executor or default_executor()
     progress = progress or Silent()

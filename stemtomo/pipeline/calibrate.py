@@ -28,7 +28,7 @@ GROUP = "calibration"
 
 
 def calibrate(
-    store: Store,
+    store: Store | str | Path,
     settings: CalibrationSettings | None = None,
     *,
     executor: Executor | None = None,
@@ -60,6 +60,7 @@ def calibrate(
     CalibrationError
         If ``settings.require`` names what the data of a tilt do not determine.
     """
+    store = Store.of(store)
     settings = settings or CalibrationSettings()
     executor = executor or default_executor()
     progress = progress or Silent()

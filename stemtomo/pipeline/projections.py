@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ GROUP = "projections"
 
 
 def projections(
-    store: Store,
+    store: Store | str | Path,
     settings: ProjectionSettings | None = None,
     *,
     executor: Executor | None = None,
@@ -46,6 +47,7 @@ def projections(
     ConfigurationError
         If object pixels differ between tilts, or are not square.
     """
+    store = Store.of(store)
     settings = settings or ProjectionSettings()
     executor = executor or default_executor()
     progress = progress or Silent()

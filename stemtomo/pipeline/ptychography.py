@@ -34,7 +34,7 @@ _LEAST_COUNTED, _MOST_COUNTED = 0.25, 1.2
 
 
 def ptychography(
-    store: Store,
+    store: Store | str | Path,
     settings: PtychographySettings | None = None,
     *,
     executor: Executor | None = None,
@@ -67,6 +67,7 @@ def ptychography(
     ConfigurationError
         If the scan and the detector do not fit together (see :func:`grid_of`).
     """
+    store = Store.of(store)
     settings = settings or PtychographySettings()
     executor = executor or default_executor()
     progress = progress or Silent()

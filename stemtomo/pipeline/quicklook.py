@@ -28,7 +28,7 @@ GROUP = "quicklook"
 
 
 def quicklook(
-    store: Store | xr.Dataset | xr.DataArray,
+    store: Store | str | Path | xr.Dataset | xr.DataArray,
     settings: QuicklookSettings | None = None,
     *,
     executor: Executor | None = None,
@@ -73,6 +73,7 @@ def quicklook(
     settings = settings or QuicklookSettings()
     if isinstance(store, (xr.Dataset, xr.DataArray)):
         return lazy_quicklook(store, settings, optics, detector)
+    store = Store.of(store)
     executor = executor or default_executor()
     progress = progress or Silent()
     jobs = [_job(store, index, settings) for index in (range(store.tilt_count) if tilts is None else tilts)]

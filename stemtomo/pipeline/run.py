@@ -28,7 +28,7 @@ _SCORES = ("recall", "precision", "rmsd_pm", "species_accuracy")
 
 
 def run(
-    configuration: Configuration,
+    configuration: Configuration | str | Path,
     *,
     until: str | None = None,
     progress: Progress | None = None,
@@ -39,7 +39,7 @@ def run(
     Parameters
     ----------
     configuration
-        See :func:`stemtomo.pipeline.references.load_configuration`.
+        A TOML file, or what :func:`stemtomo.pipeline.references.load_configuration` made of one.
     until
         Name of the last stage (of :data:`stemtomo.pipeline.config.STAGES`); all if not given, the score where
         ``score.truth`` is.
@@ -61,7 +61,10 @@ def run(
         If the store cannot be written or is of a newer schema.
     """
     from stemtomo.pipeline.ingest import ingest, open_input
+    from stemtomo.pipeline.references import load_configuration
 
+    if not isinstance(configuration, Configuration):
+        configuration = load_configuration(configuration)
     _require_stage(until)
     _require_truth(configuration)
     executor = executor or default_executor()

@@ -22,7 +22,7 @@ GROUP = "score"
 
 
 def score(
-    store: Store,
+    store: Store | str | Path,
     settings: ScoreSettings | None = None,
     *,
     executor: Executor | None = None,
@@ -59,6 +59,7 @@ def score(
     FormatError
         If the file of known atoms cannot be read.
     """
+    store = Store.of(store)
     settings = settings or ScoreSettings()
     progress = progress or Silent()
     if settings.truth is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from operator import getitem
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ _VOXEL_TILTS_PER_BLOCK = 100_000_000
 
 
 def tomography(
-    store: Store,
+    store: Store | str | Path,
     settings: TomographySettings | None = None,
     *,
     executor: Executor | None = None,
@@ -57,6 +58,7 @@ def tomography(
     ConfigurationError
         If the projections do not say how phase and potential are related.
     """
+    store = Store.of(store)
     settings = settings or TomographySettings()
     executor = executor or default_executor()
     progress = progress or Silent()
