@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stemtomo import __version__, cli
+from stemtomo.cli import shell
 from stemtomo.errors import AcquisitionError, ConfigurationError, FormatError, MemoryPlanError, StoreError
 
 TOML = """
@@ -160,12 +161,12 @@ def test_a_scheduler_and_workers_exclude_each_other(toml):
 
 @pytest.mark.parametrize("error", [ConfigurationError, FormatError, StoreError, MemoryPlanError, AcquisitionError])
 def test_what_the_user_can_correct_is_code_2(error):
-    assert cli.exit_code(error("text")) == 2
+    assert shell.exit_code(error("text")) == 2
 
 
 def test_what_can_be_run_again_is_code_1_and_a_stall_code_3():
-    assert cli.exit_code(RuntimeError("lost a worker")) == 1
-    assert cli.exit_code(AcquisitionError("no new frames"), acquiring=True) == 3
+    assert shell.exit_code(RuntimeError("lost a worker")) == 1
+    assert shell.exit_code(AcquisitionError("no new frames"), acquiring=True) == 3
 
 
 def test_an_unforeseen_failure_says_how_to_go_on(toml, monkeypatch):

@@ -1,0 +1,13 @@
+"""The command line. The only package that prints; everything it calls is imported when a command needs it."""
+
+from __future__ import annotations
+
+from stemtomo.cli import acquisition, series, stages
+from stemtomo.cli.application import app
+
+__all__ = ["acquisition", "app", "main", "series", "stages"]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

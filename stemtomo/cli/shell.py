@@ -1,0 +1,128 @@
+"""What surrounds every command: clear errors and exit codes, the cluster, progress bars, numbers as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from stemtomo.errors import AcquisitionError, ConfigurationError, StalledError, StemtomoError, StoreError
+
+if TYPE_CHECKING:
+    from stemtomo.pipeline.progress import Progress
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_STALLED = 3
+
+
+def exit_code(error: BaseException, acquiring: bool = False) -> int:
+    """Return the exit code for ``error``; while a source still grows (``acquiring``), missing frames mean a stall."""
+    if isinstance(error, StalledError) or (isinstance(error, AcquisitionError) and acquiring):
+        return EXIT_STALLED
+    return EXIT_BAD_INPUT if isinstance(error, StemtomoError) else EXIT_FAILED
+
+
+@contextmanager
+def clear_errors(debug: bool) -> Iterator[None]:
+    """Turn an error into one message and an exit code."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted. What is finished is kept; run the same command again to continue.", err=True)
+        raise typer.Exit(EXIT_FAILED) from None
+    except Exception as error:
+        if debug:
+            raise
+        code = exit_code(error)
+        if code == EXIT_FAILED:
+            text = (
+                f"{type(error).__name__}: {error}\n"
+                "What is finished is kept; run the same command again to continue (--debug shows where it failed)."
+            )
+        else:
+            text = str(error)
+        typer.echo(f"Error: {text}", err=True)
+        raise typer.Exit(code) from None
+
+
+@contextmanager
+def cluster(scheduler: str | None, workers: int | None) -> Iterator[None]:
+    """Connect to a scheduler or start workers here; whatever runs inside finds the client by itself."""
+    if scheduler is None and workers is None:
+        yield
+        return
+    if scheduler is not None and workers is not None:
+        raise ConfigurationError(
+            "--scheduler and --workers exclude each other: give the address of a cluster, or a number to start here"
+        )
+    from distributed import Client, LocalCluster
+
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="20s")
+        except OSError as error:
+            raise ConfigurationError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from None
+        with client:
+            yield
+        return
+    with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local, Client(local):
+        yield
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """Show progress bars while inside."""
+    from stemtomo.terminal import Bars
+
+    with Bars() as shown:
+        yield shown
+
+
+def conclude(numbers: dict[str, Any], json_file: Path | None, debug: bool) -> None:
+    """Print the numbers, write them, and write the report."""
+    with clear_errors(debug):
+        write_json(numbers, json_file)
+        from stemtomo.reporting import report as write_report
+        from stemtomo.terminal import summary_table
+
+        path = write_report(numbers["store"])
+        console = stdout()
+        console.print(summary_table(numbers))
+        note = numbers["stages"].get("score", {}).get("note")
+        if note:
+            console.print(f"Note: {note}", soft_wrap=True)
+        console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+
+
+def require_folder(path: Path | None) -> None:
+    """Raise ConfigurationError if a file cannot be written at ``path``, before the work begins."""
+    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise ConfigurationError(f"--json {path}: the folder {path.parent} does not exist or cannot be written")
+
+
+def write_json(numbers: dict[str, Any], path: Path | None) -> None:
+    """Write ``numbers`` at ``path``, whole or not at all."""
+    if path is None:
+        return
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise StoreError(f"--json {path}: cannot be written ({error.strerror or error})") from None
+
+
+def stdout() -> Any:
+    """Return a console on standard output, 120 wide where it is not a terminal."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)

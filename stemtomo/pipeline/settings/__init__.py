@@ -1,0 +1,21 @@
+"""Settings of the stages: one frozen, validated model per section of the TOML file. Units stand in the names."""
+
+from __future__ import annotations
+
+from stemtomo.pipeline.settings.acquisition import CalibrationSettings, IngestSettings, QuicklookSettings, WatchSettings
+from stemtomo.pipeline.settings.atoms import AtomSettings, ScoreSettings
+from stemtomo.pipeline.settings.ptychography import PtychographySettings
+from stemtomo.pipeline.settings.tomography import AlignmentSettings, ProjectionSettings, TomographySettings
+
+__all__ = [
+    "AlignmentSettings",
+    "AtomSettings",
+    "CalibrationSettings",
+    "IngestSettings",
+    "ProjectionSettings",
+    "PtychographySettings",
+    "QuicklookSettings",
+    "ScoreSettings",
+    "TomographySettings",
+    "WatchSettings",
+]
