@@ -130,7 +130,7 @@ def gradients(
     for start in range(0, len(where), chunk):
         batch, part = where[start : start + chunk], slice(start * modes, (start + chunk) * modes)
         corners = to_device_of(np.repeat(stack.grid.corners[batch], modes, axis=0), probe)
-        ramps, propagator = _ramps(geometry, stack, batch, probe), _propagator(geometry, stack, batch, probe)
+        ramps, propagator = _ramps(geometry, stack, batch, probe), propagator_of(geometry, stack, batch, probe)
         entering = (before * ramps[:, None]).reshape(-1, *probe.shape[1:])
         waves = ifft2(entering)
         patches.illuminate(waves, corners, lit)
@@ -175,7 +175,7 @@ def patterns(phase: Array, probe: Array, geometry: Geometry, stack: Stack, where
     slices = [transmission[0]] * stack.slices if stack.tied else transmission
     corners = to_device_of(np.repeat(stack.grid.corners[where], modes, axis=0), probe)
     waves = _entering(probe, geometry, stack, where)
-    spectra, _, _ = between.forward(waves, slices, corners, _propagator(geometry, stack, where, probe))
+    spectra, _, _ = between.forward(waves, slices, corners, propagator_of(geometry, stack, where, probe))
     return (xp.abs(spectra) ** 2).reshape(len(where), modes, *spectra.shape[1:]).sum(axis=1)
 
 
@@ -225,7 +225,7 @@ def _ramps(geometry: Geometry, stack: Stack, where: np.ndarray, like: Array) -> 
     return drift_ramps(drift, like.shape[-2:], pixel, like)
 
 
-def _propagator(geometry: Geometry, stack: Stack, where: np.ndarray, like: Array) -> Array:
+def propagator_of(geometry: Geometry, stack: Stack, where: np.ndarray, like: Array) -> Array:
     """H of every gap: (ky, kx) for one tilt of all, else (position x mode, ky, kx)."""
     shape, pixel = like.shape[-2:], stack.grid.pixel_angstrom_yx
     thickness = geometry.slice_thickness_angstrom

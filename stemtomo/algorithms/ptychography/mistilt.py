@@ -48,7 +48,7 @@ class Fit:
 
     geometry: Geometry
     phase: Array
-    """u of the tied slice, (1, Y, X); every slice adds it once."""
+    """u: (1, Y, X) of tied slices, each of which is this; else (slice, Y, X)."""
     loss: float
     """Per pattern."""
     path: list[tuple[float, float, float]] = field(default_factory=list)
@@ -56,17 +56,40 @@ class Fit:
 
 
 def fit_object(
-    geometry: Geometry, stack: Stack, data: Data, where: np.ndarray, iterations: int, phase: Array | None = None
+    geometry: Geometry,
+    stack: Stack,
+    data: Data,
+    where: np.ndarray,
+    iterations: int,
+    phase: Array | None = None,
+    smoothness: float = 0.0,
 ) -> Fit:
-    """Fit the object alone, from ``phase`` or vacuum, under a given geometry."""
+    """Fit the object alone, from ``phase`` or vacuum, under a given geometry.
+
+    ``smoothness`` is the penalty on |u|² between neighbouring free slices, in the loss's unit per rad². With an upright
+    geometry and :mod:`stemtomo.algorithms.ptychography.drift` afterwards it is the fixed-propagator method.
+    """
 
     def evaluate(point: Point) -> tuple[float, Point]:
         sums, _ = adaptive.gradients(point[0], data.probe, geometry, stack, data.counts, where, data.mask)
-        return sums.loss, (sums.phase,)
+        penalty, slope = _roughness(point[0], smoothness)
+        return sums.loss + penalty, (sums.phase + slope,)
 
     begin = vacuum(stack, data.probe) if phase is None else phase
     found = minimise(evaluate, (begin,), (_object_scale(geometry, stack, data, where),), iterations)
     return Fit(geometry, found.point[0], found.loss / len(where))
+
+
+def _roughness(phase: Array, weight: float) -> tuple[float, Array]:
+    xp = array_namespace(phase)
+    slope = xp.zeros_like(phase)
+    if len(phase) == 1 or weight == 0:
+        return 0.0, slope
+    jumps = phase[1:] - phase[:-1]
+    slope[1:] += jumps
+    slope[:-1] -= jumps
+    factor = real_dtype(phase).type(2 * weight)
+    return weight * float(xp.vdot(jumps, jumps).real), factor * slope
 
 
 def fit(
@@ -76,15 +99,20 @@ def fit(
     where: np.ndarray,
     iterations: int,
     phase: Array | None = None,
+    free: tuple[bool, bool] = (True, True),
     on_iteration: Callable[[int, float, Geometry], None] | None = None,
 ) -> Fit:
-    """Fit object, tilt and thickness together, until the geometry stands still or ``iterations`` are over."""
+    """Fit object, tilt and thickness together, until the geometry stands still or ``iterations`` are over.
+
+    ``free`` says whether the tilt and whether the thickness are looked for.
+    """
     path: list[tuple[float, float, float]] = []
 
     def evaluate(point: Point) -> tuple[float, Point]:
         trial = _geometry(point[1:])
         sums, _ = adaptive.gradients(point[0], data.probe, trial, stack, data.counts, where, data.mask)
-        return sums.loss, (sums.phase, *_geometry_slopes(sums, trial, stack))
+        slopes = _geometry_slopes(sums, trial, stack)
+        return sums.loss, (sums.phase, *(slope * wanted for slope, wanted in zip(slopes, free, strict=True)))
 
     def follow(iterate: Iterate) -> bool:
         reached = _geometry(iterate.point[1:])
@@ -106,9 +134,9 @@ def fit(
 
 
 def vacuum(stack: Stack, probe: Array) -> Array:
-    """Return u of an empty tied slice, (1, Y, X)."""
+    """Return u of an empty object, (1, Y, X) tied, else (slice, Y, X)."""
     dtype = probe.dtype if stack.kind == "complex" else real_dtype(probe)
-    return array_namespace(probe).zeros((1, *stack.grid.shape_yx), dtype=dtype)
+    return array_namespace(probe).zeros((1 if stack.tied else stack.slices, *stack.grid.shape_yx), dtype=dtype)
 
 
 def stands_still(path: list[tuple[float, float, float]]) -> bool:
@@ -136,7 +164,8 @@ def _geometry_slopes(sums: adaptive.Sums, geometry: Geometry, stack: Stack) -> P
 def _object_scale(geometry: Geometry, stack: Stack, data: Data, where: np.ndarray) -> Array:
     """Inverse curvature of the object: as many slices move together as there are, so it goes with their square."""
     illumination = adaptive.illumination(data.probe, geometry, stack, where)
-    weight = 2 * stack.slices**2 * ((1 - _DAMPING) * illumination + _DAMPING * illumination.max())
+    together = stack.slices if stack.tied else 1
+    weight = 2 * stack.slices * together * ((1 - _DAMPING) * illumination + _DAMPING * illumination.max())
     return (1 / weight)[None]
 
 
