@@ -12,9 +12,10 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -53,8 +54,8 @@ class ShardCodec:
     @classmethod
     def of(cls, array: zarr.Array) -> ShardCodec | None:
         """Return the codec of ``array`` (y, x, ky, kx); ``None`` if it is not one that is known here."""
-        codecs = getattr(array.metadata, "codecs", ())
-        outer = codecs[0] if len(codecs) == 1 else None
+        stages: Sequence[Any] = getattr(array.metadata, "codecs", ())
+        outer = stages[0] if len(stages) == 1 else None
         if not isinstance(outer, ShardingCodec) or array.ndim != 4 or array.shards is None or array.fill_value != 0:
             return None
         chunk = outer.chunk_shape
