@@ -10,17 +10,16 @@ from stemtomo.io.schema import tilt_name
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import Configuration, PtychographySettings, QuicklookSettings
 from stemtomo.pipeline.live import QUICKLOOK, LiveTilt
-from stemtomo.pipeline.quicklook import look_provenance
+from stemtomo.pipeline.quicklook import look_provenance, quicklook
 
 
 def conclude_tilt(path: Path, tilt: int, look: QuicklookSettings, solve: PtychographySettings | None) -> None:
     """Look at the complete ``tilt`` unless that was done, and reconstruct it if told how: one task."""
-    from stemtomo.pipeline.ptychography import ptychography
-    from stemtomo.pipeline.quicklook import quicklook
-
     store = Store.open(path, "r+")
     quicklook(store, look, tilts=[tilt])
     if solve is not None:
+        from stemtomo.pipeline.ptychography import ptychography
+
         ptychography(store, solve, tilts=[tilt])
 
 
@@ -48,7 +47,8 @@ class Conclusions:
         provenance = look_provenance(self._store, tilt, self._look)
         if live is not None and not self._store.is_complete(group, provenance.fingerprint):
             self._store.write(group, live.finished(self._store), provenance)
-        self._waiting.append(tilt)
+        if self._solve is not None or not self._store.is_complete(group, provenance.fingerprint):
+            self._waiting.append(tilt)
 
     def go_on(self, wait: bool = False) -> dict[str, str]:
         """Begin what there is room for, and return what went wrong with what has ended; ``wait`` for all of it."""
