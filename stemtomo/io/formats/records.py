@@ -197,12 +197,26 @@ class ScannedFrames:
         return bool(getattr(self.records, "grows", False))
 
     def missing(self) -> list[Run]:
-        """Return the runs of positions whose frames are absent: lost in the middle, or beyond the end of the files."""
-        needed = self.raster.needed
+        """Return the runs of positions whose frames are absent: lost in the middle, or beyond the end of the files.
+
+        Raises
+        ------
+        AcquisitionError
+            If there are frames beyond the scan as well.
+        """
+        needed, count = self.raster.needed, self.records.count()
         if isinstance(self.records, Interrupted):
-            return self.raster.positions_of(self.records.absent(needed))
-        count = self.records.count()
-        return self.raster.positions_of([(count, needed)] if count < needed else [])
+            absent = self.records.absent(needed)
+        else:
+            absent = [(count, needed)] if count < needed else []
+        lost = sum(stop - start for start, stop in absent)
+        beyond = count + lost - self.raster.allowed
+        if lost and beyond > 0:
+            raise AcquisitionError(
+                f"{self.where}: holds {beyond} frames beyond its scan of {self.raster} as well as {lost} missing in "
+                "it; correct scan.shape, input.skip or input.flyback: frames are never dropped silently"
+            )
+        return self.raster.positions_of(absent)
 
     def tolerant(self) -> ScannedFrames:
         """Return the same scan over records that can be read although frames are absent among them."""
