@@ -101,16 +101,14 @@ class MerlinFrames:
 
     def absent(self, expected: int) -> list[Run]:
         """Return the runs of frames, of the first ``expected``, whose sequence numbers are missing."""
+        places = self._places()
         there = np.zeros(expected, bool)
-        place, last = -1, None
-        for file in self.files:
-            for number in self._numbers(file, file.stat().st_size // self.header.record_bytes):
-                follows = last is None or (last != number and number == 1)  # each file may count from 1
-                place += 1 if follows or last is None else (number - last) % _SEQUENCE_WRAP
-                last = number
-                if place < expected:
-                    there[place] = True
+        there[places[places < expected]] = True
         return runs_of(np.flatnonzero(~there))
+
+    def extent(self) -> int:
+        """Return the number of frames up to the last one, counted by their sequence numbers."""
+        return int(self._places().max(initial=-1)) + 1
 
     def without(self, absent: list[Run]) -> MerlinFrames:
         """Return the same files, with the frames behind those of ``absent`` at their own places."""
@@ -180,6 +178,18 @@ class MerlinFrames:
             "mtime_ns": max(part["mtime_ns"] for part in parts),
             "head_tail_sha256": fingerprint_of(parts),
         }
+
+    def _places(self) -> np.ndarray:
+        """Return which frame each whole record is, from 0 on, by its sequence number."""
+        places: list[int] = []
+        last = None
+        for file in self.files:
+            for number in self._numbers(file, file.stat().st_size // self.header.record_bytes):
+                # each file may count from 1
+                step = 1 if last is None or number == 1 else (number - last) % _SEQUENCE_WRAP
+                places.append((places[-1] if places else -1) + step)
+                last = number
+        return np.array(places, np.int64)
 
     def _records_of(self, run: Run) -> Run:
         """Return where the frames of ``run``, all of which are there, lie among the records."""

@@ -96,6 +96,15 @@ class Interrupted(Protocol):
         ...
 
 
+@runtime_checkable
+class Extended(Protocol):
+    """Records whose frames carry numbers, so that those behind a gap are known."""
+
+    def extent(self) -> int:
+        """Return how many frames were recorded up to the last one that is there, with those that are absent."""
+        ...
+
+
 @dataclass(frozen=True)
 class Raster:
     """Which frame belongs to which position: line by line, with frames to leave out.
@@ -209,12 +218,11 @@ class ScannedFrames:
             absent = self.records.absent(needed)
         else:
             absent = [(count, needed)] if count < needed else []
-        lost = sum(stop - start for start, stop in absent)
-        beyond = count + lost - self.raster.allowed
-        if lost and beyond > 0:
+        beyond = self.records.extent() - self.raster.allowed if absent and isinstance(self.records, Extended) else 0
+        if beyond > 0:
             raise AcquisitionError(
-                f"{self.where}: holds {beyond} frames beyond its scan of {self.raster} as well as {lost} missing in "
-                "it; correct scan.shape, input.skip or input.flyback: frames are never dropped silently"
+                f"{self.where}: holds {beyond} frames beyond its scan of {self.raster}, and some in it are missing; "
+                "correct scan.shape, input.skip or input.flyback: frames are never dropped silently"
             )
         return self.raster.positions_of(absent)
 
