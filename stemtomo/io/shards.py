@@ -12,10 +12,10 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -29,6 +29,24 @@ Piece = tuple[int, int, np.ndarray]
 
 _ABSENT = 2**64 - 1
 _SHUFFLES = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
+
+
+class Coder(NamedTuple):
+    """How chunks of an array become bytes, and bytes fill a chunk."""
+
+    encode: Callable[[np.ndarray], bytes]
+    decode: Callable[[Any, np.ndarray], Any]
+
+
+def coder(array: zarr.Array) -> Coder | None:
+    """Return how the inner chunks of ``array`` are coded; ``None`` if it is in a way that only Zarr knows."""
+    (sharding,) = array.metadata.codecs
+    codecs = sharding.codecs
+    if [type(codec) for codec in codecs] != [BytesCodec, BloscCodec] or not _little(codecs[0]):
+        return None
+    packed = codecs[1]
+    blosc = Blosc(packed.cname.value, packed.clevel, _SHUFFLES[packed.shuffle.value], packed.blocksize)
+    return Coder(blosc.encode, blosc.decode)
 
 
 @dataclass(frozen=True)
@@ -49,7 +67,7 @@ class ShardCodec:
     grid_yx: tuple[int, int]
     pattern: tuple[int, int]
     dtype: np.dtype
-    blosc: Blosc
+    coder: Coder
 
     @classmethod
     def of(cls, array: zarr.Array) -> ShardCodec | None:
@@ -59,18 +77,14 @@ class ShardCodec:
         if not isinstance(outer, ShardingCodec) or array.ndim != 4 or array.shards is None or array.fill_value != 0:
             return None
         chunk = outer.chunk_shape
-        codecs = [*outer.codecs, *outer.index_codecs]
         whole = chunk[2:] == array.shape[2:] == array.shards[2:]
-        if [type(codec) for codec in codecs] != [BytesCodec, BloscCodec, BytesCodec, Crc32cCodec] or not whole:
+        plain = [type(codec) for codec in outer.index_codecs] == [BytesCodec, Crc32cCodec]
+        if not (whole and plain and _little(outer.index_codecs[0]) and outer.index_location.value == "end"):
             return None
-        orders = {getattr(codec.endian, "value", None) for codec in codecs if isinstance(codec, BytesCodec)}
-        orders.add(sys.byteorder)
-        packed = codecs[1]
-        if orders - {"little", None} or outer.index_location.value != "end" or not isinstance(packed, BloscCodec):
-            return None
-        blosc = Blosc(packed.cname.value, packed.clevel, _SHUFFLES[packed.shuffle.value], packed.blocksize)
+        known = coder(array)
         grid = (array.shards[0] // chunk[0], array.shards[1] // chunk[1])
-        return cls((chunk[0], chunk[1]), grid, (chunk[2], chunk[3]), np.dtype(array.dtype), blosc)
+        pattern = (chunk[2], chunk[3])
+        return None if known is None else cls((chunk[0], chunk[1]), grid, pattern, np.dtype(array.dtype), known)
 
     @property
     def chunk_shape(self) -> tuple[int, int, int, int]:
@@ -84,12 +98,12 @@ class ShardCodec:
             whole[: frames.shape[0], : frames.shape[1]] = frames
             frames = whole
         frames = np.ascontiguousarray(frames)
-        return self.blosc.encode(frames) if _any(frames) else None
+        return self.coder.encode(frames) if _any(frames) else None
 
     def decode(self, encoded: bytes) -> np.ndarray:
         """Return the frames of one chunk."""
         frames = np.empty(self.chunk_shape, self.dtype)
-        self.blosc.decode(encoded, frames)
+        self.coder.decode(encoded, frames)
         return frames
 
 
@@ -181,6 +195,12 @@ def _read_chunk(codec: ShardCodec, file: Path, descriptor: int, offset: int, len
         return codec.decode(encoded)
     except (RuntimeError, ValueError) as error:
         raise _damaged(file, f"the chunk at byte {offset} cannot be expanded: {error}") from error
+
+
+def _little(codec: Any) -> bool:
+    """Whether numbers lie in the file as they lie in memory."""
+    order = codec.endian.value if codec.endian is not None else sys.byteorder
+    return order == sys.byteorder == "little"
 
 
 def _damaged(file: Path, what: str) -> StoreError:
