@@ -1,8 +1,8 @@
 """Phases beyond ±π: least-squares unwrapping with weights, and the phase of a stack of transmission functions.
 
-Source: D. C. Ghiglia and L. A. Romero, J. Opt. Soc. Am. A 11, 107 (1994): the wrapped differences of neighbours are fitted
-in the least-squares sense, a Poisson equation with mirror boundaries, which a cosine transform solves; with weights it
-preconditions conjugate gradients.
+Source: D. C. Ghiglia and L. A. Romero, J. Opt. Soc. Am. A 11, 107 (1994): the wrapped differences of neighbours are
+fitted in the least-squares sense, a Poisson equation with mirror boundaries, which a cosine transform solves; with
+weights it preconditions conjugate gradients.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def test_a_ramp_of_many_turns_is_exact_up_to_one_constant_of_whole_turns():
 
 
 def test_what_is_not_lit_does_not_spoil_what_is():
-    """Noise of all phases around a lit field, as outside a scan: unweighted it tears the field, weighted it does not."""
+    """Noise of all phases around a lit field, as outside a scan, would tear it without weights."""
     phase = hills()
     lit = np.zeros(phase.shape, bool)
     lit[12:84, 10:70] = True
@@ -76,7 +76,9 @@ def test_a_thick_slice_is_unwrapped_where_it_is_lit():
     phase = 1.4 * hills()
     light = np.zeros(phase.shape)
     light[5:-5, 5:-5] = 3.0
-    wave = np.where(light > 0, np.exp(1j * phase), 1e-3 * np.exp(2j * np.random.default_rng(1).normal(size=phase.shape)))
+    wave = np.where(
+        light > 0, np.exp(1j * phase), 1e-3 * np.exp(2j * np.random.default_rng(1).normal(size=phase.shape))
+    )
     found = phase_sum(wave[None], light)
     difference = (found.phase - phase)[light > 0]
     assert np.ptp(difference) < 1e-9
