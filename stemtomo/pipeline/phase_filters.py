@@ -107,8 +107,8 @@ def _noise(
             return found
         if kind == "vacuum":
             raise ConfigurationError(
-                "projections.noise = 'vacuum': too little vacuum is in view to learn the noise from; use 'halves' (after"
-                " stemtomo resolution --halves positions) or 'white'"
+                "projections.noise = 'vacuum': too little vacuum is in view to learn the noise from; use 'halves'"
+                " (after stemtomo resolution --halves positions) or 'white'"
             )
     if halves is not None and kind in ("auto", "halves"):
         return noise_of_halves(halves.first, halves.second, halves.valid)

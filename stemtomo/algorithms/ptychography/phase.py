@@ -74,8 +74,8 @@ def vacuum_background(phase: np.ndarray, valid: np.ndarray, kind: Background) ->
 def vacuum(flat: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Return (y, x) bool: where ``flat`` (y, x), a phase whose background was taken off, is vacuum.
 
-    The scatter is that of the pixels below zero; vacuum is where means over a box are small against it, without a rim of
-    half the box, so that atoms beside it do not count.
+    The scatter is that of the pixels below zero; vacuum is where means over a box are small against it, without a rim
+    of half the box, so that atoms beside it do not count.
     """
     below = flat[valid & (flat < 0)]
     scatter = float(np.sqrt(np.mean(below**2))) if below.size else 0.0
