@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from stemtomo.io.formats.datasets import DatasetRecords
 from stemtomo.io.formats.records import ScannedFrames
 from stemtomo.io.formats.tilts import TiltFiles
+from stemtomo.io.gaps import MaskedFrames
 from stemtomo.io.layout import check_values
 from stemtomo.io.raw import ArrayFile
 from stemtomo.io.schema import CHUNK_POSITIONS
@@ -60,6 +61,8 @@ def checked_pieces(source: FrameSource, tilt: int, region: Region) -> Iterator[P
 
 def _finest(source: FrameSource) -> str:
     """What can be read of ``source`` without reading more: a ``chunk``, a ``row`` of them, or a ``shard``."""
+    if isinstance(source, MaskedFrames):
+        return _finest(source.source)
     if isinstance(source, SeriesOfFiles | TiltFiles):
         return _finest(source.sources[0])
     if isinstance(source, ArrayFile):
