@@ -13,17 +13,24 @@ from zarr.codecs import BloscCodec
 
 from stemtomo.errors import StoreError
 from stemtomo.io.durable import storage_errors, sync
+from stemtomo.io.electrons import ElectronCodec, suits
 from stemtomo.io.schema import CHUNK_POSITIONS, FRAME_DIMS, frame_chunks, frame_shards, frame_units
+from stemtomo.io.shards import coder, encode_shard, read_shard, write_file
 
 FRAMES = "frames"
 PROGRESS = "progress"
 """Attribute of an unfinished tilt: number of shards, and runs [start, stop) of those on the disk."""
 
+FrameCodec = Literal["auto", "lz4", "zstd"]
+"""How chunks are coded: "auto" by their density where they are counts, else behind bitshuffle by the one named."""
+
 MISSING = "missing"
 """Attribute of a tilt: runs [start, stop) of scan positions, counted row by row, whose frame never came."""
 
 
-def create(folder: Path, shape: tuple[int, int, int, int], dtype: np.dtype, shard_positions: int) -> zarr.Array:
+def create(
+    folder: Path, shape: tuple[int, int, int, int], dtype: np.dtype, shard_positions: int, codec: FrameCodec = "auto"
+) -> zarr.Array:
     """Make the empty array ``frames`` of ``shape`` (y, x, ky, kx) in ``folder``; no data are written."""
     if shard_positions < CHUNK_POSITIONS or shard_positions % CHUNK_POSITIONS:
         raise StoreError(f"a shard of {shard_positions} positions is not a multiple of {CHUNK_POSITIONS}")
@@ -33,12 +40,20 @@ def create(folder: Path, shape: tuple[int, int, int, int], dtype: np.dtype, shar
         dtype=dtype.newbyteorder("="),
         chunks=frame_chunks(shape),
         shards=frame_shards(shape, shard_positions),
-        compressors=BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"),
+        **_codecs(dtype, codec),
         fill_value=0,
         dimension_names=FRAME_DIMS,
         attributes={"units": frame_units(dtype), "long_name": "diffraction patterns"},
         zarr_format=3,
     )
+
+
+def _codecs(dtype: np.dtype, codec: FrameCodec) -> dict[str, Any]:
+    """Return how chunks of ``dtype`` are coded; "auto": counts by their density, other numbers behind lz4."""
+    if codec == "auto" and suits(dtype):
+        return {"serializer": ElectronCodec(), "compressors": None}
+    name, level = ("zstd", 1) if codec == "zstd" else ("lz4", 5)
+    return {"compressors": BloscCodec(cname=name, clevel=level, shuffle="bitshuffle")}
 
 
 def open_frames(folder: Path, mode: Literal["r", "r+"] = "r") -> zarr.Array:
@@ -99,11 +114,38 @@ def write_shard(array: zarr.Array, folder: Path, y0: int, x0: int, block: np.nda
         raise StoreError(f"{folder}: the block is {block.dtype}, the frames are {array.dtype}; convert it first")
     file = shard_file(array, folder, y0, x0)
     with storage_errors(folder, block.nbytes):
-        # Zarr would read a shard that is there and is cut by the end of the scan, to merge it with the new one.
-        file.unlink(missing_ok=True)
-        array[y0 : y0 + expected[0], x0 : x0 + expected[1]] = block
-        sync(file)  # a shard of zeros has no file
+        code = coder(array)
+        if code is None:  # another program's codecs
+            # Zarr would read a shard that is there and is cut by the end of the scan, to merge it with the new one.
+            file.unlink(missing_ok=True)
+            array[y0 : y0 + expected[0], x0 : x0 + expected[1]] = block
+            sync(file)
+        else:
+            data = encode_shard(block, tuple(array.shards or ()), array.chunks, code)
+            if data is None:  # a shard of zeros has no file
+                file.unlink(missing_ok=True)
+            else:
+                write_file(file, data)
         sync(file.parent)
+
+
+def read_frames(array: zarr.Array, folder: Path, region: tuple[int, int, int, int]) -> np.ndarray:
+    """Return the frames (y, x, ky, kx) at the positions ``region`` (y0, y1, x0, x1), shard by shard."""
+    y0, y1, x0, x1 = region
+    code = coder(array)
+    if code is None:
+        return np.asarray(array[y0:y1, x0:x1])
+    edge_y, edge_x = shard_shape(array)
+    out = np.empty((y1 - y0, x1 - x0, *array.shape[2:]), array.dtype)
+    for top in range(y0 - y0 % edge_y, y1, edge_y):
+        for left in range(x0 - x0 % edge_x, x1, edge_x):
+            rows = (max(y0, top), min(y1, top + edge_y))
+            columns = (max(x0, left), min(x1, left + edge_x))
+            inside = (rows[0] - top, rows[1] - top, columns[0] - left, columns[1] - left)
+            part = out[rows[0] - y0 : rows[1] - y0, columns[0] - x0 : columns[1] - x0]
+            file = shard_file(array, folder, top, left)
+            read_shard(file, tuple(array.shards or ()), array.chunks, code, inside, part)
+    return out
 
 
 def recorded(attrs: Mapping[str, Any]) -> set[int]:

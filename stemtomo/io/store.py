@@ -186,6 +186,7 @@ class Store:
         *,
         source: Mapping[str, Any] | None = None,
         shard_positions: int = SHARD_POSITIONS,
+        codec: frame_arrays.FrameCodec = "auto",
     ) -> zarr.Array:
         """Make tilt ``index`` and its empty frames, or continue it if it is there with the same frames and source.
 
@@ -199,6 +200,8 @@ class Store:
             Identity of the file that the frames come from.
         shard_positions
             Edge of a shard in scan positions, a multiple of 8.
+        codec
+            How chunks of a new tilt are coded, see ``docs/store.md``; one that is there keeps its own.
 
         Raises
         ------
@@ -218,7 +221,7 @@ class Store:
         if not current:
             self._withdraw_series_mark()
             with staged(self.path, f"tilt/{tilt_name(index)}") as staging:
-                array = frame_arrays.create(staging, shape_yx_kykx, np.dtype(dtype), shard_positions)
+                array = frame_arrays.create(staging, shape_yx_kykx, np.dtype(dtype), shard_positions, codec)
                 write_group(staging, {**wanted, **frame_arrays.progress_attrs(array, set())})
             return self._frames(index)
         array = self._frames(index)
@@ -251,6 +254,17 @@ class Store:
                 f"{frame_arrays.shard_count(array)} shards are in; run ingest again, it continues"
             )
         return self._frames(index, "r")
+
+    def read_frames(self, index: int, y0: int, y1: int, x0: int, x1: int, require_complete: bool = True) -> np.ndarray:
+        """Return the frames (y, x, ky, kx) of a block of the scan of tilt ``index``, faster than through Zarr.
+
+        Raises
+        ------
+        StoreError
+            If the tilt is not there or not complete, or a shard is damaged.
+        """
+        array = self.frames(index, require_complete)
+        return frame_arrays.read_frames(array, self._tilt(index) / frame_arrays.FRAMES, (y0, y1, x0, x1))
 
     def write_frames(self, index: int, y0: int, x0: int, block: np.ndarray) -> None:
         """Write ``block`` (y, x, ky, kx), exactly one shard of the frames of tilt ``index``, at position (y0, x0).
