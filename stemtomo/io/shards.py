@@ -1,146 +1,229 @@
-"""Shards of Zarr v3 as files: all chunks of one shard encoded into one buffer, and a part of one read and decoded.
+"""Shards of frames as bytes: whole inner chunks are compressed and expanded here, without the copies that Zarr makes.
 
-The format is that of the codec ``sharding_indexed`` with its index at the end (chunks, then offset and length of each,
-uint64, then CRC-32C). It is written here because going through Zarr costs several times what the compressor does.
+A shard is the file that the ``sharding_indexed`` codec of Zarr v3 describes: encoded chunks one after another, row by
+row of the chunk grid, then for each chunk its offset and length (uint64), then the CRC-32C of that index. A chunk of
+nothing but zeros is left out. Any reader of Zarr v3 reads what is written here, and what other writers of it have
+written is read here.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
-import uuid
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
-from google_crc32c import value as crc32c
 from numcodecs.blosc import Blosc
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 
 from stemtomo.errors import StoreError
-from stemtomo.io.durable import PARTIAL_SUFFIX
 from stemtomo.io.electrons import ElectronCodec, decode_counts, encode_counts
 
-_EMPTY = np.iinfo(np.uint64).max
+Piece = tuple[int, int, np.ndarray]
+"""First row and column, and the frames (y, x, ky, kx) of a rectangle of scan positions."""
+
+_ABSENT = 2**64 - 1
+_SHUFFLES = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
 
 
 class Coder(NamedTuple):
     """How chunks of an array become bytes, and bytes fill a chunk."""
 
     encode: Callable[[np.ndarray], bytes]
-    decode: Callable[[Any, np.ndarray], None]
+    decode: Callable[[Any, np.ndarray], Any]
 
 
 def coder(array: zarr.Array) -> Coder | None:
-    """Return how the chunks of ``array`` are coded; ``None`` if it is in a way that only Zarr knows."""
+    """Return how the inner chunks of ``array`` are coded; ``None`` if it is in a way that only Zarr knows."""
     (sharding,) = array.metadata.codecs
-    codecs = [codec.to_dict() for codec in sharding.codecs]
-    if [codec["name"] for codec in codecs] == [ElectronCodec().to_dict()["name"]]:
+    codecs = sharding.codecs
+    if [type(codec) for codec in codecs] == [ElectronCodec] and sys.byteorder == "little":
         return Coder(encode_counts, decode_counts)
-    if [codec["name"] for codec in codecs] != ["bytes", "blosc"] or array.dtype.newbyteorder("<") != array.dtype:
+    if [type(codec) for codec in codecs] != [BytesCodec, BloscCodec] or not _little(codecs[0]):
         return None
-    told = codecs[1]["configuration"]
-    shuffle = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
-    blosc = Blosc(told["cname"], told["clevel"], shuffle[told["shuffle"]], told["blocksize"], told["typesize"])
-    return Coder(lambda chunk: bytes(blosc.encode(chunk)), lambda data, out: blosc.decode(data, out))
+    packed = codecs[1]
+    blosc = Blosc(packed.cname.value, packed.clevel, _SHUFFLES[packed.shuffle.value], packed.blocksize)
+    return Coder(blosc.encode, blosc.decode)
 
 
-def encode_shard(block: np.ndarray, shard: tuple[int, ...], chunk: tuple[int, ...], code: Coder) -> bytes | None:
-    """Return the file of the shard of frames ``block`` (y, x, ky, kx), cut at the end of the scan; ``None`` for zeros.
+@dataclass(frozen=True)
+class ShardCodec:
+    """How the shards of one array of frames are encoded.
 
-    Chunks follow one another row by row; those of zeros are left out.
+    Parameters
+    ----------
+    chunk_yx
+        Scan positions of an inner chunk, which holds whole patterns.
+    grid_yx
+        Inner chunks of a shard.
+    pattern
+        Lengths of ky and kx.
     """
-    grid = (shard[0] // chunk[0], shard[1] // chunk[1])
-    index = np.full((*grid, 2), _EMPTY, "<u8")
-    parts: list[bytes] = []
-    offset = 0
-    buffer = np.empty(chunk, block.dtype)
-    for cy, cx in itertools.product(*map(range, grid)):
-        part = block[cy * chunk[0] : (cy + 1) * chunk[0], cx * chunk[1] : (cx + 1) * chunk[1]]
-        if part.shape != chunk:
-            buffer[...] = 0
-        buffer[: part.shape[0], : part.shape[1]] = part
-        if not buffer.any():
-            continue
-        data = code.encode(buffer)
-        index[cy, cx] = offset, len(data)
-        parts.append(data)
-        offset += len(data)
-    if not parts:
-        return None
-    tail = index.tobytes()
-    return b"".join([*parts, tail, crc32c(tail).to_bytes(4, "little")])
+
+    chunk_yx: tuple[int, int]
+    grid_yx: tuple[int, int]
+    pattern: tuple[int, int]
+    dtype: np.dtype
+    coder: Coder
+
+    @classmethod
+    def of(cls, array: zarr.Array) -> ShardCodec | None:
+        """Return the codec of ``array`` (y, x, ky, kx); ``None`` if it is not one that is known here."""
+        stages: Sequence[Any] = getattr(array.metadata, "codecs", ())
+        outer = stages[0] if len(stages) == 1 else None
+        if not isinstance(outer, ShardingCodec) or array.ndim != 4 or array.shards is None or array.fill_value != 0:
+            return None
+        chunk = outer.chunk_shape
+        whole = chunk[2:] == array.shape[2:] == array.shards[2:]
+        plain = [type(codec) for codec in outer.index_codecs] == [BytesCodec, Crc32cCodec]
+        if not (whole and plain and _little(outer.index_codecs[0]) and outer.index_location.value == "end"):
+            return None
+        known = coder(array)
+        grid = (array.shards[0] // chunk[0], array.shards[1] // chunk[1])
+        pattern = (chunk[2], chunk[3])
+        return None if known is None else cls((chunk[0], chunk[1]), grid, pattern, np.dtype(array.dtype), known)
+
+    @property
+    def chunk_shape(self) -> tuple[int, int, int, int]:
+        """Shape of an inner chunk (y, x, ky, kx)."""
+        return (*self.chunk_yx, *self.pattern)
+
+    def encode(self, frames: np.ndarray) -> bytes | None:
+        """Return one chunk encoded, filled up with zeros where it is cut by the end of the scan; ``None`` for zeros."""
+        if frames.shape != self.chunk_shape:
+            whole = np.zeros(self.chunk_shape, self.dtype)
+            whole[: frames.shape[0], : frames.shape[1]] = frames
+            frames = whole
+        frames = np.ascontiguousarray(frames)
+        return self.coder.encode(frames) if _any(frames) else None
+
+    def decode(self, encoded: bytes) -> np.ndarray:
+        """Return the frames of one chunk."""
+        frames = np.empty(self.chunk_shape, self.dtype)
+        self.coder.decode(encoded, frames)
+        return frames
 
 
-def write_file(file: Path, data: bytes) -> None:
-    """Write ``data`` as ``file`` in one step, on the disk when it returns; the folder is for the caller to sync."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+@dataclass
+class ShardBuilder:
+    """A shard that is put together: chunks are compressed as they come, in any order."""
+
+    codec: ShardCodec
+    chunks: dict[tuple[int, int], bytes] = field(default_factory=dict)
+
+    def add(self, y: int, x: int, frames: np.ndarray) -> None:
+        """Add a rectangle of whole chunks, cut at most by the end of the scan, at (y, x) within the shard."""
+        height, width = self.codec.chunk_yx
+        for row, column in itertools.product(range(0, frames.shape[0], height), range(0, frames.shape[1], width)):
+            encoded = self.codec.encode(frames[row : row + height, column : column + width])
+            if encoded is not None:
+                self.chunks[((y + row) // height, (x + column) // width)] = encoded
+
+    def buffers(self) -> list[bytes]:
+        """Return what the file of the shard holds, in pieces; nothing for a shard of zeros."""
+        if not self.chunks:
+            return []
+        index = np.full((*self.codec.grid_yx, 2), _ABSENT, "<u8")
+        parts, offset = [], 0
+        for place in sorted(self.chunks):
+            parts.append(self.chunks[place])
+            index[place] = (offset, len(parts[-1]))
+            offset += len(parts[-1])
+        table = index.tobytes()
+        return [*parts, table, crc32c(table).to_bytes(4, "little")]
 
 
-def read_shard(
-    file: Path,
-    shard: tuple[int, ...],
-    chunk: tuple[int, ...],
-    code: Coder,
-    region: tuple[int, int, int, int],
-    out: np.ndarray,
-) -> None:
-    """Fill ``out`` (y, x, ky, kx) with the positions ``region`` (y0, y1, x0, x1), counted inside the shard of ``file``.
+def read_pieces(codec: ShardCodec, file: Path, rows: int, columns: int) -> Iterator[Piece]:
+    """Yield the chunks of the shard in ``file`` row by row, cut to the ``rows`` and ``columns`` that are in the scan.
 
     Raises
     ------
     StoreError
         If the file is damaged.
     """
-    y0, y1, x0, x1 = region
-    grid = (shard[0] // chunk[0], shard[1] // chunk[1])
+    height, width = codec.chunk_yx
+    places = itertools.product(range(math.ceil(rows / height)), range(math.ceil(columns / width)))
     try:
-        descriptor = os.open(file, os.O_RDONLY)
+        stream = file.open("rb", buffering=0)
     except FileNotFoundError:  # a shard of zeros
-        out[...] = 0
+        for row, column in places:
+            shape = (min(height, rows - row * height), min(width, columns - column * width), *codec.pattern)
+            yield row * height, column * width, np.zeros(shape, codec.dtype)
         return
-    try:
-        index = _read_index(descriptor, file, grid)
-        buffer = np.empty(chunk, out.dtype)
-        for cy, cx in itertools.product(
-            range(y0 // chunk[0], -(-y1 // chunk[0])), range(x0 // chunk[1], -(-x1 // chunk[1]))
-        ):
-            top, left = cy * chunk[0], cx * chunk[1]
-            rows = slice(max(y0, top) - top, min(y1, top + chunk[0]) - top)
-            columns = slice(max(x0, left) - left, min(x1, left + chunk[1]) - left)
-            target = out[
-                top + rows.start - y0 : top + rows.stop - y0, left + columns.start - x0 : left + columns.stop - x0
-            ]
-            offset, length = (int(value) for value in index[cy, cx])
-            if offset == _EMPTY:
-                target[...] = 0
-                continue
-            data = os.pread(descriptor, length, offset)
-            if len(data) != length:
-                raise StoreError(f"{file}: is shorter than its index says; it is damaged, remove it and ingest again")
-            whole = target.shape == chunk and target.flags.c_contiguous
-            code.decode(data, target if whole else buffer)
-            if not whole:
-                target[...] = buffer[rows, columns]
-    finally:
-        os.close(descriptor)
+    with stream:
+        index = _read_index(codec, file, stream.fileno())
+        for row, column in places:
+            frames = _read_chunk(codec, file, stream.fileno(), *map(int, index[row, column]))
+            yield row * height, column * width, frames[: rows - row * height, : columns - column * width]
 
 
-def _read_index(descriptor: int, file: Path, grid: tuple[int, int]) -> np.ndarray:
-    size = 16 * grid[0] * grid[1]
+def build(codec: ShardCodec, pieces: Iterable[Piece]) -> list[bytes]:
+    """Return what the file of the shard of ``pieces`` holds; their places are those within the shard."""
+    builder = ShardBuilder(codec)
+    for y, x, frames in pieces:
+        builder.add(y, x, frames)
+    return builder.buffers()
+
+
+def crc32c(data: bytes) -> int:
+    """Return the CRC-32C (Castagnoli) of ``data``; made for an index of some hundred bytes."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value = _CRC_TABLE[(value ^ byte) & 0xFF] ^ (value >> 8)
+    return value ^ 0xFFFFFFFF
+
+
+def _read_index(codec: ShardCodec, file: Path, descriptor: int) -> np.ndarray:
+    size = 16 * math.prod(codec.grid_yx)
     end = os.fstat(descriptor).st_size
-    data = os.pread(descriptor, size + 4, end - size - 4) if end >= size + 4 else b""
-    if len(data) != size + 4 or crc32c(data[:size]) != int.from_bytes(data[size:], "little"):
-        raise StoreError(f"{file}: its index is damaged (CRC-32C); remove the file and ingest again")
-    return np.frombuffer(data[:size], "<u8").reshape(*grid, 2)
+    found = os.pread(descriptor, size + 4, max(0, end - size - 4))
+    if len(found) != size + 4 or crc32c(found[:size]).to_bytes(4, "little") != found[size:]:
+        raise _damaged(file, "its index does not agree with its checksum")
+    return np.frombuffer(found, "<u8", 2 * math.prod(codec.grid_yx)).reshape(*codec.grid_yx, 2)
+
+
+def _read_chunk(codec: ShardCodec, file: Path, descriptor: int, offset: int, length: int) -> np.ndarray:
+    if offset == _ABSENT:
+        return np.zeros(codec.chunk_shape, codec.dtype)
+    encoded = os.pread(descriptor, length, offset)
+    if len(encoded) != length:
+        raise _damaged(file, f"it ends inside the chunk at byte {offset}")
+    try:
+        return codec.decode(encoded)
+    except (RuntimeError, ValueError, StoreError) as error:
+        raise _damaged(file, f"the chunk at byte {offset} cannot be expanded: {error}") from error
+
+
+def _little(codec: Any) -> bool:
+    """Whether numbers lie in the file as they lie in memory."""
+    order = codec.endian.value if codec.endian is not None else sys.byteorder
+    return order == sys.byteorder == "little"
+
+
+def _damaged(file: Path, what: str) -> StoreError:
+    return StoreError(f"{file}: is damaged, {what}; remove the tilt and ingest it again")
+
+
+def _any(frames: np.ndarray) -> bool:
+    """Whether a bit of ``frames`` is set; -0.0 is no zero that may be left out."""
+    words = frames.reshape(-1).view(np.uint8)
+    step = 1 << 16
+    return any(words[start : start + step].any() for start in range(0, words.size, step))
+
+
+def _crc_table() -> tuple[int, ...]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return tuple(table)
+
+
+_CRC_TABLE = _crc_table()
