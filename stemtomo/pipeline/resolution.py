@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 import xarray as xr
+from pydantic import ValidationError
 
 from stemtomo.algorithms.imaging.resolution import (
     Correlation,
@@ -91,6 +92,66 @@ def resolution(
     progress.advance()
     progress.finish(GROUP)
     return dict(store.read(GROUP).attrs["numbers"])
+
+
+def told(**given: Any) -> ResolutionSettings:
+    """Return settings from what a command line says; ``None`` for what it does not.
+
+    Raises
+    ------
+    ConfigurationError
+        For a value that is not allowed.
+    """
+    try:
+        return ResolutionSettings.model_validate({key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigurationError(f"resolution: {problems}") from None
+
+
+#: Heading of :func:`table_rows`.
+HEAD = ("resolution (Å)", "z", "y", "x", "all")
+_CRITERIA = {"0.143": "FSC = 0.143", "0.5": "FSC = 0.5", "half_bit": "FSC, half bit", "one_bit": "FSC, one bit"}
+
+
+def table_rows(numbers: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return ``numbers`` of :func:`resolution` as rows under :data:`HEAD`; ``<`` where a curve reaches Nyquist."""
+    rows: list[tuple[str, ...]] = []
+    if "axes" in numbers:
+        peaks = (numbers["axes"][axis]["resolution_angstrom"] for axis in _AXES)
+        rows.append(("last spectral peak", *("-" if peak is None else f"{peak:.2f}" for peak in peaks), "-"))
+    if "fsc" in numbers:
+        finest = 0.5 / numbers["fsc"]["nyquist_inv_angstrom"] * 2
+        curves = [*(numbers["fsc"]["directional"][axis] for axis in _AXES), numbers["fsc"]]
+        for key, label in _CRITERIA.items():
+            rows.append((label, *(_said(curve["resolution_angstrom"][key], finest) for curve in curves)))
+    for key, label in _CRITERIA.items():
+        limits = [curve["resolution_angstrom"][key] for curve in numbers.get("frc", {}).values()]
+        if limits:
+            known = [limit for limit in limits if limit is not None]
+            middle = f"{float(np.median(known)):.2f}" if len(known) > len(limits) / 2 else "beyond Nyquist"
+            name = f"half scans, {label.replace('FSC', 'FRC')}, {len(limits)} tilts"
+            rows.append((name, "-", "-", "-", middle))
+    return rows
+
+
+def wedge_text(numbers: dict[str, Any]) -> str:
+    """Return one sentence on the missing wedge; empty without poses."""
+    wedge = numbers.get("wedge")
+    if wedge is None:
+        return ""
+    direction = ", ".join(f"{value:.2f}" for value in wedge["worst_direction_xyz"])
+    text = (
+        f"Missing wedge: {wedge['measured_fraction']:.0%} of all directions measured; the nearest plane is"
+        f" {wedge['missing_half_angle_deg']:.1f}° away along (x, y, z) = ({direction})"
+    )
+    if wedge["elongation"] is not None:
+        text += f", a point is {wedge['elongation']:.2f} times as long along the beam"
+    return f"{text}; steps of {wedge['spacing_deg']:.2f}° resolve {wedge['crowther_angstrom']:.2f} Å across the field."
+
+
+def _said(limit: float | None, finest: float) -> str:
+    return f"< {finest:.2f}" if limit is None else f"{limit:.2f}"
 
 
 def _of_files(path: Path, other: str | Path | None, settings: ResolutionSettings, progress: Progress) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from stemtomo import cli
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import ConfigurationError, FormatError, StoreError
 from stemtomo.geometry import TiltSeries
@@ -15,6 +17,9 @@ from stemtomo.pipeline.projections import projections
 from stemtomo.pipeline.ptychography import ptychography
 from stemtomo.pipeline.resolution import resolution
 from stemtomo.pipeline.tomography import tomography
+from stemtomo.reporting import experiment
+from stemtomo.reporting.resolution import resolution as section
+from stemtomo.reporting.results import Results
 from tests.algorithms.tomography import phantom
 from tests.pipeline.projected import projected_store
 from tests.pipeline.series import make_series
@@ -141,3 +146,43 @@ def test_halves_of_all_positions_up_to_the_volume_and_their_noise(tmp_path):
     )
     filtered = projections(store, ProjectionSettings(denoise="lowrank", noise="halves"))
     assert filtered["noise_source"] == ["half sets"] * 3
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli.app, ["resolution", *(str(argument) for argument in arguments)])
+
+
+def test_the_command_prints_a_table_and_writes_numbers(reconstructed, tmp_path):
+    done = call(reconstructed.path, "--halves", "tilts", "--mask", "specimen", "--json", tmp_path / "n.json")
+    assert done.exit_code == 0, done.output
+    for word in ("FSC = 0.143", "half bit", "last spectral peak", "Missing wedge", "30.0°"):
+        assert word in done.output
+    numbers = json.loads((tmp_path / "n.json").read_text())
+    assert numbers["fsc"]["mask"] == "specimen"
+
+
+def test_the_command_compares_two_files(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", cosines((32, 32, 32), 0.5, (2, 4, 2)) + rng.normal(size=(32, 32, 32)))
+    done = call(tmp_path / "a.npy", tmp_path / "b.npy", "--voxel", 0.5)
+    assert done.exit_code == 0, done.output
+    assert "FSC, one bit" in done.output
+    refused = call(tmp_path / "a.npy", "--halves", "odd")
+    assert refused.exit_code == 2
+    assert "halves" in refused.stderr
+
+
+def test_the_report_shows_curves_and_both_stacks(tmp_path):
+    store = make_series(tmp_path / "s.zarr")
+    ptychography(store, PtychographySettings(epochs=4, settling_epochs=1, slices=2, slice_thickness_angstrom=5.0))
+    projections(store, ProjectionSettings(denoise="lowrank"))
+    align(store)
+    tomography(store, TomographySettings(iterations=5))
+    resolution(store, settings=ResolutionSettings(halves="tilts"))
+    page = section(Results(store)) + experiment.projections(Results(store))
+    assert 'id="resolution"' in page
+    for text in ("Correlation of two volumes", "Spectral amplitude", "before and after the filters", "in every slice"):
+        assert text in page
+    resolution(store, settings=ResolutionSettings(halves="positions", tilts=(0,)))
+    assert "information limit of each tilt" in section(Results(store))
