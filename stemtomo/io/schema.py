@@ -150,6 +150,7 @@ GROUPS: dict[str, GroupSchema] = {
         },
         attrs=("voxel_angstrom",),
     ),
+    "resolution": GroupSchema(stage="resolution", variables={}, attrs=("numbers",)),
     "atoms": GroupSchema(
         stage="find_atoms",
         variables={
