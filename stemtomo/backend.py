@@ -18,6 +18,7 @@ Array: TypeAlias = Any
 
 #: Bytes of arrays that stay in the cache of a core while they are worked on.
 CACHE_BYTES = 1 << 20
+CACHE_LINE_BYTES = 64
 #: Bytes of arrays that fill a GPU; its kernels are too short otherwise.
 DEVICE_TOGETHER_BYTES = 64 << 20
 
@@ -71,6 +72,16 @@ def ifft1(array: Array, axis: int) -> Array:
     return _fft_module(array).ifft(array, axis=axis, norm="ortho")
 
 
+def dct2(array: Array) -> Array:
+    """Orthonormal 2D cosine transform (type II) over the last two axes: mirror boundaries."""
+    return _fft_module(array).dctn(array, type=2, axes=(-2, -1), norm="ortho")
+
+
+def idct2(array: Array) -> Array:
+    """Inverse (and adjoint) of :func:`dct2`."""
+    return _fft_module(array).idctn(array, type=2, axes=(-2, -1), norm="ortho")
+
+
 def fftfreq(count: int, spacing: float, like: Array) -> Array:
     """Sample frequencies (cycles per unit of ``spacing``), zero frequency first, in the memory of ``like``, float64."""
     return array_namespace(like).fft.fftfreq(count, spacing)
@@ -84,6 +95,14 @@ def together_bytes(like: Array) -> int:
 def real_dtype(array: Array) -> np.dtype:
     """Real dtype of the precision of ``array``: complex64 -> float32, complex128 -> float64."""
     return np.zeros(0, array.dtype).real.dtype
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+    """Return an uninitialised host array that begins on a cache line, as vector loads of whole lines want it."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + CACHE_LINE_BYTES, dtype=np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE_BYTES
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def gpu_available() -> bool:
