@@ -22,9 +22,10 @@ from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import tilt_name
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
-from stemtomo.physics.probe import probe_wave
 from stemtomo.physics.propagation import fresnel_propagator
 from stemtomo.pipeline.config import PtychographySettings
+from stemtomo.pipeline.mistilt import find as find_geometry
+from stemtomo.pipeline.mistilt import tilted_propagator, windowed
 from stemtomo.pipeline.progress import Progress, Silent
 
 GROUP = "ptychography"
@@ -58,7 +59,8 @@ def ptychography(
     -------
     dict
         ``loss``: per tilt, the loss per pixel after every epoch; ``noise_floor``: per tilt, what counting noise alone
-        leaves of it; ``computed``: number of tilts that were not there already.
+        leaves of it; ``mistilt_mrad``, ``thickness_angstrom``: per tilt, what was told or found; ``computed``:
+        number of tilts that were not there already.
 
     Raises
     ------
@@ -83,6 +85,8 @@ def ptychography(
     return {
         "loss": [result["loss"].values.tolist() for result in results],
         "noise_floor": [float(result.attrs["noise_floor"]) for result in results],
+        "mistilt_mrad": [list(result.attrs["mistilt_mrad"]) for result in results],
+        "thickness_angstrom": [float(result.attrs["thickness_angstrom"]) for result in results],
         "computed": len(todo),
     }
 
@@ -99,7 +103,7 @@ def plan_row(
 ) -> PlanRow:
     """Say the same for a series that is not ingested yet, with frames of ``itemsize`` bytes per pixel."""
     frames = scan.count * int(np.prod(detector.shape_yx)) * itemsize
-    pixels = int(np.prod(grid_of(scan, detector).shape_yx)) * settings.slices
+    pixels = int(np.prod(grid_of(scan, windowed(detector, settings.padding)).shape_yx)) * settings.slices
     # Object, momentum, transmission, its gradient and the step, in single precision; frames once, as they are stored.
     working = pixels * (8 + 8 + 8 + 8 + 16)
     return PlanRow(
@@ -191,33 +195,36 @@ def _reconstruct(job: _Job) -> float:
     counts = load_counts(store, job.tilt)
     place = backend.to_device if backend.gpu_available() else np.asarray
     electrons = _incident_electrons(store, job.tilt, counts, settings)
-    model = build_model(scan, detector, optics, settings)
+    counts = place(counts)
     recorded = np.flatnonzero(store.valid(job.tilt))
-    whole = model.grid
+    whole = grid_of(scan, windowed(detector, settings.padding))
     grid = replace(whole, corners=whole.corners[recorded], shifts_px=whole.shifts_px[recorded])
-    probe = probe_wave(
-        optics,
-        detector.shape_yx,
-        grid.pixel_angstrom_yx,
-        plane_z_angstrom=first_slice_z_angstrom(settings),
-        intensity=electrons,
-    )
-    model = solver.Model(grid, tuple(place(h) for h in model.propagators), model.loss, model.kind)
+    found = find_geometry(optics, scan, grid, recorded, counts, electrons, settings)
+    propagator = tilted_propagator(found, grid, wavelength_angstrom(optics.energy_ev))
+    propagators = (propagator,) * (settings.slices - 1)
+    model = solver.Model(grid, propagators, settings.loss, settings.object, detector.shape_yx)
+    settings = settings.model_copy(update={"slice_thickness_angstrom": found.geometry.slice_thickness_angstrom})
+    state = solver.State.start(model, found.probe, tied=found.tied)
+    if found.phase is not None:
+        state = replace(state, phase=found.phase)
     curvature = solver.CURVATURE[settings.loss]
     rule = solver.Nesterov(settings.step, settings.probe_step, settings.momentum, settings.damping, curvature)
     schedule = solver.steps(settings.epochs, rule, settings.batches, settings.settling_epochs)
     rules, batches = zip(*schedule, strict=True)
     state, losses = solver.solve(
-        solver.State.start(model, place(probe)),
+        state,
         model,
-        place(counts),
+        counts,
         rules=rules,
         batches=batches,
         probe_start=settings.probe_update_start_epoch,
         seed=settings.seed + job.tilt,
+        tied_epochs=settings.epochs if found.tied else 0,
     )
+    state = solver.untied(state, model.slices)
     pixels = float(np.prod(detector.shape_yx))
     dataset = _dataset(state, model, [loss / pixels for loss in losses], settings, optics)
+    dataset = dataset.assign(found.variables()).assign_attrs(found.attrs(settings.slices))
     store.write(job.group, dataset, job.provenance)
     return losses[-1] / pixels
 

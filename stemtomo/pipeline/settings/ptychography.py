@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stemtomo.pipeline.experiment import Count, NonNegative, Positive, Section
+from stemtomo.pipeline.experiment import Count, Finite, NonNegative, Positive, Section
 
 
 class PtychographySettings(Section):
@@ -40,10 +40,39 @@ class PtychographySettings(Section):
     probe_update_start_epoch: int = Field(
         default=5, ge=0, description="First epoch that refines the probe; beyond the last epoch for never."
     )
+    padding: float = Field(
+        default=0.0,
+        ge=0,
+        le=3,
+        description="Share by which the window of the waves is larger than the detector, so that what scatters beyond "
+        "it does not fold back; 0.33 is enough for most.",
+    )
+    c1_at: Literal["plane", "entrance"] = Field(
+        default="plane",
+        description="What C1 refers to: optics.defocus_plane_z_angstrom of the laboratory, whose z = 0 is the middle "
+        "of the specimen, or the specimen's entrance surface, however thick it is.",
+    )
+    mistilt_mrad: tuple[Finite, Finite] = Field(
+        default=(0.0, 0.0),
+        description="Mistilt [x, y] in mrad, or where the search for it starts: positive where columns drift to +x, +y "
+        "with depth.",
+    )
+    refine_mistilt: bool = Field(default=False, description="Find the mistilt from the patterns, with tied slices.")
+    refine_thickness: bool = Field(
+        default=False, description="Find the thickness of the slices too; slice_thickness_angstrom is where to start."
+    )
+    mistilt_patterns: Count = Field(
+        default=1024, description="Patterns of a tilt that take part in that, from the middle of the scan."
+    )
+    mistilt_iterations: Count = Field(
+        default=80, description="Most iterations of that over a quarter of these patterns; it ends when nothing moves."
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the order of the batches.")
 
     @model_validator(mode="after")
     def _thickness_known(self) -> PtychographySettings:
         if self.slices > 1 and self.slice_thickness_angstrom is None:
             raise ValueError("slice_thickness_angstrom is needed for more than one slice")
+        if (self.refine_mistilt or self.refine_thickness) and self.slices < 3:
+            raise ValueError("refine_mistilt and refine_thickness need at least 3 slices: one slice has no depth")
         return self
