@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stemtomo.backend import Array, array_namespace, fft2, ifft2, real_dtype, to_device_of
+from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of
 from stemtomo.kernels import patches
+from stemtomo.kernels.fourier import fft2, ifft2
 from stemtomo.physics.probe import reciprocal_grid
 
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from stemtomo.algorithms.ptychography.model import ObjectKind
 from stemtomo.algorithms.ptychography.windows import ObjectGrid
-from stemtomo.backend import Array, array_namespace, fft2, ifft2, real_dtype, to_device_of, together_bytes
+from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of, together_bytes
 from stemtomo.kernels import patches
+from stemtomo.kernels.fourier import fft2, ifft2
 from stemtomo.physics import gaps as between
 from stemtomo.physics.gaps import drift_ramps, gap_moments, geometry_gradient
 from stemtomo.physics.propagation import fresnel_propagator
