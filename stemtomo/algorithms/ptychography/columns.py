@@ -33,7 +33,7 @@ def measure(image: np.ndarray, guesses_px: np.ndarray, radius_px: float, rounds:
     radius_px
         Radius of the aperture: less than half the distance between columns.
     """
-    y, x = np.indices(image.shape)
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
     places, widths = [], []
     for guess in np.asarray(guesses_px, dtype=np.float64):
         centre, spread = guess, np.zeros(2)
@@ -61,5 +61,6 @@ def shifts_from_neighbours(places_px: np.ndarray, others_px: np.ndarray, neighbo
     if len(others_px) < neighbours:
         return np.zeros((0, 2))
     distance, index = cKDTree(others_px).query(places_px, neighbours)
-    closed = distance[:, -1] < 1.5 * distance[:, 0]
-    return places_px[closed] - others_px[index[closed]].mean(axis=1)
+    off = places_px - others_px[index].mean(axis=1)
+    surrounded = (distance[:, -1] < 1.5 * distance[:, 0]) & (np.hypot(*off.T) < 0.25 * distance[:, 0])
+    return off[surrounded]
