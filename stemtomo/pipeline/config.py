@@ -26,6 +26,7 @@ from stemtomo.pipeline.settings import (
     AtomSettings,
     CalibrationSettings,
     IngestSettings,
+    JointSettings,
     ProjectionSettings,
     PtychographySettings,
     QuicklookSettings,
@@ -44,6 +45,7 @@ __all__ = [
     "Finite",
     "IngestSettings",
     "InputSettings",
+    "JointSettings",
     "NonNegative",
     "Positive",
     "ProjectionSettings",
@@ -66,6 +68,7 @@ STAGES: Mapping[str, str] = {
     "projections": "projections",
     "align": "alignment",
     "tomography": "tomography",
+    "joint": "joint",
     "find_atoms": "atoms",
     "score": "score",
 }
@@ -87,6 +90,7 @@ class StageSettings(Section):
     projections: ProjectionSettings = ProjectionSettings()
     alignment: AlignmentSettings = AlignmentSettings()
     tomography: TomographySettings = TomographySettings()
+    joint: JointSettings = JointSettings()
     atoms: AtomSettings = AtomSettings()
     score: ScoreSettings = ScoreSettings()
     resources: ResourceSettings = ResourceSettings()

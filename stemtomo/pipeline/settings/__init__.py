@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stemtomo.pipeline.settings.acquisition import CalibrationSettings, IngestSettings, QuicklookSettings, WatchSettings
 from stemtomo.pipeline.settings.atoms import AtomSettings, ScoreSettings
+from stemtomo.pipeline.settings.joint import JointSettings
 from stemtomo.pipeline.settings.ptychography import PtychographySettings
 from stemtomo.pipeline.settings.tomography import AlignmentSettings, ProjectionSettings, TomographySettings
 
@@ -12,6 +13,7 @@ __all__ = [
     "AtomSettings",
     "CalibrationSettings",
     "IngestSettings",
+    "JointSettings",
     "ProjectionSettings",
     "PtychographySettings",
     "QuicklookSettings",
