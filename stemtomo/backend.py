@@ -71,6 +71,16 @@ def ifft1(array: Array, axis: int) -> Array:
     return _fft_module(array).ifft(array, axis=axis, norm="ortho")
 
 
+def dct2(array: Array) -> Array:
+    """Orthonormal 2D cosine transform (type II) over the last two axes: mirror boundaries."""
+    return _fft_module(array).dctn(array, type=2, axes=(-2, -1), norm="ortho")
+
+
+def idct2(array: Array) -> Array:
+    """Inverse (and adjoint) of :func:`dct2`."""
+    return _fft_module(array).idctn(array, type=2, axes=(-2, -1), norm="ortho")
+
+
 def fftfreq(count: int, spacing: float, like: Array) -> Array:
     """Sample frequencies (cycles per unit of ``spacing``), zero frequency first, in the memory of ``like``, float64."""
     return array_namespace(like).fft.fftfreq(count, spacing)

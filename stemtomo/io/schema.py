@@ -108,10 +108,23 @@ GROUPS: dict[str, GroupSchema] = {
         },
         attrs=("pixel_angstrom",),
     ),
+    "half_scans": GroupSchema(
+        stage="half_scans",
+        per_tilt=True,
+        variables={
+            "first": Variable(_IMAGE, "rad", "real", "phase sum from one half of the scan positions"),
+            "second": Variable(_IMAGE, "rad", "real", "phase sum from the other half"),
+        },
+        attrs=("pixel_angstrom",),
+    ),
     "projections": GroupSchema(
         stage="projections",
+        revision=2,
         variables={
-            "phase": Variable(("tilt", "y", "x"), "rad", "real", "projected phase"),
+            "phase": Variable(("tilt", "y", "x"), "rad", "real", "projected phase, filtered where that was asked for"),
+            "phase_raw": _optional(("tilt", "y", "x"), "rad", "projected phase before the filters"),
+            "depth_phase": _optional(("tilt", "slice"), "rad", "mean phase of the specimen in a slice, over vacuum"),
+            "depth_contrast": _optional(("tilt", "slice"), "rad", "deviation of the phase of the specimen in a slice"),
             "valid": Variable(("tilt", "y", "x"), "1", "boolean", "where the phase was measured"),
             "theta_deg": Variable(_TILT, "deg"),
             "phi_deg": Variable(_TILT, "deg"),

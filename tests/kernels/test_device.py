@@ -1,5 +1,7 @@
 """What runs on a GPU, run on a pretended one: the same numbers as on the host, and nothing that CuPy would refuse."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -31,7 +33,7 @@ def place(monkeypatch):
 
 
 def on_device(model, state, place):
-    model = solver.Model(model.grid, tuple(map(place, model.propagators)), model.loss, model.kind)
+    model = replace(model, propagators=tuple(map(place, model.propagators)), mask=place(model.mask))
     return model, solver.State.start(model, place(state.probe))
 
 
@@ -42,10 +44,11 @@ def test_ptychography(place, kind, step, loss):
     counts = np.random.default_rng(0).poisson(expected).astype(np.uint16)
     mask = np.ones(counts.shape[1:], bool)
     mask[2, 3] = False
-    options = {"rules": [solver.UpdateRule()] * 2, "batches": [3, 1], "probe_start": 0}
-    state, losses = solver.solve(start, model, counts, mask=mask, **options)
+    options = {"rules": [solver.Nesterov()] * 2, "batches": [3, 1], "probe_start": 0}
+    model = replace(model, mask=mask)
+    state, losses = solver.solve(start, model, counts, **options)
     there, begin = on_device(model, start, place)
-    device, device_losses = solver.solve(begin, there, place(counts), mask=place(mask), **options)
+    device, device_losses = solver.solve(begin, there, place(counts), **options)
     assert backend.is_device_array(device.phase)
     np.testing.assert_allclose(device.phase.get(), state.phase, atol=1e-10)
     np.testing.assert_allclose(device.probe.get(), state.probe, atol=1e-10 * np.abs(state.probe).max())

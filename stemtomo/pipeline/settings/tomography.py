@@ -25,6 +25,41 @@ class ProjectionSettings(Section):
     background: Literal["plane", "level", "none"] = Field(
         default="plane", description="What is taken off so that vacuum is zero: a plane, a constant, nothing."
     )
+    phase: Literal["stored", "unwrapped"] = Field(
+        default="stored",
+        description="The sum that ptychography stored, which never wraps; or the angles of the object's slices, "
+        "unwrapped where they exceed 2 rad (for objects from elsewhere).",
+    )
+    denoise: Literal["none", "lowrank", "bm3d", "auto"] = Field(
+        default="none",
+        description="Filter: 'lowrank' (free), 'bm3d' (package bm3d, for non-commercial use only), 'auto' (bm3d where "
+        "it is installed, else lowrank). The unfiltered phase is kept beside.",
+    )
+    noise: Literal["auto", "vacuum", "halves", "white"] = Field(
+        default="auto",
+        description="Where the filters learn the spectrum of the noise: from vacuum, from half scans (made by "
+        "stemtomo resolution), from the finest detail as if it were white; 'auto' for the first of them that there is.",
+    )
+    fourier_sparsity: NonNegative = Field(
+        default=0.0,
+        description="Keep only frequencies above this many medians of their ring (3 to 6), and what deviates locally; "
+        "0 for all frequencies.",
+    )
+    sparsity_keep_inv_angstrom: NonNegative = Field(
+        default=0.3, description="Frequencies in 1/Å up to which all are kept by the sparsity constraint."
+    )
+    sparsity_radius_inv_angstrom: NonNegative | None = Field(
+        default=None,
+        description="Radius in 1/Å kept around every peak; 1.5 over the size of the specimen if not given.",
+    )
+    column_width_angstrom: Positive = Field(
+        default=0.5, description="Width (sigma) in Å of an atomic column, through which deviations are looked for."
+    )
+    protect_above_sigma: Positive = Field(
+        default=4.0,
+        description="Where the sparse image deviates by more than this many standard deviations of the noise (defects, "
+        "surfaces), the constraint leaves everything as it is.",
+    )
 
 
 class AlignmentSettings(Section):
