@@ -157,7 +157,7 @@ GROUPS: dict[str, GroupSchema] = {
             "loss": Variable(("epoch",), "1", "real", "misfit as met in every epoch"),
             "projection": Variable(("tilt", "y", "x"), "rad", "real", "phase of the volume projected at every tilt"),
             "probe": Variable(
-                ("tilt", "probe_y", "probe_x"), "1", "complex", "probe in the plane of the rotation centre"
+                ("tilt", "mode", "probe_y", "probe_x"), "1", "complex", "probe in the plane of the rotation centre"
             ),
             "shift_x_angstrom": Variable(_TILT, "Å", "real", "shift of every tilt"),
             "shift_y_angstrom": Variable(_TILT, "Å", "real", "shift of every tilt"),

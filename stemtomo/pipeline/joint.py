@@ -195,9 +195,10 @@ def _from_sequential(store: Store, run: JointRun) -> Standing:
     for tilt in run.tilts:
         result = store.read(f"ptychography/{tilt_name(tilt.number)}")
         probe = result["probe"].values
+        probe = probe if probe.ndim == 3 else probe[None]
         pixel = (box.voxel_angstrom, box.voxel_angstrom)
         wavelength = wavelength_angstrom(tilt.optics.energy_ev)
-        back = fresnel_propagator(probe.shape, pixel, wavelength, -float(result.attrs["first_slice_z_angstrom"]))
+        back = fresnel_propagator(probe.shape[-2:], pixel, wavelength, -float(result.attrs["first_slice_z_angstrom"]))
         probes.append(propagate(probe.copy(), back))
     return run.start(probes, shifts, np.maximum(start, 0) if run.settings.positivity else start)
 
@@ -226,7 +227,7 @@ def _dataset(store: Store, run: JointRun, found: Standing) -> xr.Dataset:
             "loss": (("epoch",), np.array(found.losses)),
             "projection": (("tilt", "y", "x"), np.stack(projections).astype(np.float32)),
             "probe": (
-                ("tilt", "probe_y", "probe_x"),
+                ("tilt", "mode", "probe_y", "probe_x"),
                 np.stack([backend.to_host(p) for p in probes]).astype(np.complex64),
             ),
             "shift_x_angstrom": (("tilt",), shifts[:, 0]),

@@ -110,10 +110,10 @@ def voxels_per_slice(settings: JointSettings, box: Box, optics: Optics) -> int:
 
 
 def first_probe(tilt: Tilt, electrons: float, settings: JointSettings) -> np.ndarray:
-    """Return the probe (y, x) of the metadata in the plane of the rotation centre."""
+    """Return the probe (1, y, x) of the metadata in the plane of the rotation centre: a single mode."""
     pixel = tilt.view.box.voxel_angstrom
     dtype = np.complex64 if settings.precision == "single" else np.complex128
-    return probe_wave(
+    probe = probe_wave(
         tilt.optics,
         tilt.grid.window_yx,
         (pixel, pixel),
@@ -122,6 +122,7 @@ def first_probe(tilt: Tilt, electrons: float, settings: JointSettings) -> np.nda
         soft_edge=settings.soft_edge,
         dtype=dtype,
     )
+    return probe[None]
 
 
 def electrons_of(tilt: Tilt, settings: JointSettings) -> float:

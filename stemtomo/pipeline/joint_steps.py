@@ -255,7 +255,7 @@ def _to_first_slice(probe: Array, view: View, tilt: Tilt) -> Array:
     pixel = (view.box.voxel_angstrom, view.box.voxel_angstrom)
     wavelength = wavelength_angstrom(tilt.optics.energy_ev)
     distance = view.first_slice_z_angstrom
-    return _on_device(fresnel_propagator(probe.shape, pixel, wavelength, distance, dtype=probe.dtype))
+    return _on_device(fresnel_propagator(probe.shape[-2:], pixel, wavelength, distance, dtype=probe.dtype))
 
 
 def _new_probe(probe: Array, visit: dict[str, Any], view: View, tilt: Tilt, step: float, curvature: float) -> Array:

@@ -116,18 +116,18 @@ def gradients(
     slices
         (slice, Y, X), phase in rad of the part of the object that the model's grid covers.
     probe
-        (y, x), the wave at the first slice.
+        (mode, y, x), the modes of the wave at the first slice.
 
     Returns
     -------
     dict
-        ``phase`` (slice, Y, X): gradient in the slices; ``probe`` (y, x); ``illumination`` (Y, X); ``loss``;
+        ``phase`` (slice, Y, X): gradient in the slices; ``probe`` (mode, y, x); ``illumination`` (Y, X); ``loss``;
         ``positions``. Sums of parts add up.
     """
     batch = np.arange(len(patterns.numbers)) if wanted is None else np.flatnonzero(np.isin(patterns.numbers, wanted))
     if not batch.size:
         return None
-    sums = solver.gradients(solver.State(slices, probe, slices, probe), patterns.model, patterns.counts, batch)
+    sums = solver.gradients(solver.State(slices, probe), patterns.model, patterns.counts, batch)
     return sums._asdict()
 
 
@@ -206,7 +206,7 @@ def accelerated(
     return replace(state, coefficients=new, ahead=ahead, t=t, loss=loss)
 
 
-def auto_support(volume: Array, voxel_angstrom: float, reach_angstrom: float = 2.0, share: float = 0.1) -> Array:
+def auto_support(volume: Array, voxel_angstrom: float, reach_angstrom: float = 2.0, share: float = 0.2) -> Array:
     """Return where the specimen can be, (z, y, x) bool: its blurred outline and ``reach_angstrom`` around it.
 
     Outside of it a constant would grow, since no pattern knows the mean phase of a view.
@@ -226,7 +226,7 @@ def start_slices(coefficients: Array, view: View, constraint: Constraint) -> Arr
 
 
 def probe_step(probe: Array, gradient: Array, positions: int, step: float, curvature: float) -> Array:
-    """Return ``probe`` (y, x) after one step along the sum of its ``gradient`` over ``positions``.
+    """Return ``probe`` (mode, y, x) after one step along the sum of its ``gradient`` over ``positions``.
 
     |t| is 1, so the curvature is the number of positions everywhere. The electrons of the probe are kept: a scale of
     the probe cannot be told from missing electrons.
