@@ -84,7 +84,7 @@ def test_steps_on_one_view_lower_the_loss_until_noise_is_left():
 
 
 def test_the_step_of_the_shift_points_to_where_the_specimen_is():
-    truth, seen = scene("amplitude")
+    _, seen = scene("amplitude")
     z, y, x = np.indices(BOX.shape_zyx) - 8
     volume = 0.3 * np.exp(-(z**2 + y**2 + x**2) / 8.0)
     there = View(VIEW.pose, BOX, GRID.shape_yx, 4, 0, 4, (0.3, -0.2))
