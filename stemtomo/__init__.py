@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stemtomo.pipeline.atoms import find_atoms
     from stemtomo.pipeline.calibrate import calibrate
     from stemtomo.pipeline.ingest import ingest
+    from stemtomo.pipeline.joint import joint
     from stemtomo.pipeline.plan import plan
     from stemtomo.pipeline.projections import projections
     from stemtomo.pipeline.ptychography import ptychography
@@ -38,6 +39,7 @@ _HOME = {
     "calibrate": "stemtomo.pipeline.calibrate",
     "find_atoms": "stemtomo.pipeline.atoms",
     "ingest": "stemtomo.pipeline.ingest",
+    "joint": "stemtomo.pipeline.joint",
     "load_configuration": "stemtomo.pipeline.references",
     "open": "stemtomo.io.tree",
     "plan": "stemtomo.pipeline.plan",
@@ -63,6 +65,7 @@ __all__ = [
     "calibrate",
     "find_atoms",
     "ingest",
+    "joint",
     "load_configuration",
     "open",
     "plan",

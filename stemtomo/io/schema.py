@@ -160,6 +160,20 @@ GROUPS: dict[str, GroupSchema] = {
         revision=2,
     ),
     "resolution": GroupSchema(stage="resolution", variables={}, attrs=("numbers",)),
+    "joint": GroupSchema(
+        stage="joint",
+        variables={
+            "potential": Variable(("z", "y", "x"), "V", "real", "electrostatic potential"),
+            "loss": Variable(("epoch",), "1", "real", "misfit as met in every epoch"),
+            "projection": Variable(("tilt", "y", "x"), "rad", "real", "phase of the volume projected at every tilt"),
+            "probe": Variable(
+                ("tilt", "mode", "probe_y", "probe_x"), "1", "complex", "probe in the plane of the rotation centre"
+            ),
+            "shift_x_angstrom": Variable(_TILT, "Å", "real", "shift of every tilt"),
+            "shift_y_angstrom": Variable(_TILT, "Å", "real", "shift of every tilt"),
+        },
+        attrs=("voxel_angstrom", "sigma_rad_per_volt_angstrom"),
+    ),
     "atoms": GroupSchema(
         stage="find_atoms",
         variables={

@@ -69,14 +69,15 @@ def find_atoms(
     workers = executor or default_executor()
     progress = progress or Silent()
     names = _names(settings)
-    groups = ("volume", "projections") if settings.refine else ("volume",)
+    source = volume_group(store, settings)
+    groups = (source, "projections") if settings.refine and source == "volume" else (source,)
     inputs = {group: store.fingerprint(group) for group in groups}
     provenance = Provenance.start("find_atoms", settings.model_dump(), inputs)
     progress.start("find_atoms", 1, "volume")
     if not store.is_complete(GROUP, provenance.fingerprint):
         for group in groups:
             store.read(group)  # what is missing is said before a task begins
-        dataset = workers.gather(workers.submit(_found, str(store.path), settings, names))
+        dataset = workers.gather(workers.submit(_found, str(store.path), source, settings, names))
         store.write(GROUP, dataset, provenance)
     result = store.read(GROUP).load()
     progress.advance(atoms=float(result.sizes["atom"]))
@@ -118,10 +119,17 @@ def _names(settings: AtomSettings) -> tuple[str, ...] | None:
     return order_by_atomic_number(settings.species, tuple(atomic_number(symbol) for symbol in settings.species))
 
 
-def _found(path: str, settings: AtomSettings, names: tuple[str, ...] | None) -> xr.Dataset:
+def volume_group(store: Store, settings: AtomSettings) -> str:
+    """Return the group of ``store`` whose volume is traced: that of joint tomography where there is one."""
+    if settings.volume != "auto":
+        return "volume" if settings.volume == "tomography" else "joint"
+    return "joint" if store.fingerprint("joint") else "volume"
+
+
+def _found(path: str, source: str, settings: AtomSettings, names: tuple[str, ...] | None) -> xr.Dataset:
     """Return the atoms of the store at ``path``; runs in a worker."""
     store = Store.open(path)
-    volume = store.read("volume")
+    volume = store.read(source)
     traced = trace_atoms(
         volume["potential"].values,
         float(volume.attrs["voxel_angstrom"]),
@@ -137,7 +145,7 @@ def _found(path: str, settings: AtomSettings, names: tuple[str, ...] | None) -> 
     count = settings.species if isinstance(settings.species, int) else len(settings.species)
     model = _traced_model(traced, "not asked for")
     if settings.refine:
-        model = _refined_model(store, traced, classify(traced.integrated, count).labels, settings)
+        model = _refined_model(store, source, traced, classify(traced.integrated, count).labels, settings)
     return _dataset(model, classify(model.intensity, count), names)
 
 
@@ -146,12 +154,14 @@ def _traced_model(traced: TracedAtoms, reason: str) -> _Model:
     return _Model(traced, kept, traced.positions, traced.integrated, traced.width_angstrom, reason, None)
 
 
-def _refined_model(store: Store, traced: TracedAtoms, labels: np.ndarray, settings: AtomSettings) -> _Model:
+def _refined_model(
+    store: Store, source: str, traced: TracedAtoms, labels: np.ndarray, settings: AtomSettings
+) -> _Model:
     """Return the atoms refined against the projections, without faint and double ones; or as traced, and why."""
-    alignment = store.read("alignment").attrs if store.fingerprint("alignment") else {}
+    alignment = store.read("alignment").attrs if source == "volume" and store.fingerprint("alignment") else {}
     if not alignment.get("wholly_in_view", True):
         return _traced_model(traced, "left out: atoms beyond the field of view are in the projections")
-    projected = _projected(store)
+    projected = _projected(store) if source == "volume" else _projected_jointly(store)
     width = float(np.median(traced.width_angstrom))
     width = max(0.5 * projected.pixel_angstrom, np.sqrt(max(width**2 - settings.smoothing_angstrom**2, 0.0)))
     kept = np.arange(len(traced))
@@ -162,7 +172,7 @@ def _refined_model(store: Store, traced: TracedAtoms, labels: np.ndarray, settin
             projected,
             width_angstrom=width,
             iterations=settings.refine_iterations,
-            refine_shifts=True,
+            refine_shifts=source == "volume",
         )
         good = _credible(refined, settings)
         if good.all() or not good.any():
@@ -174,7 +184,7 @@ def _refined_model(store: Store, traced: TracedAtoms, labels: np.ndarray, settin
     if refined.explained < _LEAST_EXPLAINED or moved > settings.minimum_distance_angstrom / 4:
         reason = f"atoms explain {refined.explained:.0%} of the projections, half of them moved by {moved:.2f} Å"
         return _traced_model(traced, f"failed: {reason}")
-    sigma = float(store.read("projections").attrs["sigma_rad_per_volt_angstrom"])
+    sigma = float(store.read("projections" if source == "volume" else source).attrs["sigma_rad_per_volt_angstrom"])
     widths = refined.width_angstrom[labels[kept]]
     return _Model(traced, kept, refined.positions, refined.intensity / sigma, widths, "done", refined)
 
@@ -200,6 +210,19 @@ def _projected(store: Store) -> ProjectedImages:
         rotations=aligned_rotations(projections, alignment),
         shifts_angstrom=shifts,
         pixel_angstrom=float(projections.attrs["pixel_angstrom"]),
+    )
+
+
+def _projected_jointly(store: Store) -> ProjectedImages:
+    """Return the projections of the joint volume: there, and only there, the patterns determine it."""
+    result = store.read("joint").load()
+    images = result["projection"].values.astype(np.float64)
+    return ProjectedImages(
+        images=images,
+        valid=np.ones(images.shape, dtype=bool),
+        rotations=store.tilt_series().rotations,
+        shifts_angstrom=np.zeros((len(images), 2)),
+        pixel_angstrom=float(result.attrs["voxel_angstrom"]),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -14,6 +15,9 @@ class AtomSettings(Section):
 
     species: tuple[str, ...] | Count = Field(
         default=1, description="Chemical symbols, lightest first, or the number of classes."
+    )
+    volume: Literal["auto", "tomography", "joint"] = Field(
+        default="auto", description="Volume to trace: that of joint tomography where there is one, else of tomography."
     )
     smoothing_angstrom: NonNegative = Field(
         default=0.3, description="Width (sigma) in Å of the smoothing before maxima are searched."
