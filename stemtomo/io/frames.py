@@ -13,6 +13,7 @@ from zarr.codecs import BloscCodec
 
 from stemtomo.errors import StoreError
 from stemtomo.io.durable import replace_bytes, storage_errors, sync
+from stemtomo.io.electrons import ElectronCodec, suits
 from stemtomo.io.schema import CHUNK_POSITIONS, FRAME_DIMS, frame_chunks, frame_shards, frame_units
 from stemtomo.io.shards import Piece, ShardCodec, build, read_pieces
 
@@ -20,11 +21,16 @@ FRAMES = "frames"
 PROGRESS = "progress"
 """Attribute of an unfinished tilt: number of shards, and runs [start, stop) of those on the disk."""
 
+FrameCodec = Literal["auto", "lz4", "zstd"]
+"""How chunks are coded: "auto" by their density where they are counts, else behind bitshuffle by the one named."""
+
 MISSING = "missing"
 """Attribute of a tilt: runs [start, stop) of scan positions, counted row by row, whose frame never came."""
 
 
-def create(folder: Path, shape: tuple[int, int, int, int], dtype: np.dtype, shard_positions: int) -> zarr.Array:
+def create(
+    folder: Path, shape: tuple[int, int, int, int], dtype: np.dtype, shard_positions: int, codec: FrameCodec = "auto"
+) -> zarr.Array:
     """Make the empty array ``frames`` of ``shape`` (y, x, ky, kx) in ``folder``; no data are written."""
     if shard_positions < CHUNK_POSITIONS or shard_positions % CHUNK_POSITIONS:
         raise StoreError(f"a shard of {shard_positions} positions is not a multiple of {CHUNK_POSITIONS}")
@@ -34,12 +40,20 @@ def create(folder: Path, shape: tuple[int, int, int, int], dtype: np.dtype, shar
         dtype=dtype.newbyteorder("="),
         chunks=frame_chunks(shape),
         shards=frame_shards(shape, shard_positions),
-        compressors=BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"),
+        **_codecs(dtype, codec),
         fill_value=0,
         dimension_names=FRAME_DIMS,
         attributes={"units": frame_units(dtype), "long_name": "diffraction patterns"},
         zarr_format=3,
     )
+
+
+def _codecs(dtype: np.dtype, codec: FrameCodec) -> dict[str, Any]:
+    """Return how chunks of ``dtype`` are coded; "auto": counts by their density, other numbers behind lz4."""
+    if codec == "auto" and suits(dtype):
+        return {"serializer": ElectronCodec(), "compressors": None}
+    name, level = ("zstd", 1) if codec == "zstd" else ("lz4", 5)
+    return {"compressors": BloscCodec(cname=name, clevel=level, shuffle="bitshuffle")}
 
 
 def open_frames(folder: Path, mode: Literal["r", "r+"] = "r") -> zarr.Array:

@@ -23,6 +23,7 @@ from numcodecs.blosc import Blosc
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 
 from stemtomo.errors import StoreError
+from stemtomo.io.electrons import ElectronCodec, decode_counts, encode_counts
 
 Piece = tuple[int, int, np.ndarray]
 """First row and column, and the frames (y, x, ky, kx) of a rectangle of scan positions."""
@@ -42,6 +43,8 @@ def coder(array: zarr.Array) -> Coder | None:
     """Return how the inner chunks of ``array`` are coded; ``None`` if it is in a way that only Zarr knows."""
     (sharding,) = array.metadata.codecs
     codecs = sharding.codecs
+    if [type(codec) for codec in codecs] == [ElectronCodec] and sys.byteorder == "little":
+        return Coder(encode_counts, decode_counts)
     if [type(codec) for codec in codecs] != [BytesCodec, BloscCodec] or not _little(codecs[0]):
         return None
     packed = codecs[1]
@@ -193,7 +196,7 @@ def _read_chunk(codec: ShardCodec, file: Path, descriptor: int, offset: int, len
         raise _damaged(file, f"it ends inside the chunk at byte {offset}")
     try:
         return codec.decode(encoded)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, StoreError) as error:
         raise _damaged(file, f"the chunk at byte {offset} cannot be expanded: {error}") from error
 
 

@@ -103,6 +103,7 @@ class StoredTilts:
         *,
         source: Mapping[str, Any] | None = None,
         shard_positions: int = SHARD_POSITIONS,
+        codec: frame_arrays.FrameCodec = "auto",
     ) -> zarr.Array:
         """Make tilt ``index`` and its empty frames, or continue it if it is there with the same frames and source.
 
@@ -116,6 +117,8 @@ class StoredTilts:
             Identity of the file that the frames come from.
         shard_positions
             Edge of a shard in scan positions, a multiple of 8.
+        codec
+            How chunks of a new tilt are coded, see ``docs/store.md``; one that is there keeps its own.
 
         Raises
         ------
@@ -135,7 +138,7 @@ class StoredTilts:
         if not current:
             self._withdraw_series_mark()
             with staged(self.path, f"tilt/{tilt_name(index)}") as staging:
-                array = frame_arrays.create(staging, shape_yx_kykx, np.dtype(dtype), shard_positions)
+                array = frame_arrays.create(staging, shape_yx_kykx, np.dtype(dtype), shard_positions, codec)
                 write_group(staging, {**wanted, **frame_arrays.progress_attrs(array, set())})
             return self._frames(index)
         array = self._frames(index)

@@ -18,7 +18,7 @@ SHAPE = (40, 21, 6, 4)
 
 
 def made(folder: Path, shape: tuple[int, int, int, int] = SHAPE, dtype: str = "u2") -> zarr.Array:
-    return module.create(folder, shape, np.dtype(dtype), 16)
+    return module.create(folder, shape, np.dtype(dtype), 16, "lz4")
 
 
 def in_pieces(frames: np.ndarray, region: tuple[int, int, int, int], step: int = 8):
