@@ -9,8 +9,11 @@ import numpy as np
 import xarray as xr
 
 from stemtomo.algorithms.atoms.classification import Classes, classify, order_by_atomic_number
-from stemtomo.algorithms.atoms.refinement import ProjectedImages, RefinedAtoms, refine_atoms
-from stemtomo.algorithms.atoms.tracing import TracedAtoms, faintest_level, separate, trace_atoms
+from stemtomo.algorithms.atoms.completion import CompletionRules, complete_atoms
+from stemtomo.algorithms.atoms.projected import ProjectedImages
+from stemtomo.algorithms.atoms.refinement import RefinedAtoms
+from stemtomo.algorithms.atoms.tracing import TracedAtoms, trace_atoms
+from stemtomo.algorithms.atoms.uncertainty import position_uncertainty
 from stemtomo.distributed import Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
 from stemtomo.errors import ConfigurationError
@@ -23,7 +26,6 @@ from stemtomo.pipeline.progress import Progress, Silent
 
 GROUP = "atoms"
 
-_PRUNING_ROUNDS = 5
 #: Share of the projections' variance below which Gaussian atoms are no model of them, and traced positions are kept.
 _LEAST_EXPLAINED = 0.6
 
@@ -54,8 +56,9 @@ def find_atoms(
     dict
         ``atoms``: their number; ``species``: number of each; ``class_intensity_v_angstrom3``: mean of each class;
         ``confidence``: mean probability of the assigned species; ``width_angstrom``: median width; ``refinement``:
-        "done", or why the positions are the traced ones; ``removed``: atoms that the refinement removed; ``misfit_rad``
-        and ``explained_variance`` of the projections, ``None`` without refinement.
+        "done", or why the positions are the traced ones; ``removed`` and ``added``: atoms that the refinement removed
+        and added; ``misfit_rad`` and ``explained_variance`` of the projections, and ``uncertainty_pm``, the median
+        standard deviation of positions, ``None`` without refinement.
 
     Raises
     ------
@@ -99,15 +102,16 @@ def plan_find_atoms(store: Store) -> PlanRow:
 
 
 class _Model(NamedTuple):
-    """Atoms to be written: those of ``traced`` that were ``kept``, where they are now, and what refinement did."""
+    """Atoms to be written, which of ``traced`` each was (-1: none, it was added), and what refinement did."""
 
     traced: TracedAtoms
-    kept: np.ndarray
+    origin: np.ndarray
     positions: np.ndarray
     intensity: np.ndarray
     width_angstrom: np.ndarray
     refinement: str
     refined: RefinedAtoms | None
+    sigma_angstrom: np.ndarray | None = None
 
 
 def _names(settings: AtomSettings) -> tuple[str, ...] | None:
@@ -150,8 +154,8 @@ def _found(path: str, source: str, settings: AtomSettings, names: tuple[str, ...
 
 
 def _traced_model(traced: TracedAtoms, reason: str) -> _Model:
-    kept = np.arange(len(traced))
-    return _Model(traced, kept, traced.positions, traced.integrated, traced.width_angstrom, reason, None)
+    every = np.arange(len(traced))
+    return _Model(traced, every, traced.positions, traced.integrated, traced.width_angstrom, reason, None)
 
 
 def _refined_model(
@@ -164,36 +168,39 @@ def _refined_model(
     projected = _projected(store) if source == "volume" else _projected_jointly(store)
     width = float(np.median(traced.width_angstrom))
     width = max(0.5 * projected.pixel_angstrom, np.sqrt(max(width**2 - settings.smoothing_angstrom**2, 0.0)))
-    kept = np.arange(len(traced))
-    for _ in range(_PRUNING_ROUNDS):
-        refined = refine_atoms(
-            traced.positions[kept],
-            labels[kept],
-            projected,
-            width_angstrom=width,
-            iterations=settings.refine_iterations,
-            refine_shifts=source == "volume",
-        )
-        good = _credible(refined, settings)
-        if good.all() or not good.any():
-            break
-        kept = kept[good]
-    if not good.all():
-        return _traced_model(traced, "failed: it never stopped removing atoms")
-    moved = float(np.median(np.linalg.norm(refined.positions - traced.positions[kept], axis=1)))
-    if refined.explained < _LEAST_EXPLAINED or moved > settings.minimum_distance_angstrom / 4:
-        reason = f"atoms explain {refined.explained:.0%} of the projections, half of them moved by {moved:.2f} Å"
+    count = settings.species if isinstance(settings.species, int) else len(settings.species)
+    rules = CompletionRules(
+        insertion=settings.insertion_fraction,
+        pruning=settings.pruning_fraction,
+        minimum_distance_angstrom=settings.minimum_distance_angstrom,
+        threshold=settings.threshold,
+        rounds=settings.completion_rounds if settings.complete else 0,
+    )
+    found = complete_atoms(
+        traced.positions,
+        projected,
+        count,
+        labels=labels,
+        width_angstrom=width,
+        rules=rules,
+        iterations=settings.refine_iterations,
+        refine_shifts=source == "volume",
+        intensity_spread=settings.intensity_spread,
+        weigh=settings.weigh_noise,
+        widths=settings.widths,
+    )
+    refined, old = found.refined, found.origin >= 0
+    moved = np.linalg.norm(refined.positions[old] - traced.positions[found.origin[old]], axis=1)
+    typical = float(np.median(moved)) if old.any() else np.inf
+    if refined.explained < _LEAST_EXPLAINED or typical > settings.minimum_distance_angstrom / 4:
+        reason = f"atoms explain {refined.explained:.0%} of the projections, half of them moved by {typical:.2f} Å"
         return _traced_model(traced, f"failed: {reason}")
     sigma = float(store.read("projections" if source == "volume" else source).attrs["sigma_rad_per_volt_angstrom"])
-    widths = refined.width_angstrom[labels[kept]]
-    return _Model(traced, kept, refined.positions, refined.intensity / sigma, widths, "done", refined)
-
-
-def _credible(refined: RefinedAtoms, settings: AtomSettings) -> np.ndarray:
-    """Return which atoms are bright enough and have no brighter one closer than allowed, (atom,)."""
-    good = np.zeros(len(refined.positions), dtype=bool)
-    good[separate(refined.positions, refined.intensity, settings.minimum_distance_angstrom)] = True
-    return good & (refined.intensity > faintest_level(refined.intensity, settings.threshold))
+    errors = position_uncertainty(refined, found.labels, projected) if settings.uncertainty else None
+    model = refined.model
+    return _Model(
+        traced, found.origin, model.positions, model.intensity / sigma, model.width_angstrom, "done", refined, errors
+    )
 
 
 def _projected(store: Store) -> ProjectedImages:
@@ -205,7 +212,7 @@ def _projected(store: Store) -> ProjectedImages:
         if source is not None and "shift_x_angstrom" in source:
             shifts = np.stack([source[f"shift_{axis}_angstrom"].values for axis in "xy"], axis=-1)
     return ProjectedImages(
-        images=projections["phase"].values.astype(np.float64),
+        images=projections["phase"].values.astype(np.float32),
         valid=projections["valid"].values,
         rotations=aligned_rotations(projections, alignment),
         shifts_angstrom=shifts,
@@ -216,7 +223,7 @@ def _projected(store: Store) -> ProjectedImages:
 def _projected_jointly(store: Store) -> ProjectedImages:
     """Return the projections of the joint volume: there, and only there, the patterns determine it."""
     result = store.read("joint").load()
-    images = result["projection"].values.astype(np.float64)
+    images = result["projection"].values.astype(np.float32)
     return ProjectedImages(
         images=images,
         valid=np.ones(images.shape, dtype=bool),
@@ -228,7 +235,10 @@ def _projected_jointly(store: Store) -> ProjectedImages:
 
 def _dataset(model: _Model, classes: Classes, names: tuple[str, ...] | None) -> xr.Dataset:
     labels = classes.labels if names is None else np.array(names)[classes.labels]
-    traced, kept = model.traced, model.kept
+    traced, added = model.traced, model.origin < 0
+    residual, integrated = (
+        np.where(added, np.nan, values[model.origin]) for values in (traced.residual, traced.integrated)
+    )
     per_atom = {
         "x": (model.positions[:, 0], "Å", ""),
         "y": (model.positions[:, 1], "Å", ""),
@@ -236,10 +246,14 @@ def _dataset(model: _Model, classes: Classes, names: tuple[str, ...] | None) -> 
         "species": (labels, "1", ""),
         "intensity": (model.intensity, "V Å^3", ""),
         "width_angstrom": (model.width_angstrom, "Å", ""),
-        "fit_residual": (traced.residual[kept], "1", ""),
-        "traced_intensity": (traced.integrated[kept], "V Å^3", "potential of the volume close to the atom"),
+        "fit_residual": (residual, "1", ""),
+        "traced_intensity": (integrated, "V Å^3", "potential of the volume close to the atom"),
         "confidence": (classes.confidence, "1", "probability of the species"),
+        "added": (added, "1", "whether the projections showed it and not the volume"),
     }
+    if model.sigma_angstrom is not None:
+        for axis, name in enumerate("xyz"):
+            per_atom[f"sigma_{name}"] = (model.sigma_angstrom[:, axis], "Å", f"standard deviation of {name}")
     variables = {
         name: xr.Variable("atom", values, {"units": units} | ({"long_name": meaning} if meaning else {}))
         for name, (values, units, meaning) in per_atom.items()
@@ -249,7 +263,8 @@ def _dataset(model: _Model, classes: Classes, names: tuple[str, ...] | None) -> 
         "classes": [str(name) for name in (names or range(len(classes.centres)))],
         "class_intensity": classes.centres.tolist(),
         "refinement": model.refinement,
-        "removed": len(traced) - len(kept),
+        "removed": len(traced) - int((~added).sum()),
+        "added": int(added.sum()),
         "misfit_rad": refined.loss[1] if refined else None,
         "explained_variance": refined.explained if refined else None,
     }
@@ -265,5 +280,14 @@ def _numbers(result: xr.Dataset) -> dict[str, Any]:
         "class_intensity_v_angstrom3": dict(zip(names, result.attrs["class_intensity"], strict=True)),
         "confidence": float(result["confidence"].mean()),
         "width_angstrom": float(result["width_angstrom"].median()),
-        **{key: result.attrs[key] for key in ("refinement", "removed", "misfit_rad", "explained_variance")},
+        "uncertainty_pm": _uncertainty_pm(result),
+        **{key: result.attrs[key] for key in ("refinement", "removed", "added", "misfit_rad", "explained_variance")},
     }
+
+
+def _uncertainty_pm(result: xr.Dataset) -> float | None:
+    """Return the median over atoms of the standard deviation of a position in three dimensions."""
+    if "sigma_x" not in result:
+        return None
+    squared = sum(result[f"sigma_{axis}"].values ** 2 for axis in "xyz")
+    return float(np.median(np.sqrt(squared)) * 100)
