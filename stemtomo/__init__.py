@@ -14,15 +14,19 @@ if TYPE_CHECKING:
     from stemtomo.pipeline.atoms import find_atoms
     from stemtomo.pipeline.calibrate import calibrate
     from stemtomo.pipeline.ingest import ingest
+    from stemtomo.pipeline.lattice import lattice
+    from stemtomo.pipeline.order import order
     from stemtomo.pipeline.plan import plan
     from stemtomo.pipeline.projections import projections
     from stemtomo.pipeline.ptychography import ptychography
     from stemtomo.pipeline.quicklook import quicklook
     from stemtomo.pipeline.references import load_configuration
     from stemtomo.pipeline.run import run
-    from stemtomo.pipeline.score import score
+    from stemtomo.pipeline.score import score, score_atoms
     from stemtomo.pipeline.simulate import simulate
+    from stemtomo.pipeline.strain import strain
     from stemtomo.pipeline.tomography import tomography
+    from stemtomo.pipeline.track import track
     from stemtomo.pipeline.watch import watch
     from stemtomo.reporting import report
 
@@ -37,8 +41,10 @@ _HOME = {
     "calibrate": "stemtomo.pipeline.calibrate",
     "find_atoms": "stemtomo.pipeline.atoms",
     "ingest": "stemtomo.pipeline.ingest",
+    "lattice": "stemtomo.pipeline.lattice",
     "load_configuration": "stemtomo.pipeline.references",
     "open": "stemtomo.io.tree",
+    "order": "stemtomo.pipeline.order",
     "plan": "stemtomo.pipeline.plan",
     "projections": "stemtomo.pipeline.projections",
     "ptychography": "stemtomo.pipeline.ptychography",
@@ -46,8 +52,11 @@ _HOME = {
     "report": "stemtomo.reporting",
     "run": "stemtomo.pipeline.run",
     "score": "stemtomo.pipeline.score",
+    "score_atoms": "stemtomo.pipeline.score",
     "simulate": "stemtomo.pipeline.simulate",
+    "strain": "stemtomo.pipeline.strain",
     "tomography": "stemtomo.pipeline.tomography",
+    "track": "stemtomo.pipeline.track",
     "watch": "stemtomo.pipeline.watch",
 }
 
@@ -61,8 +70,10 @@ __all__ = [
     "calibrate",
     "find_atoms",
     "ingest",
+    "lattice",
     "load_configuration",
     "open",
+    "order",
     "plan",
     "projections",
     "ptychography",
@@ -70,8 +81,11 @@ __all__ = [
     "report",
     "run",
     "score",
+    "score_atoms",
     "simulate",
+    "strain",
     "tomography",
+    "track",
     "watch",
 ]
 
