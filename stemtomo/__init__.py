@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stemtomo.pipeline.ptychography import ptychography
     from stemtomo.pipeline.quicklook import quicklook
     from stemtomo.pipeline.references import load_configuration
+    from stemtomo.pipeline.resolution import resolution
     from stemtomo.pipeline.run import run
     from stemtomo.pipeline.score import score, score_atoms
     from stemtomo.pipeline.simulate import simulate
@@ -50,6 +51,7 @@ _HOME = {
     "ptychography": "stemtomo.pipeline.ptychography",
     "quicklook": "stemtomo.pipeline.quicklook",
     "report": "stemtomo.reporting",
+    "resolution": "stemtomo.pipeline.resolution",
     "run": "stemtomo.pipeline.run",
     "score": "stemtomo.pipeline.score",
     "score_atoms": "stemtomo.pipeline.score",
@@ -79,6 +81,7 @@ __all__ = [
     "ptychography",
     "quicklook",
     "report",
+    "resolution",
     "run",
     "score",
     "score_atoms",

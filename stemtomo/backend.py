@@ -71,6 +71,26 @@ def ifft1(array: Array, axis: int) -> Array:
     return _fft_module(array).ifft(array, axis=axis, norm="ortho")
 
 
+def dct2(array: Array) -> Array:
+    """Orthonormal 2D cosine transform (type II) over the last two axes: mirror boundaries."""
+    return _fft_module(array).dctn(array, type=2, axes=(-2, -1), norm="ortho")
+
+
+def idct2(array: Array) -> Array:
+    """Inverse (and adjoint) of :func:`dct2`."""
+    return _fft_module(array).idctn(array, type=2, axes=(-2, -1), norm="ortho")
+
+
+def rfft3(array: Array) -> Array:
+    """Return the plain 3D FFT of a real volume (z, y, x), in its precision; kx >= 0 alone."""
+    return _fft_module(array).rfftn(array)
+
+
+def irfft3(array: Array, shape: tuple[int, int, int]) -> Array:
+    """Inverse of :func:`rfft3` for a volume of ``shape``."""
+    return _fft_module(array).irfftn(array, shape)
+
+
 def fftfreq(count: int, spacing: float, like: Array) -> Array:
     """Sample frequencies (cycles per unit of ``spacing``), zero frequency first, in the memory of ``like``, float64."""
     return array_namespace(like).fft.fftfreq(count, spacing)

@@ -173,5 +173,17 @@ def _short(value: Any) -> str:
     return str(value)
 
 
+def resolution_table(numbers: Mapping[str, Any]) -> Table:
+    """Return the table of ``resolution``, with a sentence on the wedge below."""
+    from stemtomo.pipeline import resolution
+
+    table = Table(caption=resolution.wedge_text(dict(numbers)) or None, caption_justify="left")
+    for index, name in enumerate(resolution.HEAD):
+        table.add_column(name, justify="right" if index else "left")
+    for row in resolution.table_rows(dict(numbers)):
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
 def _fixed(value: float | None, format_spec: str, unit: str = "") -> str | None:
     return None if value is None else f"{value:{format_spec}}{unit}"

@@ -21,7 +21,7 @@ ALLOWED = {
     "physics": {"kernels", "backend", "geometry", "errors"},
     "algorithms": {"physics", "kernels", "backend", "geometry", "errors"},
     "distributed": {"backend", "errors"},
-    "io": {"geometry", "errors"},
+    "io": {"kernels", "geometry", "errors"},
     "pipeline": {"algorithms", "physics", "kernels", "distributed", "io", "backend", "geometry", "errors"},
     "reporting": {"pipeline", "io", "physics", "geometry", "errors"},
     "terminal": {"io", "errors", "pipeline"},

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,17 +73,22 @@ def replace_json(path: Path, content: dict[str, Any]) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Replace the file ``path`` by ``text`` in one step, like :func:`replace_json`."""
     data = text.encode()
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     with storage_errors(path, len(data)):
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        replace_bytes(path, [data])
+
+
+def replace_bytes(path: Path, buffers: Sequence[bytes]) -> None:
+    """Replace the file ``path`` by ``buffers`` one after another in one step; errors are those of the system."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(buffers)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

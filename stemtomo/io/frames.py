@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,18 +12,25 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from stemtomo.errors import StoreError
-from stemtomo.io.durable import storage_errors, sync
+from stemtomo.io.durable import replace_bytes, storage_errors, sync
+from stemtomo.io.electrons import ElectronCodec, suits
 from stemtomo.io.schema import CHUNK_POSITIONS, FRAME_DIMS, frame_chunks, frame_shards, frame_units
+from stemtomo.io.shards import Piece, ShardCodec, build, read_pieces
 
 FRAMES = "frames"
 PROGRESS = "progress"
 """Attribute of an unfinished tilt: number of shards, and runs [start, stop) of those on the disk."""
 
+FrameCodec = Literal["auto", "lz4", "zstd"]
+"""How chunks are coded: "auto" by their density where they are counts, else behind bitshuffle by the one named."""
+
 MISSING = "missing"
 """Attribute of a tilt: runs [start, stop) of scan positions, counted row by row, whose frame never came."""
 
 
-def create(folder: Path, shape: tuple[int, int, int, int], dtype: np.dtype, shard_positions: int) -> zarr.Array:
+def create(
+    folder: Path, shape: tuple[int, int, int, int], dtype: np.dtype, shard_positions: int, codec: FrameCodec = "auto"
+) -> zarr.Array:
     """Make the empty array ``frames`` of ``shape`` (y, x, ky, kx) in ``folder``; no data are written."""
     if shard_positions < CHUNK_POSITIONS or shard_positions % CHUNK_POSITIONS:
         raise StoreError(f"a shard of {shard_positions} positions is not a multiple of {CHUNK_POSITIONS}")
@@ -33,12 +40,20 @@ def create(folder: Path, shape: tuple[int, int, int, int], dtype: np.dtype, shar
         dtype=dtype.newbyteorder("="),
         chunks=frame_chunks(shape),
         shards=frame_shards(shape, shard_positions),
-        compressors=BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"),
+        **_codecs(dtype, codec),
         fill_value=0,
         dimension_names=FRAME_DIMS,
         attributes={"units": frame_units(dtype), "long_name": "diffraction patterns"},
         zarr_format=3,
     )
+
+
+def _codecs(dtype: np.dtype, codec: FrameCodec) -> dict[str, Any]:
+    """Return how chunks of ``dtype`` are coded; "auto": counts by their density, other numbers behind lz4."""
+    if codec == "auto" and suits(dtype):
+        return {"serializer": ElectronCodec(), "compressors": None}
+    name, level = ("zstd", 1) if codec == "zstd" else ("lz4", 5)
+    return {"compressors": BloscCodec(cname=name, clevel=level, shuffle="bitshuffle")}
 
 
 def open_frames(folder: Path, mode: Literal["r", "r+"] = "r") -> zarr.Array:
@@ -84,26 +99,89 @@ def shard_file(array: zarr.Array, folder: Path, y0: int, x0: int) -> Path:
     return folder / "c" / str(y0 // edge_y) / str(x0 // edge_x) / "0" / "0"
 
 
-def write_shard(array: zarr.Array, folder: Path, y0: int, x0: int, block: np.ndarray) -> None:
-    """Write one whole shard at scan position (y0, x0) and wait until it is on the disk; see ``Store.write_frames``."""
-    edge_y, edge_x = shard_shape(array)
-    inside = 0 <= y0 < array.shape[0] and 0 <= x0 < array.shape[1]
-    expected = (min(edge_y, array.shape[0] - y0), min(edge_x, array.shape[1] - x0), *array.shape[2:])
-    if not inside or y0 % edge_y or x0 % edge_x or block.shape != expected:
-        raise StoreError(
-            f"{folder}: a block of shape {block.shape} at y {y0}, x {x0} is not one whole shard; shards of "
-            f"{edge_y} x {edge_x} positions begin at multiples of that, and are cut only where the scan of "
-            f"{array.shape[0]} x {array.shape[1]} ends"
-        )
-    if block.dtype != array.dtype:
-        raise StoreError(f"{folder}: the block is {block.dtype}, the frames are {array.dtype}; convert it first")
+def write_shard(array: zarr.Array, folder: Path, y0: int, x0: int, pieces: Iterable[Piece]) -> None:
+    """Write one whole shard at scan position (y0, x0) and wait until it is on the disk; see ``Store.write_pieces``."""
+    height, width = _extent(array, folder, y0, x0)
+    inside = _within(array, folder, (y0, y0 + height, x0, x0 + width), pieces)
     file = shard_file(array, folder, y0, x0)
-    with storage_errors(folder, block.nbytes):
+    needed = height * width * math.prod(array.shape[2:]) * array.dtype.itemsize
+    codec = ShardCodec.of(array)
+    if codec is None:
+        _write_by_zarr(array, file, (y0, y0 + height, x0, x0 + width), inside)
+        return
+    buffers = build(codec, inside)
+    with storage_errors(folder, needed):
+        if buffers:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_bytes(file, buffers)
+        else:
+            file.unlink(missing_ok=True)
+            sync(file.parent)
+
+
+def _write_by_zarr(array: zarr.Array, file: Path, region: tuple[int, int, int, int], inside: Iterable[Piece]) -> None:
+    y0, y1, x0, x1 = region
+    block = np.zeros((y1 - y0, x1 - x0, *array.shape[2:]), array.dtype)
+    for y, x, frames in inside:
+        block[y : y + frames.shape[0], x : x + frames.shape[1]] = frames
+    with storage_errors(file, block.nbytes):
         # Zarr would read a shard that is there and is cut by the end of the scan, to merge it with the new one.
         file.unlink(missing_ok=True)
-        array[y0 : y0 + expected[0], x0 : x0 + expected[1]] = block
+        array[y0:y1, x0:x1] = block
         sync(file)  # a shard of zeros has no file
         sync(file.parent)
+
+
+def read_shard(array: zarr.Array, folder: Path, y0: int, x0: int) -> Iterator[Piece]:
+    """Yield the frames of the shard at scan position (y0, x0) in pieces, row by row; see ``Store.read_pieces``."""
+    height, width = _extent(array, folder, y0, x0)
+    codec = ShardCodec.of(array)
+    if codec is None:
+        for y in range(y0, y0 + height, CHUNK_POSITIONS):
+            yield y, x0, np.asarray(array[y : min(y + CHUNK_POSITIONS, y0 + height), x0 : x0 + width])
+        return
+    for y, x, frames in read_pieces(codec, shard_file(array, folder, y0, x0), height, width):
+        yield y0 + y, x0 + x, frames
+
+
+def _extent(array: zarr.Array, folder: Path, y0: int, x0: int) -> tuple[int, int]:
+    """Rows and columns of the shard that begins at (y0, x0)."""
+    edge_y, edge_x = shard_shape(array)
+    height, width = min(edge_y, array.shape[0] - y0), min(edge_x, array.shape[1] - x0)
+    if min(height, width) <= 0 or min(y0, x0) < 0 or y0 % edge_y or x0 % edge_x:
+        raise _not_whole(array, folder, f"what begins at y {y0}, x {x0}")
+    return height, width
+
+
+def _within(
+    array: zarr.Array, folder: Path, region: tuple[int, int, int, int], pieces: Iterable[Piece]
+) -> Iterator[Piece]:
+    """Yield ``pieces`` with places within the shard of ``region``; check that they fill it, in whole chunks."""
+    y0, y1, x0, x1 = region
+    seen = np.zeros((y1 - y0, x1 - x0), bool)
+    for y, x, frames in pieces:
+        if frames.dtype != array.dtype:
+            raise StoreError(f"{folder}: the block is {frames.dtype}, the frames are {array.dtype}; convert it first")
+        first, last = (y - y0, x - x0), (y - y0 + frames.shape[0], x - x0 + frames.shape[1])
+        fits = all(
+            0 <= start < stop <= edge and start % chunk == 0 and (stop == edge or stop % chunk == 0)
+            for start, stop, edge, chunk in zip(first, last, seen.shape, array.chunks, strict=False)
+        )
+        if not fits or frames.shape[2:] != array.shape[2:]:
+            raise _not_whole(array, folder, f"a block of shape {frames.shape} at y {y}, x {x}")
+        seen[first[0] : last[0], first[1] : last[1]] = True
+        yield *first, frames
+    if not seen.all():
+        raise _not_whole(array, folder, f"{int(seen.sum())} of the {seen.size} positions from y {y0}, x {x0} on")
+
+
+def _not_whole(array: zarr.Array, folder: Path, what: str) -> StoreError:
+    edges = shard_shape(array)
+    return StoreError(
+        f"{folder}: {what} is not one whole shard; shards of {edges[0]} x {edges[1]} positions, in chunks of "
+        f"{array.chunks[0]} x {array.chunks[1]}, begin at multiples of that, and are cut only where the scan of "
+        f"{array.shape[0]} x {array.shape[1]} ends"
+    )
 
 
 def recorded(attrs: Mapping[str, Any]) -> set[int]:

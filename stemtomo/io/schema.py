@@ -108,10 +108,23 @@ GROUPS: dict[str, GroupSchema] = {
         },
         attrs=("pixel_angstrom",),
     ),
+    "half_scans": GroupSchema(
+        stage="half_scans",
+        per_tilt=True,
+        variables={
+            "first": Variable(_IMAGE, "rad", "real", "phase sum from one half of the scan positions"),
+            "second": Variable(_IMAGE, "rad", "real", "phase sum from the other half"),
+        },
+        attrs=("pixel_angstrom",),
+    ),
     "projections": GroupSchema(
         stage="projections",
+        revision=2,
         variables={
-            "phase": Variable(("tilt", "y", "x"), "rad", "real", "projected phase"),
+            "phase": Variable(("tilt", "y", "x"), "rad", "real", "projected phase, filtered where that was asked for"),
+            "phase_raw": _optional(("tilt", "y", "x"), "rad", "projected phase before the filters"),
+            "depth_phase": _optional(("tilt", "slice"), "rad", "mean phase of the specimen in a slice, over vacuum"),
+            "depth_contrast": _optional(("tilt", "slice"), "rad", "deviation of the phase of the specimen in a slice"),
             "valid": Variable(("tilt", "y", "x"), "1", "boolean", "where the phase was measured"),
             "theta_deg": Variable(_TILT, "deg"),
             "phi_deg": Variable(_TILT, "deg"),
@@ -125,7 +138,13 @@ GROUPS: dict[str, GroupSchema] = {
             "shift_x_angstrom": Variable(_TILT, "Å", "real", "shift of the projection in the detector frame"),
             "shift_y_angstrom": Variable(_TILT, "Å", "real", "shift of the projection in the detector frame"),
             "score": Variable(_TILT, "1", "real", "agreement with the other tilts"),
+            "theta_deg": _optional(_TILT, "deg", "refined angle"),
+            "phi_deg": _optional(_TILT, "deg", "refined angle"),
+            "psi_deg": _optional(_TILT, "deg", "refined angle"),
+            "magnification": _optional(_TILT, "1", "by which the projection is larger than the volume"),
+            "intensity_factor": _optional(_TILT, "1", "by which tomography multiplies the projection"),
         },
+        revision=2,
     ),
     "volume": GroupSchema(
         stage="tomography",
@@ -134,9 +153,13 @@ GROUPS: dict[str, GroupSchema] = {
             "loss": Variable(("iteration",), "1", "real", "misfit after every iteration"),
             "shift_x_angstrom": _optional(_TILT, "Å", "refined shift"),
             "shift_y_angstrom": _optional(_TILT, "Å", "refined shift"),
+            "r1": _optional(_TILT, "1", "sum of the absolute misfit over that of the projection"),
+            "r2": _optional(_TILT, "1", "norm of the misfit over that of the projection"),
         },
         attrs=("voxel_angstrom",),
+        revision=2,
     ),
+    "resolution": GroupSchema(stage="resolution", variables={}, attrs=("numbers",)),
     "atoms": GroupSchema(
         stage="find_atoms",
         variables={

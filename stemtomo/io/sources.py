@@ -174,9 +174,11 @@ def check_complete(source: FrameSource) -> None:
         return
     ready, expected = source.ready(), source.n_expected
     if ready < expected:
+        cut = isinstance(source, ArrayFile) and source.partial_bytes()
+        ends = f"ends inside frame {ready} (of {expected})" if cut else f"ends after frame {ready} of {expected}"
         raise AcquisitionError(
-            f"{source.where}: ends after frame {ready} of {expected}: {expected - ready} frames are missing; copy the "
-            "file again if it is cut off, wait if it is still being written, or correct the shape"
+            f"{source.where}: {ends}: {expected - ready} frames are missing; copy the file again if it is cut off, "
+            f"wait if it is still being written, correct the shape, or give ingest.missing = 'mask' to keep {ready}"
         )
     if ready > expected:
         raise AcquisitionError(

@@ -130,12 +130,13 @@ def _ase_writer(kind: str) -> Callable[[Path, xr.Dataset], None]:
 def _write_parquet(path: Path, atoms: xr.Dataset) -> None:
     arrow, parquet = _pyarrow(path)
     columns = {str(name): variable.values for name, variable in atoms.data_vars.items() if variable.dims == ("atom",)}
-    columns = {name: values.astype(str) if values.dtype.kind in "OUT" else values for name, values in columns.items()}
     units = {name: str(atoms[name].attrs.get("units", "1")) for name in columns}
-    written = arrow.table(
-        {name: arrow.array(values.tolist() if values.dtype.kind == "U" else values) for name, values in columns.items()}
-    )
-    parquet.write_table(written.replace_schema_metadata({_UNITS_KEY: json.dumps(units)}), path)
+    arrays = {
+        name: arrow.array(values if values.dtype.kind in "fiub" else [str(value) for value in values])
+        for name, values in columns.items()
+    }
+    written = arrow.table(arrays).replace_schema_metadata({_UNITS_KEY: json.dumps(units)})
+    parquet.write_table(written, path)
 
 
 def _read_parquet(path: Path) -> xr.Dataset:
@@ -180,8 +181,9 @@ def _read_cif(path: Path) -> Any:
     from ase.io.cif import parse_cif
 
     block = next(iter(parse_cif(str(path))))
-    sites = block.get_symops() or ["x, y, z"]
-    return block.get_unsymmetrized_structure() if len(sites) == 1 else block.get_atoms()
+    names = ("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz")
+    operations = next((block.get(name) for name in names if block.get(name)), None)
+    return block.get_unsymmetrized_structure() if operations == ["x, y, z"] else block.get_atoms()
 
 
 _WRITERS: dict[str, Callable[[Path, xr.Dataset], None]] = {

@@ -62,37 +62,100 @@ def illuminate(waves: Array, corners: Array, illumination: Array) -> None:
         _illuminate(waves, corners, illumination)
 
 
-def residual(spectra: Array, counts: Array, loss: Loss) -> Array:
-    """Turn ``spectra`` (position, ky, kx), in place, into the loss's gradient; return the loss (position,), float64.
+def shift(spectra: Array, ramp_y: Array, ramp_x: Array) -> Array:
+    """Return copies of ``spectra`` (mode, ky, kx) times each position's ramp: (position, mode, ky, kx).
 
-    With the model's intensity I' = |spectrum|² and measured ``counts`` I (position, ky, kx): amplitude
-    (sqrt I' - sqrt I)², Anscombe the same with 3/8 under both roots, Poisson half the
-    deviance, I' - I + (I + b) log((I + b) / (I' + b)) with b = 1/2. The gradient is the
-    Wirtinger gradient 2 dL/d conj(spectrum). Negative counts mark pixels without information (dead, masked): they
-    contribute nothing.
+    The ramp of position j is ``ramp_y[j, ky] * ramp_x[j, kx]``, complex.
+    """
+    out = array_namespace(spectra).empty((len(ramp_y), *spectra.shape), dtype=spectra.dtype)
+    if is_device_array(spectra):
+        cuda.launch("patches", "shift", out.size, real_dtype(out), *spectra.shape, spectra, ramp_y, ramp_x, out)
+    else:
+        _shift(spectra, ramp_y, ramp_x, out)
+    return out
+
+
+def shift_adjoint(spectra: Array, ramp_y: Array, ramp_x: Array) -> Array:
+    """Adjoint of :func:`shift`: sum over positions of ``spectra`` (position, mode, ky, kx), ramps taken back."""
+    out = array_namespace(spectra).zeros(spectra.shape[1:], dtype=spectra.dtype)
+    if is_device_array(spectra):
+        cuda.launch("patches", "shift_adjoint", spectra.size, real_dtype(out), *out.shape, spectra, ramp_y, ramp_x, out)
+    else:
+        _shift_adjoint(spectra, ramp_y, ramp_x, out)
+    return out
+
+
+def residual(
+    spectra: Array,
+    counts: Array,
+    loss: Loss,
+    *,
+    where: Array | None = None,
+    modes: int = 1,
+    mask: Array | None = None,
+    background: Array | None = None,
+    background_gradient: Array | None = None,
+) -> Array:
+    """Turn ``spectra``, in place, into the loss's gradient; return the loss (position,), float64.
+
+    With the model's intensity I', the sum of |spectrum|² over the modes plus the background, and measured counts I:
+    amplitude (sqrt I' - sqrt I)², Anscombe the same with 3/8 under both roots, Poisson half the deviance,
+    I' - I + (I + b) log((I + b) / (I' + b)) with b = 1/2. The gradient is the Wirtinger gradient 2 dL/d conj(spectrum).
+
+    Parameters
+    ----------
+    spectra
+        (position x mode, ky, kx), the modes of a position side by side, zero frequency first.
+    counts
+        (pattern, qy, qx), any real type. A detector smaller than the spectra sees their low frequencies; beyond it,
+        and where counts are negative, nothing is known and nothing contributes.
+    where
+        (position,) int64, the pattern of each position; in order unless given.
+    mask
+        (qy, qx) bool, False for pixels that tell nothing.
+    background
+        (qy, qx) electrons that the detector counts beside the waves, in the precision of ``spectra``.
+    background_gradient
+        (qy, qx); dL/d background, summed over the positions, is added.
     """
     xp = array_namespace(spectra)
-    losses = xp.zeros(spectra.shape[0], dtype=np.float64)
+    positions = spectra.shape[0] // modes
+    losses = xp.zeros(positions, dtype=np.float64)
+    real = real_dtype(spectra)
     poisson = loss == "poisson"
     offset = _POISSON_FLOOR if poisson else _ROOT_OFFSET[loss]
+    detector = counts.shape[1:]
+    mask = xp.ones(detector, dtype=bool) if mask is None else mask
+    lit, wanted = background is not None, background_gradient is not None
+    background = xp.zeros((1, 1), dtype=real) if background is None else background
+    background_gradient = xp.zeros((1, 1), dtype=real) if background_gradient is None else background_gradient
     if is_device_array(spectra):
-        _, height, width = spectra.shape
+        seen = counts if where is None else counts[where]
         cuda.launch(
             "patches",
             "residual",
-            spectra.size,
-            real_dtype(spectra),
-            spectra,
-            counts,
-            losses,
-            height * width,
+            positions * spectra.shape[1] * spectra.shape[2],
+            real,
+            modes,
+            *spectra.shape[1:],
+            *detector,
+            xp.ascontiguousarray(xp.asarray(seen, dtype=real)),
+            mask,
+            int(lit),
+            background,
+            int(wanted),
+            background_gradient,
             int(poisson),
             float(offset),
+            spectra,
+            losses,
         )
     else:
+        where = np.arange(positions) if where is None else where
         # The constants come typed: a bare literal would lift single precision to double inside the loop.
-        constants = np.array([offset, _AMPLITUDE_FLOOR, 0, 1, 2], dtype=real_dtype(spectra))
-        _residual(spectra, counts, poisson, constants, losses)
+        constants = np.array([offset, _AMPLITUDE_FLOOR, 0, 1, 2], dtype=real)
+        detected = (counts, where, mask, lit, background, wanted, background_gradient)
+        _residual(spectra, modes, *detected, poisson, constants, losses)
     return losses
 
 
@@ -155,25 +218,80 @@ def _illuminate(waves, corners, illumination):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _residual(spectra, counts, poisson, constants, losses):  # type: ignore[no-untyped-def]
-    shift, floor, zero, one, two = constants
+def _shift(spectra, ramp_y, ramp_x, out):  # type: ignore[no-untyped-def]
+    for j in range(out.shape[0]):
+        for m in range(out.shape[1]):
+            for y in range(out.shape[2]):
+                ramp = ramp_y[j, y]
+                for x in range(out.shape[3]):
+                    out[j, m, y, x] = spectra[m, y, x] * (ramp * ramp_x[j, x])
+
+
+@_jit
+def _shift_adjoint(spectra, ramp_y, ramp_x, out):  # type: ignore[no-untyped-def]
     for j in range(spectra.shape[0]):
+        for m in range(spectra.shape[1]):
+            for y in range(spectra.shape[2]):
+                ramp = ramp_y[j, y].conjugate()
+                for x in range(spectra.shape[3]):
+                    out[m, y, x] += spectra[j, m, y, x] * (ramp * ramp_x[j, x].conjugate())
+
+
+@_jit
+def _residual(  # type: ignore[no-untyped-def]
+    spectra, modes, counts, where, mask, lit, background, wanted, background_gradient, poisson, constants, losses
+):
+    zero, two = constants[2], constants[4]
+    height, width = spectra.shape[1], spectra.shape[2]
+    rows, columns = counts.shape[1], counts.shape[2]
+    factor = np.empty(width, dtype=constants.dtype)
+    for j in range(len(where)):
         total = 0.0
-        for y in range(spectra.shape[1]):
-            row_total = zero
-            for x in range(spectra.shape[2]):
-                value = spectra[j, y, x]
-                measured = counts[j, y, x]
-                model = value.real * value.real + value.imag * value.imag
-                if measured < 0:
-                    factor = zero
-                elif poisson:
-                    factor = one - (measured + shift) / (model + shift)
-                    row_total += model - measured + (measured + shift) * np.log((measured + shift) / (model + shift))
-                else:
-                    root, target = np.sqrt(model + shift), np.sqrt(measured + shift)
-                    factor = one - target / (root + floor)
-                    row_total += (root - target) * (root - target)
-                spectra[j, y, x] = value * (two * factor)
-            total += row_total
+        for y in range(height):
+            # Zero frequency first on both: the low half of the detector's rows, a gap, the negative half.
+            row = y if y < (rows + 1) // 2 else y - (height - rows)
+            if y >= (rows + 1) // 2 and y < height - rows // 2:
+                spectra[j * modes : (j + 1) * modes, y] = zero
+                continue
+            factor[:] = zero
+            for m in range(modes):
+                line = spectra[j * modes + m, y]
+                for x in range(width):
+                    factor[x] += line[x].real * line[x].real + line[x].imag * line[x].imag
+            half, late = (columns + 1) // 2, width - columns // 2
+            seen, good = counts[where[j], row], mask[row]
+            ambient = background[row if lit else 0]
+            pull = background_gradient[row if wanted else 0]
+            total += _compare(factor[:half], seen[:half], good[:half], lit, ambient, wanted, pull, poisson, constants)
+            factor[half:late] = zero
+            total += _compare(
+                factor[late:], seen[half:], good[half:], lit, ambient[half:], wanted, pull[half:], poisson, constants
+            )
+            for m in range(modes):
+                line = spectra[j * modes + m, y]
+                for x in range(width):
+                    line[x] *= two * factor[x]
         losses[j] = total
+
+
+@_jit
+def _compare(model, counts, good, lit, background, wanted, pull, poisson, constants):  # type: ignore[no-untyped-def]
+    """Turn intensities ``model`` of a run of pixels into dL/dI', in place; return the loss."""
+    shift, floor, zero, one, _ = constants
+    total = zero
+    for x in range(len(model)):
+        known = good[x] and counts[x] >= 0
+        measured = max(counts[x] + zero, zero)
+        intensity = model[x] + background[x] if lit else model[x]
+        if poisson:
+            factor = one - (measured + shift) / (intensity + shift)
+            value = intensity - measured + (measured + shift) * np.log((measured + shift) / (intensity + shift))
+        else:
+            root, target = np.sqrt(intensity + shift), np.sqrt(measured + shift)
+            factor = one - target / (root + floor)
+            value = (root - target) * (root - target)
+        model[x] = factor if known else zero
+        total += value if known else zero
+        if wanted:
+            pull[x] += model[x]
+    return total

@@ -6,7 +6,7 @@ behind the last slice: it would only turn phases on the detector. Gradients are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from stemtomo.backend import Array, array_namespace, fft2, ifft2
 from stemtomo.kernels import patches
@@ -49,16 +49,23 @@ def adjoint(
     corners: Array,
     propagators: Sequence[Array],
     transmission_gradient: Array,
+    on_gap: Callable[[int, Array, Array], None] | None = None,
 ) -> Array:
     """Carry a gradient on the detector back through the slices.
 
     Adds each slice's gradient into ``transmission_gradient`` (slice, Y, X) and returns the gradient of the probes
     (position, y, x). ``spectra_gradient`` (position, ky, kx) is consumed.
+
+    ``on_gap(gap, gradient, waves)`` is called for every gap between slices, from the last to the first, with the
+    gradient of the waves behind the gap and these waves, both (position, y, x), to read only: what a parameter of the
+    propagator needs.
     """
     gradient = ifft2(spectra_gradient, overwrite=True)
     for index in range(len(transmission) - 1, -1, -1):
         patches.transmit_adjoint(gradient, incident[index], transmission[index], corners, transmission_gradient[index])
         if index:
+            if on_gap is not None:
+                on_gap(index - 1, gradient, incident[index])
             gradient = propagate_adjoint(gradient, propagators[index - 1])
     return gradient
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from stemtomo.backend import Array, array_namespace, fft2, ifft2, real_dtype
 from stemtomo.geometry import Detector, Optics
+from stemtomo.kernels import patches
 from stemtomo.physics.aberrations import aberration_phase
 from stemtomo.physics.electron import wavelength_angstrom
 
@@ -76,8 +77,8 @@ def vacuum_amplitude(vacuum_pattern: np.ndarray, detector: Detector) -> np.ndarr
     return np.sqrt(np.clip(np.roll(vacuum_pattern.astype(np.float64), centre, axis=(-2, -1)), 0, None))
 
 
-def shift_ramp(shifts_px: Array, shape_yx: tuple[int, int], like: Array) -> Array:
-    """Return the spectra exp(-2 pi i k.s) that shift a wave by ``shifts_px``, (position, ky, kx).
+def shift_ramps(shifts_px: Array, shape_yx: tuple[int, int], like: Array) -> tuple[Array, Array]:
+    """Return the factors exp(-2 pi i k.s) that shift a wave, along y (position, ky) and along x (position, kx).
 
     ``shifts_px`` is (position, 2), columns x, y, in pixels. The Nyquist lines carry no phase, so that a shift is
     unitary and its adjoint is the opposite shift.
@@ -90,15 +91,29 @@ def shift_ramp(shifts_px: Array, shape_yx: tuple[int, int], like: Array) -> Arra
         if count % 2 == 0:
             frequency[count // 2] = 0.0
         ramps.append(xp.exp(-2j * math.pi * shifts_px[:, column, None] * frequency[None, :]).astype(complex_dtype))
-    return ramps[0][:, :, None] * ramps[1][:, None, :]
+    return ramps[0], ramps[1]
 
 
-def shifted_probes(probe: Array, shifts_px: Array) -> Array:
-    """Return copies of ``probe`` (y, x) shifted by sub-pixel ``shifts_px`` (position, 2; x, y): (position, y, x)."""
-    return ifft2(fft2(probe)[None] * shift_ramp(shifts_px, probe.shape, probe), overwrite=True)
+def shift_ramp(shifts_px: Array, shape_yx: tuple[int, int], like: Array) -> Array:
+    """Return the spectra exp(-2 pi i k.s) of :func:`shift_ramps`, (position, ky, kx)."""
+    along_y, along_x = shift_ramps(shifts_px, shape_yx, like)
+    return along_y[:, :, None] * along_x[:, None, :]
+
+
+def shifted_probes(probes: Array, shifts_px: Array) -> Array:
+    """Return copies of ``probes`` (mode, y, x) shifted by ``shifts_px`` (position, 2; x, y): (position, mode, y, x).
+
+    A single ``probe`` (y, x) gives (position, y, x).
+    """
+    if probes.ndim == 2:
+        return shifted_probes(probes[None], shifts_px)[:, 0]
+    ramps = shift_ramps(shifts_px, probes.shape[-2:], probes)
+    return ifft2(patches.shift(fft2(probes), *ramps), overwrite=True)
 
 
 def shifted_probes_adjoint(gradients: Array, shifts_px: Array) -> Array:
-    """Adjoint of :func:`shifted_probes` in the probe: sum of ``gradients`` (position, y, x) shifted back: (y, x)."""
-    ramp = shift_ramp(shifts_px, gradients.shape[-2:], gradients)
-    return ifft2((fft2(gradients) * ramp.conj()).sum(axis=0))
+    """Adjoint of :func:`shifted_probes`: sum of ``gradients`` (position, mode, y, x) shifted back; consumes them."""
+    if gradients.ndim == 3:
+        return shifted_probes_adjoint(gradients[:, None], shifts_px)[0]
+    ramps = shift_ramps(shifts_px, gradients.shape[-2:], gradients)
+    return ifft2(patches.shift_adjoint(fft2(gradients, overwrite=True), *ramps), overwrite=True)

@@ -17,6 +17,7 @@ from stemtomo.errors import ConfigurationError
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.physics.potential import atomic_number
+from stemtomo.pipeline.alignment import aligned_rotations
 from stemtomo.pipeline.config import AtomSettings
 from stemtomo.pipeline.progress import Progress, Silent
 
@@ -188,14 +189,15 @@ def _credible(refined: RefinedAtoms, settings: AtomSettings) -> np.ndarray:
 def _projected(store: Store) -> ProjectedImages:
     """Return the projections with the shifts that the volume was made with."""
     projections, volume = store.read("projections").load(), store.read("volume")
-    shifts = np.zeros((store.tilt_count, 2))
-    for source in (store.read("alignment") if store.fingerprint("alignment") else None, volume):
+    alignment = store.read("alignment") if store.fingerprint("alignment") else None
+    shifts = np.zeros((projections.sizes["tilt"], 2))
+    for source in (alignment, volume):
         if source is not None and "shift_x_angstrom" in source:
             shifts = np.stack([source[f"shift_{axis}_angstrom"].values for axis in "xy"], axis=-1)
     return ProjectedImages(
         images=projections["phase"].values.astype(np.float64),
         valid=projections["valid"].values,
-        rotations=store.tilt_series().rotations,
+        rotations=aligned_rotations(projections, alignment),
         shifts_angstrom=shifts,
         pixel_angstrom=float(projections.attrs["pixel_angstrom"]),
     )

@@ -2,64 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
 
-from stemtomo.algorithms.imaging.virtual import virtual_images, virtual_weights
+from stemtomo.algorithms.imaging.virtual import Superpixels
+from stemtomo.distributed import Executor, Handle
 from stemtomo.distributed.follow import Follower, State
 from stemtomo.errors import AcquisitionError, FormatError
+from stemtomo.io.formats.records import Run
 from stemtomo.io.frames import shard_regions, shard_shape
 from stemtomo.io.growing import GrowingTilt
-from stemtomo.io.layout import check_values
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import tilt_name
+from stemtomo.io.shards import Piece
 from stemtomo.io.store import Store
-from stemtomo.kernels.masks import frame_sums
+from stemtomo.io.transfer import checked_pieces
 from stemtomo.pipeline.config import QuicklookSettings
 from stemtomo.pipeline.ingest import Experiment, ShardTask
+from stemtomo.pipeline.lookup import BlockLook, detectors, merge_patterns, whole_look
+from stemtomo.pipeline.quicklook import empty_tilt
 
 QUICKLOOK = "quicklook"
 
+Seen: TypeAlias = dict[str, Any]
+"""What :meth:`stemtomo.pipeline.lookup.BlockLook.result` says of one shard."""
 
-class LiveTask(NamedTuple):
-    """One shard: to be copied from the file, where ``available`` frames are whole, or to be looked at in the store."""
+
+@dataclass(frozen=True)
+class LiveTask:
+    """One shard: to be copied from ``source``, zeros at the positions ``missing``; or to be looked at in the store."""
 
     shard: ShardTask
     source: GrowingTilt | None
-    available: int
+    missing: tuple[Run, ...] = ()
 
 
-class Look(NamedTuple):
-    """What a task leaves: sums under the weights (y, x, weight), and the sum of the patterns (ky, kx)."""
+@dataclass(frozen=True)
+class Eyes:
+    """With what the frames of a tilt are looked at; the same for all of its tasks."""
 
-    weighted: np.ndarray
-    pattern_sum: np.ndarray
+    weights: np.ndarray
+    labels: np.ndarray
 
 
-def take(task: LiveTask, store: Store, weights: np.ndarray) -> Look | FormatError | AcquisitionError:
-    """Copy one shard into the store, unless it is there, and look at its frames.
+def take(task: LiveTask, store: Store, eyes: Eyes) -> Seen | FormatError | AcquisitionError:
+    """Copy one shard into the store, unless it is there, and look at its frames on the way.
 
     A file that cannot be read any more is the business of its tilt alone, and so is returned.
     """
     shard = task.shard
-    region = (shard.y0, shard.y1, shard.x0, shard.x1)
+    look = BlockLook((shard.y0, shard.y1, shard.x0, shard.x1), eyes.weights, eyes.labels)
     if task.source is None:
-        array = store.frames(shard.tilt, require_complete=False)
-        block = array[shard.y0 : shard.y1, shard.x0 : shard.x1]
-    else:
-        try:
-            block = np.ascontiguousarray(task.source.read(region, task.available))
-            check_values(block, task.source.where, shard.tilt, shard.y0, shard.x0)
-        except (FormatError, AcquisitionError) as error:
-            return error
-        except FileNotFoundError:
-            return AcquisitionError(f"{task.source.where}: disappeared while it was read; finished shards are kept")
-        store.write_frames(shard.tilt, shard.y0, shard.x0, block)
-    sums = frame_sums(block, weights)
-    return Look(sums.weighted, sums.pattern_sum)
+        for piece in store.read_pieces(shard.tilt, shard.y0, shard.x0):
+            look.add(*piece)
+        return look.result()
+    try:
+        store.write_pieces(shard.tilt, shard.y0, shard.x0, _seen(task, task.source, look))
+    except (FormatError, AcquisitionError) as error:
+        return error
+    return look.result()
+
+
+def _seen(task: LiveTask, source: GrowingTilt, look: BlockLook) -> Iterator[Piece]:
+    """Yield the pieces of a shard as they are read, each looked at while it is in the cache."""
+    shard, readable = task.shard, source.readable(task.missing)
+    try:
+        for piece in checked_pieces(readable, source.tilt, (shard.y0, shard.y1, shard.x0, shard.x1)):
+            look.add(*piece)
+            yield piece
+    except FileNotFoundError:
+        raise AcquisitionError(f"{source.where}: disappeared while it was read; finished shards are kept") from None
 
 
 @dataclass
@@ -75,15 +91,15 @@ class LiveTilt:
     regions: dict[int, ShardTask]
     shard_rows: int
     done: set[int]
-    weights: np.ndarray
-    images: np.ndarray
+    eyes: Handle
+    blocks: Superpixels
     seen: np.ndarray
-    pattern_sum: np.ndarray
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+    patterns: dict[str, np.ndarray] | None = None
     queue: list[LiveTask] = field(default_factory=list)
     under_way: int = 0
-    missing: list[tuple[int, int]] = field(default_factory=list)
+    missing: list[Run] = field(default_factory=list)
     problem: str | None = None
-    marked: bool = False
 
     @classmethod
     def begin(
@@ -94,6 +110,7 @@ class LiveTilt:
         experiment: Experiment,
         settings: QuicklookSettings,
         edge: int,
+        executor: Executor,
     ) -> LiveTilt:
         """Make or continue tilt ``index`` of ``store``; shards that are there are looked at again for the images.
 
@@ -125,26 +142,10 @@ class LiveTilt:
             # A run that was killed while it put zeros for missing frames: they may have come meanwhile.
             valid = store.valid(index)
             done = {n for n in done if valid[regions[n].y0 : regions[n].y1, regions[n].x0 : regions[n].x1].all()}
-        weights = virtual_weights(
-            optics,
-            detector,
-            bright_field_fraction=settings.bright_field_fraction,
-            annular_fraction=settings.annular_fraction,
-            dark_field_fraction=settings.dark_field_fraction,
-        )
-        tilt = cls(
-            index=index,
-            source=source,
-            follower=follower,
-            regions=regions,
-            shard_rows=rows,
-            done=done,
-            weights=weights,
-            images=np.zeros((*shape[:2], len(weights)), weights.dtype),
-            seen=np.zeros(shape[:2], bool),
-            pattern_sum=np.zeros(shape[2:]),
-        )
-        tilt.queue = [LiveTask(regions[number], None, 0) for number in sorted(done)]
+        weights, blocks = detectors(optics, detector, settings)
+        eyes = executor.broadcast(Eyes(weights, blocks.labels))
+        tilt = cls(index, source, follower, regions, rows, done, eyes, blocks, np.zeros(shape[:2], bool))
+        tilt.queue = [LiveTask(regions[number], None) for number in sorted(done)]
         return tilt
 
     @property
@@ -157,51 +158,72 @@ class LiveTilt:
         """Whether every shard is on the disk and looked at."""
         return len(self.done) == len(self.regions) and not self.queue and not self.under_way
 
-    def poll(self) -> int:
-        """Look at the file, queue the shards that became whole, and return how many frames are new."""
+    def poll(self, store: Store, mask: bool) -> int:
+        """Look at the file, queue the shards that became whole, and return how many frames are new.
+
+        With ``mask``, frames that the file says are lost are left out; without, reading them is an error.
+        """
         before = self.follower.ready
         for start, stop in self.follower.poll():
-            self._queue_rows(start, stop, self.follower.ready)
+            if mask:
+                self._leave_out(store, self.source.missing(self.follower.ready))
+            columns = self.source.source.shape[2]
+            y0, y1 = start // columns, stop // columns
+            self._queue(r for n, r in self.regions.items() if y0 <= r.y0 < y1 and n not in self.done)
         return self.follower.ready - before
 
     def close(self, store: Store) -> None:
         """Take the file as finished, with nothing under way: queue the rest, zeros where frames never came."""
         ready, expected = self.follower.ready, self.source.n_expected
-        self.missing = [(ready, expected)] if ready < expected else []
-        store.close_source(
-            self.index, store.tilt_attrs(self.index)["source"], self.missing
-        )  # before any zero is stored
+        lost = self.source.missing(expected)
+        self._leave_out(store, lost or ([(ready, expected)] if ready < expected else []))
         self.follower.state = State.COMPLETE
-        self.queue = [LiveTask(r, self.source, ready) for n, r in self.regions.items() if n not in self.done]
+        self.queue = []
+        self._queue(r for n, r in self.regions.items() if n not in self.done)
 
-    def accept(self, task: LiveTask, look: Look) -> None:
+    def accept(self, task: LiveTask, look: Seen) -> None:
         """Add what was seen in one shard."""
         shard = task.shard
         area = (slice(shard.y0, shard.y1), slice(shard.x0, shard.x1))
-        self.images[area] = look.weighted
-        self.pattern_sum = self.pattern_sum + look.pattern_sum
+        for name, part in look["images"].items():
+            if name not in self.images:
+                self.images[name] = np.zeros((*self.seen.shape, part.shape[-1]), part.dtype)
+            self.images[name][area] = part
+        known = self.patterns
+        self.patterns = look["patterns"] if known is None else merge_patterns([known, look["patterns"]])
         self.seen[area] = True
         for start, stop in self.missing:
             self.seen.reshape(-1)[start:stop] = False
 
     def interim(self, settings: QuicklookSettings) -> tuple[xr.Dataset, Provenance]:
         """Return the images so far with the mask ``done`` (y, x), and a record that no finished result has."""
-        units = {"com_x": "1/Å", "com_y": "1/Å"}
-        images: dict[str, Any] = {
-            name: (("y", "x"), image, {"units": units.get(name, "counts")})
-            for name, image in virtual_images(self.images)._asdict().items()
-        }
-        count = max(1, int(self.seen.sum()))
-        images["mean_pattern"] = (("ky", "kx"), (self.pattern_sum / count).astype(np.float32), {"units": "counts"})
-        images["done"] = (("y", "x"), self.seen.copy(), {"units": "1"})
+        assert self.patterns is not None  # a shard has been accepted
+        nothing = np.zeros((*self.seen.shape, 0), np.float32)
+        none = Superpixels(self.blocks.labels, *(values[:0] for values in self.blocks[1:]))
+        dataset = whole_look(self.images["weighted"], nothing, self.patterns, none, self.seen)
+        dataset = dataset.drop_vars("valid", errors="ignore").assign(done=(("y", "x"), self.seen, {"units": "1"}))
         said = {**settings.model_dump(), "interim_frames": int(self.seen.sum())}
-        return xr.Dataset(images), Provenance.start(QUICKLOOK, said, {f"tilt/{tilt_name(self.index)}": None})
+        return dataset, Provenance.start(QUICKLOOK, said, {f"tilt/{tilt_name(self.index)}": None})
 
-    def _queue_rows(self, start: int, stop: int, available: int) -> None:
-        columns = self.source.source.shape[2]
-        y0, y1 = start // columns, stop // columns
-        self.queue += [
-            LiveTask(region, self.source, available)
-            for number, region in self.regions.items()
-            if y0 <= region.y0 < y1 and number not in self.done
-        ]
+    def finished(self, store: Store) -> xr.Dataset:
+        """Return the quicklook of the complete tilt, made of what its shards left on their way, and let go of it.
+
+        Raises
+        ------
+        ConfigurationError
+            If nothing was counted.
+        """
+        images, patterns = self.images, self.patterns
+        self.images, self.patterns = {}, None
+        if patterns is None or not patterns["sum"].any():
+            raise empty_tilt(store, self.index)
+        return whole_look(images["weighted"], images["superpixels"], patterns, self.blocks, store.valid(self.index))
+
+    def _leave_out(self, store: Store, missing: list[Run]) -> None:
+        """Note the positions without a frame in the store: before any zero is."""
+        if missing != self.missing:
+            self.missing = missing
+            store.close_source(self.index, store.tilt_attrs(self.index)["source"], missing)
+
+    def _queue(self, shards: Iterable[ShardTask]) -> None:
+        self.queue += [LiveTask(shard, self.source, tuple(self.missing)) for shard in shards]

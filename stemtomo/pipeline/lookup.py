@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import dask.array
@@ -33,13 +33,38 @@ def detectors(optics: Optics, detector: Detector, settings: QuicklookSettings) -
     return virtual_weights(optics, detector, **fractions), superpixels(optics, detector, settings.superpixels)
 
 
-def look_at_bands(bands: Iterable[np.ndarray], weights: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Look at bands (y, x, ky, kx) of one block; return ``images`` (sums per position) and ``patterns`` (over them)."""
-    looks = [frame_sums(band, weights, labels) for band in bands]
-    images = {name: np.concatenate([getattr(look, name) for look in looks]) for name in ("weighted", "superpixels")}
-    total = np.sum([look.pattern_sum for look in looks], axis=0)
-    brightest = np.max([look.pattern_maximum for look in looks], axis=0)
-    return {"images": images, "patterns": {"sum": total, "maximum": brightest}}
+class BlockLook:
+    """What one pass over a block of positions leaves, put together from pieces of it.
+
+    Parameters
+    ----------
+    region
+        First and last + 1 row and column (y0, y1, x0, x1) of the block.
+    weights, labels
+        See :func:`detectors`.
+    """
+
+    def __init__(self, region: tuple[int, int, int, int], weights: np.ndarray, labels: np.ndarray) -> None:
+        self._origin = (region[0], region[2])
+        self._shape = (region[1] - region[0], region[3] - region[2])
+        self._told = (weights, labels)
+        self._images: dict[str, np.ndarray] = {}
+        self._patterns: dict[str, np.ndarray] | None = None
+
+    def add(self, y: int, x: int, frames: np.ndarray) -> None:
+        """Look at ``frames`` (y, x, ky, kx), which begin at position (y, x)."""
+        look = frame_sums(frames, *self._told)
+        y, x = y - self._origin[0], x - self._origin[1]
+        for name, part in (("weighted", look.weighted), ("superpixels", look.superpixels)):
+            if name not in self._images:
+                self._images[name] = np.zeros((*self._shape, part.shape[-1]), part.dtype)
+            self._images[name][y : y + part.shape[0], x : x + part.shape[1]] = part
+        found = {"sum": look.pattern_sum, "maximum": look.pattern_maximum}
+        self._patterns = found if self._patterns is None else merge_patterns([self._patterns, found])
+
+    def result(self) -> dict[str, Any]:
+        """Return ``images`` (sums per position) and ``patterns`` (sum and maximum over the positions)."""
+        return {"images": self._images, "patterns": self._patterns}
 
 
 def merge_patterns(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -48,6 +73,18 @@ def merge_patterns(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarr
     for part in parts[1:]:
         total, brightest = total + part["sum"], np.maximum(brightest, part["maximum"])
     return {"sum": total, "maximum": brightest}
+
+
+def whole_look(
+    weighted: np.ndarray, stack: np.ndarray, patterns: dict[str, np.ndarray], blocks: Superpixels, valid: np.ndarray
+) -> xr.Dataset:
+    """Return the quicklook of one tilt from the sums at all its positions.
+
+    ``valid`` (y, x) says where there is a frame: the mean is over those, and where some are missing the mask is kept.
+    """
+    mean = (patterns["sum"] / max(1, int(valid.sum()))).astype(np.float32)
+    dataset = look_dataset(virtual_images(weighted), mean, patterns["maximum"], stack, blocks)
+    return dataset if valid.all() else dataset.assign(valid=(("y", "x"), valid, {"units": "1"}))
 
 
 def look_dataset(images: VirtualImages, mean: Any, maximum: Any, stack: Any, blocks: Superpixels) -> xr.Dataset:
@@ -142,9 +179,11 @@ def _lazy_dataset(lazy: dask.array.Array, weights: np.ndarray, blocks: Superpixe
 
 
 def _look_at_block(block: np.ndarray, shared: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
-    weights, labels = shared
+    look = BlockLook((0, block.shape[0], 0, block.shape[1]), *shared)
     rows = max(1, _BAND_BYTES // max(1, block[:1].nbytes))
-    return look_at_bands((block[y : y + rows] for y in range(0, len(block), rows)), weights, labels)
+    for y in range(0, len(block), rows):
+        look.add(y, 0, block[y : y + rows])
+    return look.result()
 
 
 def _stacked_images(weighted: np.ndarray) -> np.ndarray:

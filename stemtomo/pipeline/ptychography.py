@@ -204,7 +204,7 @@ def _reconstruct(job: _Job) -> float:
     )
     model = solver.Model(grid, tuple(place(h) for h in model.propagators), model.loss, model.kind)
     curvature = solver.CURVATURE[settings.loss]
-    rule = solver.UpdateRule(settings.step, settings.probe_step, settings.momentum, settings.damping, curvature)
+    rule = solver.Nesterov(settings.step, settings.probe_step, settings.momentum, settings.damping, curvature)
     schedule = solver.steps(settings.epochs, rule, settings.batches, settings.settling_epochs)
     rules, batches = zip(*schedule, strict=True)
     state, losses = solver.solve(
@@ -250,7 +250,7 @@ def _dataset(
             "object": (("slice", "y", "x"), transmission),
             "phase_sum": (("y", "x"), phase.real.sum(axis=0).astype(np.float32)),
             "illumination": (("y", "x"), illumination),
-            "probe": (("probe_y", "probe_x"), backend.to_host(state.probe)),
+            "probe": (("probe_y", "probe_x"), backend.to_host(state.probe[0])),
             "loss": (("epoch",), np.array(losses)),
         },
         attrs={

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from stemtomo.algorithms.imaging.virtual import Superpixels, virtual_images
+from stemtomo.algorithms.imaging.virtual import Superpixels
 from stemtomo.distributed import Executor, Handle, Parts, PlanRow
 from stemtomo.distributed import executor as default_executor
 from stemtomo.errors import ConfigurationError
@@ -21,7 +21,7 @@ from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import CHUNK_POSITIONS, SHARD_POSITIONS, tilt_name
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import QuicklookSettings
-from stemtomo.pipeline.lookup import detectors, lazy_quicklook, look_at_bands, look_dataset, merge_patterns
+from stemtomo.pipeline.lookup import BlockLook, detectors, lazy_quicklook, merge_patterns, whole_look
 from stemtomo.pipeline.progress import Progress, Silent
 
 GROUP = "quicklook"
@@ -83,7 +83,7 @@ def quicklook(
     for job, passed in _submitted(store, todo, settings, executor):
         images, patterns = executor.gather((list(passed.images.handles), passed.patterns))
         dataset = _dataset(store, job.tilt, passed, images, patterns)
-        store.write(job.group, without_missing(dataset, store.valid(job.tilt)), job.provenance)
+        store.write(job.group, dataset, job.provenance)
         progress.advance(mean_counts=float(dataset["total_counts"].mean()))
     progress.finish(GROUP)
     return {**_numbers(store, jobs), "computed": len(todo)}
@@ -102,12 +102,12 @@ def plan_row(
     pixels = int(np.prod(detector.shape_yx))
     shards = int(np.prod([-(-count // SHARD_POSITIONS) for count in scan.shape_yx]))
     stack = min((settings or QuicklookSettings()).superpixels, pixels)
-    band = CHUNK_POSITIONS * min(SHARD_POSITIONS, scan.shape_yx[1]) * pixels * itemsize
+    chunk = CHUNK_POSITIONS**2 * pixels * itemsize
     return PlanRow(
         stage=GROUP,
         tasks=tilts * shards,
-        # A band as stored and decoded; weights and patterns; what is kept of every position.
-        bytes_per_task=2 * band + 60 * pixels + 4 * (6 + stack) * min(SHARD_POSITIONS**2, scan.count),
+        # An inner chunk as stored and decoded; weights and patterns; what is kept of every position.
+        bytes_per_task=2 * chunk + 60 * pixels + 4 * (6 + stack) * min(SHARD_POSITIONS**2, scan.count),
         bytes_read=tilts * scan.count * pixels * itemsize,
         bytes_written=tilts * (4 * (7 + stack) * scan.count + 16 * pixels),
     )
@@ -141,9 +141,13 @@ class _Pass(NamedTuple):
 
 
 def _job(store: Store, index: int, settings: QuicklookSettings) -> _Job:
+    return _Job(index, f"{GROUP}/{tilt_name(index)}", look_provenance(store, index, settings))
+
+
+def look_provenance(store: Store, index: int, settings: QuicklookSettings) -> Provenance:
+    """Begin the record of the look at tilt ``index``."""
     source = f"tilt/{tilt_name(index)}"
-    provenance = Provenance.start(GROUP, settings.model_dump(), {source: store.fingerprint(source)})
-    return _Job(index, f"{GROUP}/{tilt_name(index)}", provenance)
+    return Provenance.start(GROUP, settings.model_dump(), {source: store.fingerprint(source)})
 
 
 def _submitted(
@@ -169,13 +173,12 @@ def _begin(store: Store, index: int, settings: QuicklookSettings, executor: Exec
 
 
 def look_at(region: _Region, weights: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Read one shard, band by band, and return the sums of its frames and its patterns."""
-    frames = Store(region.path).frames(region.tilt)
-    bands = (
-        frames[y0 : min(y0 + CHUNK_POSITIONS, region.y1), region.x0 : region.x1]
-        for y0 in range(region.y0, region.y1, CHUNK_POSITIONS)
-    )
-    return look_at_bands(bands, weights, labels)
+    """Read one shard, piece by piece, and return the sums of its frames and its patterns."""
+    edges = (region.y0, region.y1, region.x0, region.x1)
+    look = BlockLook(edges, weights, labels)
+    for y, x, frames in Store(region.path).read_pieces(region.tilt, region.y0, region.x0):
+        look.add(y, x, frames)
+    return look.result()
 
 
 def _dataset(
@@ -187,21 +190,14 @@ def _dataset(
         whole[name] = np.empty((*scan.shape_yx, first.shape[-1]), dtype=first.dtype)
         for region, block in zip(passed.regions, blocks, strict=True):
             whole[name][region.y0 : region.y1, region.x0 : region.x1] = block[name]
-    images = virtual_images(whole["weighted"])
-    if not images.total_counts.any():
-        raise ConfigurationError(
-            f"{store.path}: all frames of tilt {index} are empty; check input.array and input.path"
-        )
-    mean = (patterns["sum"] / scan.count).astype(np.float32)
-    return look_dataset(images, mean, patterns["maximum"], whole["superpixels"], passed.blocks)
+    if not patterns["sum"].any():
+        raise empty_tilt(store, index)
+    return whole_look(whole["weighted"], whole["superpixels"], patterns, passed.blocks, store.valid(index))
 
 
-def without_missing(dataset: xr.Dataset, valid: np.ndarray) -> xr.Dataset:
-    """Return the images with the mask ``valid`` (y, x) where frames are missing, and the mean over those there are."""
-    if valid.all():
-        return dataset
-    mean = dataset["mean_pattern"] * np.float32(valid.size / max(1, valid.sum()))
-    return dataset.assign(mean_pattern=mean.assign_attrs(units="counts"), valid=(("y", "x"), valid, {"units": "1"}))
+def empty_tilt(store: Store, index: int) -> ConfigurationError:
+    """Return the error for a tilt in which nothing was counted."""
+    return ConfigurationError(f"{store.path}: all frames of tilt {index} are empty; check input.array and input.path")
 
 
 def _numbers(store: Store, jobs: list[_Job]) -> dict[str, Any]:

@@ -164,9 +164,9 @@ def _positions_scored(match: Match, found: int, known: int) -> dict[str, Any]:
 def _species_scored(atoms: xr.Dataset, symbols: list[str], match: Match) -> dict[str, Any]:
     """Return accuracy and confusion; numbered classes stand for the known species in order of atomic number."""
     labels = atoms["species"].values
-    species = sorted(set(symbols), key=SYMBOLS.index)
+    species = sorted(set(symbols), key=lambda name: (SYMBOLS.index(name) if name in SYMBOLS else len(SYMBOLS), name))
     numbered = labels.dtype.kind in "iu"
-    if UNKNOWN_SPECIES in species or (numbered and len(atoms.attrs["classes"]) != len(species)):
+    if UNKNOWN_SPECIES in {*species, *map(str, labels)} or (numbered and len(atoms.attrs["classes"]) != len(species)):
         return {"species_accuracy": None, "species_names": [], "confusion": []}
     if numbered:
         labels = np.array(species)[labels]

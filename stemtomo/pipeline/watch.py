@@ -12,15 +12,16 @@ import numpy as np
 from stemtomo.distributed import Executor, Handle
 from stemtomo.distributed import executor as default_executor
 from stemtomo.distributed.follow import Clock, State, WallClock, stall_message
-from stemtomo.errors import AcquisitionError, FormatError, StalledError, StemtomoError
+from stemtomo.errors import AcquisitionError, ConfigurationError, FormatError, StalledError, StemtomoError
 from stemtomo.io.frames import MISSING
 from stemtomo.io.growing import GrowingTilt
 from stemtomo.io.schema import tilt_name
 from stemtomo.io.store import Store
 from stemtomo.pipeline.arrivals import Arrivals, unreadable_text
-from stemtomo.pipeline.config import Configuration, PtychographySettings, QuicklookSettings
+from stemtomo.pipeline.conclusion import Conclusions
+from stemtomo.pipeline.config import Configuration
 from stemtomo.pipeline.ingest import Experiment, mark_of_series, open_or_create, shard_edge, tilt_mark
-from stemtomo.pipeline.live import QUICKLOOK, LiveTask, LiveTilt, Look, take
+from stemtomo.pipeline.live import QUICKLOOK, LiveTask, LiveTilt, take
 from stemtomo.pipeline.meter import Meter, Partial
 from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.run import run_stages, with_dose
@@ -90,17 +91,6 @@ def watch(
     return watcher.follow()
 
 
-def conclude_tilt(path: Path, tilt: int, look: QuicklookSettings, solve: PtychographySettings | None) -> None:
-    """Look at the complete ``tilt`` as a whole and, if told how, reconstruct it: the task that follows its mark."""
-    from stemtomo.pipeline.ptychography import ptychography
-    from stemtomo.pipeline.quicklook import quicklook
-
-    store = Store.open(path, "r+")
-    quicklook(store, look, tilts=[tilt])
-    if solve is not None:
-        ptychography(store, solve, tilts=[tilt])
-
-
 class _Watcher:
     """The state of one call of :func:`watch`; the calling thread polls, submits, records and reports."""
 
@@ -121,8 +111,7 @@ class _Watcher:
         self.complete: set[int] = set()
         self.experiment: Experiment | None = None
         self.pending: list[tuple[LiveTask, Handle]] = []
-        self.after: dict[int, Handle] = {}
-        self.concluding: list[int] = []
+        self.conclusions = Conclusions(store, configuration, executor)
         self.problems: dict[str, str] = {}
         self.last_growth = self.looked = clock.now()
         self.published: dict[int, float] = {}
@@ -148,7 +137,7 @@ class _Watcher:
                 self.look()
             else:
                 stalled = not self.close()
-        self.conclude(wait=True)
+        self.problems |= self.conclusions.go_on(wait=True)
         self.progress.finish(STAGE)
         self.complain(stalled)
         return self.finish()
@@ -167,14 +156,14 @@ class _Watcher:
                 self.fail(tilt, "; ".join(self.arrivals.refused.values()))
             if tilt.problem is None and tilt.index not in self.complete:
                 try:
-                    grown = tilt.poll()
+                    grown = tilt.poll(self.store, self.settings.missing == "mask")
                 except AcquisitionError as error:
                     self.fail(tilt, str(error))
                     continue
                 self.last_growth = now if grown else self.last_growth
                 self.mark(tilt)
         self.meter.saw(self.ready)
-        self.conclude()
+        self.problems |= self.conclusions.go_on()
 
     def arrive(self, index: int, source: GrowingTilt) -> None:
         """Begin to follow a tilt, unless the store has it from the same file."""
@@ -188,6 +177,7 @@ class _Watcher:
                 self.experiment,
                 self.configuration.quicklook,
                 shard_edge(source.source, self.configuration.ingest),
+                self.executor,
             )
         except AcquisitionError as error:
             self.problems[f"tilt {index}"] = str(error)
@@ -218,7 +208,7 @@ class _Watcher:
             mark = tilt_mark(self.experiment, index, attrs["source"], attrs.get(MISSING, []))
             if self.store.is_complete(f"tilt/{tilt_name(index)}", mark.fingerprint):
                 self.complete.add(index)
-                self.concluding.append(index)
+                self.conclusions.add(index)
                 self.count(self.meter.frames_per_tilt)
 
     def count(self, frames: int) -> None:
@@ -241,7 +231,7 @@ class _Watcher:
             while tilt.queue and len(self.pending) < 2 * self.executor.workers:
                 task = tilt.queue.pop(0)
                 tilt.under_way += 1
-                self.pending.append((task, self.executor.submit(take, task, self.store, tilt.weights)))
+                self.pending.append((task, self.executor.submit(take, task, self.store, tilt.eyes)))
 
     def drain(self) -> Iterator[Partial]:
         """Wait for one task, record its shard, and report."""
@@ -256,7 +246,9 @@ class _Watcher:
             if partial is not None:
                 yield partial
 
-    def record(self, tilt: LiveTilt, task: LiveTask, value: Look | FormatError | AcquisitionError) -> Partial | None:
+    def record(
+        self, tilt: LiveTilt, task: LiveTask, value: dict[str, Any] | FormatError | AcquisitionError
+    ) -> Partial | None:
         """Record one shard if the file that it was read from is still the one that is followed."""
         if isinstance(value, StemtomoError):
             self.fail(tilt, str(value))
@@ -302,13 +294,16 @@ class _Watcher:
             return
         if source.source.shape[0] > 1 and not all(self.closed(other) for other in range(self.tilts)):
             return  # the identity of the file is known when all of it is there
-        identity = source.source.identity()
+        identity = self.arrivals.open_again(source.source.path).identity()
         assert self.experiment is not None
         self.store.close_source(tilt.index, identity, tilt.missing)
         self.store.complete_tilt(tilt.index, tilt_mark(self.experiment, tilt.index, identity, tilt.missing))
         self.complete.add(tilt.index)
-        self.concluding.append(tilt.index)
-        self.conclude()
+        try:
+            self.conclusions.add(tilt.index, tilt)
+        except ConfigurationError as error:
+            self.problems[f"{QUICKLOOK} {tilt.index}"] = str(error)
+        self.problems |= self.conclusions.go_on()
 
     def closed(self, index: int) -> bool:
         """Whether nothing more is expected of the tilt ``index``."""
@@ -335,23 +330,6 @@ class _Watcher:
         self.last_growth = self.clock.now()
         return True
 
-    def conclude(self, wait: bool = False) -> None:
-        """Start what follows the mark of a tilt, as far as it leaves a worker for the frames that still come."""
-        solve = self.configuration.ptychography if self.settings.then_run else None
-        while True:
-            for index in [index for index, handle in self.after.items() if wait or handle.done()]:
-                try:
-                    self.executor.gather(self.after.pop(index))
-                except StemtomoError as error:
-                    self.problems[f"{QUICKLOOK} {index}"] = str(error)
-            room = max(1, self.executor.workers - 1)
-            while self.concluding and len(self.after) < room:
-                index = self.concluding.pop(0)
-                told = (self.store.path, index, self.configuration.quicklook, solve)
-                self.after[index] = self.executor.submit(conclude_tilt, *told)
-            if not (wait and self.after):
-                return
-
     def ended(self) -> bool:
         """Whether no more frames are expected of any tilt."""
         given_up = {index for index, tilt in self.live.items() if tilt.problem} | self.arrivals.refused_tilts
@@ -370,7 +348,7 @@ class _Watcher:
         if not stalled:
             return
         waiting = [
-            stall_message(tilt.source, tilt.follower.ready, self.settings.deadline_s)
+            stall_message(tilt.source, tilt.follower.ready, self.settings.deadline_s) + tilt.source.lost_text()
             for tilt in self.live.values()
             if tilt.problem is None and tilt.index not in self.complete
         ]

@@ -70,7 +70,7 @@ def simulated_counts(state: solver.State, model: solver.Model) -> np.ndarray:
     """Return Poisson counts (position, ky, kx), uint16, of a smooth random object."""
     rng = np.random.default_rng(0)
     phase = ndimage.gaussian_filter(rng.random(state.phase.shape), (0, 1.5, 1.5)).astype(np.float32)
-    truth = solver.State(phase - phase.min(), state.probe, state.phase_momentum, state.probe_momentum)
+    truth = solver.State(phase - phase.min(), state.probe)
     return rng.poisson(solver.patterns(truth, model, np.arange(len(model.grid.corners)))).astype(np.uint16)
 
 
@@ -78,7 +78,7 @@ def solve(
     state: solver.State, model: solver.Model, counts: np.ndarray, batches: int, epochs: int
 ) -> tuple[solver.State, list[float]]:
     """Run ``epochs`` with object and probe updated from the first on."""
-    rules = [solver.UpdateRule(probe_step=0.1)] * epochs
+    rules = [solver.Nesterov(probe_step=0.1)] * epochs
     return solver.solve(state, model, counts, rules=rules, batches=[batches] * epochs, probe_start=0)
 
 

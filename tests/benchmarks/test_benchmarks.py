@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.benchmarks import pipelines, ptychography, streaming, tomography
+from tests.benchmarks import catch_up, pipelines, ptychography, streaming, tomography
 
 pytestmark = pytest.mark.benchmark
 
@@ -31,6 +31,12 @@ def test_frames_stream():
     assert figures(rows, "quicklook kernel")[0].ratio < 5
     assert figures(rows, "ingest")[0].figure > 0.15
     assert figures(rows, "read")[0].figure > 0.5
+
+
+def test_watch_costs_little_more_than_its_parts():
+    rows = [row for row in catch_up.catch_up_rows() if row.ratio is not None]
+    assert min(row.ratio for row in rows) < 2
+    assert max(row.figure for row in rows) > 0.4
 
 
 def test_a_series_larger_than_the_memory_goes_through():

@@ -88,7 +88,7 @@ def peak(halo):
 
 def tile_update(part, total, peaks, halo):
     sums = solver.Gradients(halo["phase"], total["probe"], halo["illumination"], total["loss"], total["positions"])
-    rule = solver.UpdateRule(step=0.7, momentum=0.6)
+    rule = solver.Nesterov(step=0.7, momentum=0.6)
     return {**part, "state": solver.update(part["state"], sums, rule, True, max(peaks))}
 
 
@@ -192,7 +192,7 @@ def tilt_patterns(volume, pose, where, measured=None):
     transmission = np.exp(1j * slices)
     grid = tilt_model(where)
     model = solver.Model(grid, (PROPAGATOR,) * 15, "amplitude", "phase")
-    state = solver.State(slices, PROBE, slices, PROBE)
+    state = solver.State(slices, PROBE[None])
     if measured is None:
         return solver.patterns(state, model, np.arange(len(where)))
     probes = solver.probes_at(PROBE, grid, np.arange(len(where)))

@@ -37,7 +37,7 @@ def make_series(path: Path, tilts: int = 3, electrons: float = 2e4) -> Store:
     series = TiltSeries.from_degrees(ANGLES_DEG[:tilts])
     for index, pose in enumerate(series):
         phase = true_phase(model.grid.shape_yx, index)[None].astype(np.float32)
-        state = solver.State(phase, probe, np.zeros_like(phase), np.zeros_like(probe))
+        state = solver.State(phase, probe[None])
         patterns = solver.patterns(state, model, np.arange(SCAN.count))
         counts = np.random.default_rng(index).poisson(np.fft.fftshift(patterns, axes=(-2, -1))).astype(np.uint16)
         store.create_tilt(index, (*SCAN.shape_yx, *DETECTOR.shape_yx), np.uint16, OPTICS, SCAN, DETECTOR, pose)

@@ -88,7 +88,7 @@ def _without_stack(store):
 def test_a_lazy_look_is_the_same_look_and_reads_each_block_once(store, frames, monkeypatch):
     quicklook(store)
     looks = []
-    monkeypatch.setattr(lookup, "look_at_bands", lambda *a, look=lookup.look_at_bands: looks.append(1) or look(*a))
+    monkeypatch.setattr(lookup, "BlockLook", lambda *a, look=lookup.BlockLook: looks.append(1) or look(*a))
     lazy = quicklook(stemtomo.open(store.path)["tilt/001"].to_dataset())
     assert all(dask.is_dask_collection(lazy[name].data) for name in store.read("quicklook/001") if name in _BLOCKWISE)
     assert not looks

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import scipy.ndimage
 
 from stemtomo.errors import CalibrationError
 
@@ -16,6 +17,9 @@ Background = Literal["plane", "level", "none"]
 
 _MAX_ROUNDS = 100
 _REJECT_ABOVE = 2.0
+#: Vacuum is where means over boxes of this many pixels stay within this part of the scatter.
+_VACUUM_BOX_PX = 9
+_VACUUM_LEVEL = 0.6
 
 
 def vacuum_background(phase: np.ndarray, valid: np.ndarray, kind: Background) -> np.ndarray:
@@ -65,6 +69,46 @@ def vacuum_background(phase: np.ndarray, valid: np.ndarray, kind: Background) ->
             break
         kept = ~matter
     return np.einsum("c,cyx->yx", coefficients, np.stack(columns))
+
+
+def vacuum(flat: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return (y, x) bool: where ``flat`` (y, x), a phase whose background was taken off, is vacuum.
+
+    The scatter is that of the pixels below zero; vacuum is where means over a box are small against it, without a rim
+    of half the box, so that atoms beside it do not count.
+    """
+    below = flat[valid & (flat < 0)]
+    scatter = float(np.sqrt(np.mean(below**2))) if below.size else 0.0
+    inside = scipy.ndimage.uniform_filter(valid.astype(float), _VACUUM_BOX_PX, mode="constant") > 0.999
+    mean = scipy.ndimage.uniform_filter(np.where(valid, flat, 0).astype(float), _VACUUM_BOX_PX)
+    empty = inside & (np.abs(mean) <= _VACUUM_LEVEL * scatter)
+    # Single boxes over matter may come out near zero by chance: what is vacuum is so over more than a box.
+    empty = scipy.ndimage.binary_opening(empty, np.ones((_VACUUM_BOX_PX, _VACUUM_BOX_PX)))
+    return scipy.ndimage.binary_closing(empty, np.ones((3, 3))) & inside
+
+
+def depth_profile(phases: np.ndarray, valid: np.ndarray, empty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how much of the phase every slice holds: mean over the specimen above vacuum, and deviation, in rad.
+
+    Parameters
+    ----------
+    phases
+        (slice, y, x) in rad.
+    valid
+        (y, x) bool, where the phase was observed.
+    empty
+        (y, x) bool, vacuum; without any, the faintest tenth of the phase sum stands for it.
+    """
+    total = phases.sum(axis=0)
+    empty = empty & valid
+    if np.count_nonzero(empty) < 10:
+        empty = valid & (total <= np.quantile(total[valid], 0.1))
+    specimen = valid & ~empty if np.any(valid & ~empty) else valid
+    level = np.array([np.mean(phase[empty]) for phase in phases])
+    return (
+        np.array([np.mean(phase[specimen]) for phase in phases]) - level,
+        np.array([np.std(phase[specimen]) for phase in phases]),
+    )
 
 
 def observed(illumination: np.ndarray, fraction: float) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from stemtomo.errors import AcquisitionError, FormatError
 from stemtomo.io.formats.optional import open_hdf5
-from stemtomo.io.formats.records import Run, placed
+from stemtomo.io.formats.records import Run, placed, runs_of
 from stemtomo.io.provenance import file_identity
 
 EVENTS = "electron_events/frames"
@@ -51,8 +51,35 @@ class CountedFrames:
         """Return the positions of the file: it is written when the scan is finished."""
         return math.prod(self.recorded_scan)
 
+    def absent(self, expected: int) -> list[Run]:
+        """Return the runs of positions without a list of events: their frames were lost in recording."""
+        if self.version >= 3:
+            return []
+        with open_hdf5(self.path) as file:
+            listed = np.bincount(file[_POSITIONS][()].astype(np.int64), minlength=self.count()) > 0
+        return runs_of(np.flatnonzero(~listed[:expected]))
+
+    def without(self, absent: list[Run]) -> CountedFrames:
+        """Return itself: frames are found by their position."""
+        return self
+
     def check(self, expected: int) -> None:
-        """Nothing more to check: :func:`open_counted` has compared events and positions."""
+        """Check that every position has a list of events.
+
+        Raises
+        ------
+        AcquisitionError
+            With the positions that have none.
+        """
+        runs = self.absent(expected)
+        if runs:
+            count = sum(stop - start for start, stop in runs)
+            shown = ", ".join(f"{start} to {stop - 1}" if stop > start + 1 else f"{start}" for start, stop in runs[:10])
+            raise AcquisitionError(
+                f"{self.path}: {count} of {self.count()} positions have no list of events: {shown}"
+                f"{' ...' if len(runs) > 10 else ''}. Their frames were lost in recording and are not invented: leave "
+                "this tilt out, or give ingest.missing = 'mask' to leave these positions out"
+            )
 
     def read(self, runs: Sequence[Run], out: np.ndarray) -> None:
         """Fill ``out`` (position, ky, kx) with the frames of ``runs``, a few at a time.
@@ -142,11 +169,4 @@ def open_counted(path: Path) -> CountedFrames:
             f"{path}: has {lists} lists of events for {scan[0]} x {scan[1]} (y, x) positions, {total}; "
             "they do not match, so the file is damaged or was cut off"
         )
-    if numbers is not None:
-        absent = total - len(np.unique(numbers))
-        if absent:
-            raise AcquisitionError(
-                f"{path}: {absent} of {total} positions have no list of events: their frames were lost in recording; "
-                "frames are not invented, leave this tilt out"
-            )
     return CountedFrames(path, version, scan, frame_shape, lists // total)

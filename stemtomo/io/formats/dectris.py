@@ -17,7 +17,7 @@ import numpy as np
 
 from stemtomo.errors import AcquisitionError, FormatError
 from stemtomo.io.formats.optional import open_hdf5, require
-from stemtomo.io.formats.records import Run, placed
+from stemtomo.io.formats.records import Run, placed, runs_of
 from stemtomo.io.layout import check_dtype
 from stemtomo.io.provenance import file_identity, fingerprint_of
 
@@ -47,6 +47,7 @@ class DectrisFrames:
     dtype: np.dtype
     channel: int | None = None
     recorded_scan: None = None
+    grows: bool = True
 
     @property
     def where(self) -> str:
@@ -55,8 +56,18 @@ class DectrisFrames:
 
     def count(self) -> int:
         """Return the frames of the data files that are there now, up to the first that is not."""
-        parts, _missing = _parts(self.path)
-        return parts[-1].stop if parts else 0
+        return _leading(_parts(self.path)[0])
+
+    def absent(self, expected: int) -> list[Run]:
+        """Return the runs of frames, of the first ``expected``, that no data file holds."""
+        there = np.zeros(expected, bool)
+        for part in _parts(self.path)[0]:
+            there[part.start : part.stop] = True
+        return runs_of(np.flatnonzero(~there))
+
+    def without(self, absent: list[Run]) -> DectrisFrames:
+        """Return itself: frames are found by their number."""
+        return self
 
     def check(self, expected: int) -> None:
         """Check that all data files are there and hold the frames that the master promises.
@@ -70,9 +81,17 @@ class DectrisFrames:
         if missing:
             raise AcquisitionError(
                 f"{self.path}: {len(missing)} of its data files cannot be read: {', '.join(missing[:5])}"
-                f"{' ...' if len(missing) > 5 else ''}; copy them beside the master, or wait if it is still recording"
+                f"{' ...' if len(missing) > 5 else ''}; copy them beside the master, wait if it is still recording, or "
+                "give ingest.missing = 'mask' to leave these positions out"
             )
-        count, promised = (parts[-1].stop if parts else 0), _promised(self.path)
+        count, promised = _leading(parts), _promised(self.path)
+        later = [part for part in parts if part.start > count]
+        if later:
+            raise AcquisitionError(
+                f"{later[0].file}: its first image has number {later[0].start + 1}, {count + 1} was expected: images "
+                f"{count + 1} to {later[0].start} are missing; copy all data files, or give ingest.missing = 'mask' to "
+                "leave these positions out"
+            )
         if promised is not None and count < promised:
             raise AcquisitionError(
                 f"{self.path}: its data files hold {count} frames, the master promises {promised}: "
@@ -90,8 +109,10 @@ class DectrisFrames:
         parts, end = self.parts, runs[-1][1]
         if not parts or end > parts[-1].stop:  # the acquisition has grown since it was opened
             parts, _ = _parts(self.path)
-        if not parts or end > parts[-1].stop:
-            raise AcquisitionError(f"{self.path}: frame {end - 1} is not there; its data files end before it")
+        for start, stop in runs:
+            held = sum(max(0, min(stop, part.stop) - max(start, part.start)) for part in parts)
+            if held < stop - start:
+                raise AcquisitionError(f"{self.path}: frame {stop - 1} is not there, or one before it")
         for part in parts:
             if any(start < part.stop and stop > part.start for start, stop in runs):
                 self._read_part(part, runs, out)
@@ -178,7 +199,7 @@ def _channel(path: Path, count: int, channel: str | int | None) -> int:
 
 
 def _parts(path: Path) -> tuple[tuple[Part, ...], list[str]]:
-    """Return the datasets that can be read, up to the first that cannot, and the names of those that cannot."""
+    """Return the datasets that can be read and placed, and the names of those that cannot."""
     h5py = require("h5py", path)
     with open_hdf5(path) as file:
         group = file.get(_DATA)
@@ -209,30 +230,45 @@ def _virtual(path: Path, dataset: Any) -> list[tuple[Path, str, int | None]]:
 
 
 def _measure(wanted: list[tuple[Path, str, int | None]]) -> tuple[tuple[Part, ...], list[str]]:
-    """Open every dataset: its frames, and whether it continues the numbers of the one before."""
+    """Open every dataset and place its frames by the number of its first image, or behind those before it."""
     parts: list[Part] = []
     missing: list[str] = []
-    start, origin = 0, None
+    start: int | None = 0
+    origin: int | None = None
     for file, name, expected in wanted:
         try:
             with open_hdf5(file) as opened:
                 count, low = int(opened[name].shape[0]), opened[name].attrs.get("image_nr_low")
         except (FormatError, KeyError):
             missing.append(file.name)
+            start = start + expected if start is not None and expected is not None else None
             continue
-        if missing:
+        if low is not None:
+            if origin is None:  # images count from 1, unless the first file says otherwise
+                origin = int(low) - start if start is not None else 1
+            start = int(low) - origin
+        if start is None:  # a file before it is missing, of unknown length
             continue
-        origin = int(low) - start if origin is None and low is not None else origin
-        if low is not None and origin is not None and int(low) - origin != start:
+        if parts and start < parts[-1].stop:
             raise AcquisitionError(
-                f"{file}: its first image has number {int(low)}, {start + origin} was expected: images {start + origin}"
-                f" to {int(low) - 1} are missing; copy all data files"
+                f"{file}: its first image has number {start + 1}, the file before it ends with {parts[-1].stop}; the "
+                "data files are not those of one acquisition"
             )
         if expected is not None and count < expected:
             missing.append(f"{file.name} ({count} of {expected} frames)")
         parts.append(Part(file, name, start, start + count))
-        start += count
+        start += count if expected is None else expected
     return tuple(parts), missing
+
+
+def _leading(parts: Sequence[Part]) -> int:
+    """Return how many frames, from the first on, are there without a gap."""
+    end = 0
+    for part in parts:
+        if part.start > end:
+            break
+        end = part.stop
+    return end
 
 
 def _promised(path: Path) -> int | None:

@@ -30,6 +30,7 @@ class EmpadFrames:
     raw: Path
     recorded_scan: tuple[int, int] | None = None
     promised: int | None = None
+    grows: bool = True
 
     @property
     def where(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,14 +17,32 @@ from stemtomo.io.provenance import file_identity
 _LEAST_AXES = 3
 
 
+class Written(NamedTuple):
+    """The shape of a dataset, that of a chunk, which chunks are in the file, and whether a writer has it open."""
+
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    chunks: np.ndarray
+    growing: bool
+
+
 @dataclass(frozen=True)
 class Hdf5Dataset:
-    """A dataset of an HDF5 file; a :class:`stemtomo.io.formats.datasets.Handle`."""
+    """A dataset of an HDF5 file; a :class:`stemtomo.io.formats.datasets.Handle`.
+
+    ``resizable`` says which axes may still grow; empty for a dataset that has no chunks.
+    """
 
     path: Path
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
+    resizable: tuple[bool, ...] = ()
+
+    @property
+    def grows(self) -> bool:
+        """Whether the file says which frames are written: it does so chunk by chunk."""
+        return bool(self.resizable)
 
     @property
     def where(self) -> str:
@@ -35,7 +53,28 @@ class Hdf5Dataset:
     def open(self) -> Iterator[Any]:
         """Open the file and yield the dataset."""
         with open_hdf5(self.path) as file:
-            yield file[self.name]
+            dataset = file[self.name]
+            if file.swmr_mode:
+                dataset.refresh()  # that of dataset.id leaves the shape as it was
+            yield dataset
+
+    def written(self) -> Written | None:
+        """Return which chunks are in the file, as it is now; ``None`` for a dataset without chunks.
+
+        While a writer has the file open (SWMR), the last chunk may still be filled, and does not count.
+        """
+        with self.open() as dataset:
+            if not self.resizable or dataset.chunks is None:
+                return None
+            grid = tuple(-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+            chunks = np.zeros(grid, bool)
+
+            def collect(chunk: Any) -> None:
+                chunks[tuple(at // edge for at, edge in zip(chunk.chunk_offset, dataset.chunks, strict=True))] = True
+
+            if 0 not in grid:
+                dataset.id.chunk_iter(collect)
+            return Written(tuple(dataset.shape), tuple(dataset.chunks), chunks, bool(dataset.file.swmr_mode))
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the file, and the name of the dataset."""
@@ -49,7 +88,7 @@ def datasets(path: Path) -> tuple[Hdf5Dataset, ...]:
 
     def collect(key: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and item.ndim >= _LEAST_AXES and item.dtype.kind in "iufc":
-            found[key] = Hdf5Dataset(path, key, item.shape, item.dtype)
+            found[key] = _handle(path, key, item)
 
     with open_hdf5(path) as file:
         file.visititems(collect)
@@ -69,10 +108,16 @@ def find_dataset(path: Path, name: str | None = None) -> Hdf5Dataset:
         with open_hdf5(path) as file:
             item = file.get(name)
             if isinstance(item, h5py.Dataset):
-                return Hdf5Dataset(path, name, item.shape, item.dtype)
+                return _handle(path, name, item)
     found = datasets(path)
     if name is None and len(found) == 1:
         return found[0]
     listed = ", ".join(f"{one.name} {list(one.shape)} {one.dtype}" for one in found[:12])
     said = "no dataset was named" if name is None else f"there is no dataset {name!r}"
     raise FormatError(f"{path}: {said}; it holds {listed or 'no array of frames'}: name one as input.array")
+
+
+def _handle(path: Path, name: str, item: Any) -> Hdf5Dataset:
+    limits = item.maxshape if item.chunks is not None and not item.is_virtual else ()
+    resizable = tuple(limit is None or limit > length for limit, length in zip(limits, item.shape, strict=False))
+    return Hdf5Dataset(path, name, tuple(item.shape), item.dtype, resizable)

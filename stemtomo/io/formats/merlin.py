@@ -12,14 +12,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stemtomo.errors import AcquisitionError, FormatError
-from stemtomo.io.formats.records import Run, placed
+from stemtomo.io.formats.records import Run, placed, runs_of
 from stemtomo.io.provenance import file_identity, fingerprint_of
 
 _CHIP_PIXELS = 256
@@ -71,6 +71,8 @@ class MerlinFrames:
     header: MerlinHeader
     promised: int | None = None
     recorded_scan: tuple[int, int] | None = field(default=None)
+    lost: tuple[Run, ...] = ()
+    grows: bool = True
 
     @property
     def where(self) -> str:
@@ -96,6 +98,21 @@ class MerlinFrames:
             if rest:
                 break
         return total
+
+    def absent(self, expected: int) -> list[Run]:
+        """Return the runs of frames, of the first ``expected``, whose sequence numbers are missing."""
+        places = self._places()
+        there = np.zeros(expected, bool)
+        there[places[places < expected]] = True
+        return runs_of(np.flatnonzero(~there))
+
+    def extent(self) -> int:
+        """Return the number of frames up to the last one, counted by their sequence numbers."""
+        return int(self._places().max(initial=-1)) + 1
+
+    def without(self, absent: list[Run]) -> MerlinFrames:
+        """Return the same files, with the frames behind those of ``absent`` at their own places."""
+        return replace(self, lost=tuple(absent))
 
     def check(self, expected: int) -> None:
         """Check that no file ends inside a frame, and that the sequence numbers have no gap.
@@ -138,6 +155,7 @@ class MerlinFrames:
         AcquisitionError
             If the files end before a run does, or sequence numbers jump.
         """
+        runs = [self._records_of(run) for run in runs]
         before = 0
         for file in self.files:
             frames = file.stat().st_size // self.header.record_bytes
@@ -161,13 +179,31 @@ class MerlinFrames:
             "head_tail_sha256": fingerprint_of(parts),
         }
 
+    def _places(self) -> np.ndarray:
+        """Return which frame each whole record is, from 0 on, by its sequence number."""
+        places: list[int] = []
+        last = None
+        for file in self.files:
+            for number in self._numbers(file, file.stat().st_size // self.header.record_bytes):
+                # each file may count from 1
+                step = 1 if last is None or number == 1 else (number - last) % _SEQUENCE_WRAP
+                places.append((places[-1] if places else -1) + step)
+                last = number
+        return np.array(places, np.int64)
+
+    def _records_of(self, run: Run) -> Run:
+        """Return where the frames of ``run``, all of which are there, lie among the records."""
+        before = sum(min(stop, run[0]) - start for start, stop in self.lost if start < run[0])
+        return run[0] - before, run[1] - before
+
     def _read_file(self, file: Path, first: int, out: np.ndarray) -> None:
         record, header = self.header.record_bytes, self.header.header_bytes
         step = max(1, _PIECE_BYTES // record)
         buffer = np.empty((min(step, len(out)), record), np.uint8)
         with file.open("rb", buffering=0) as stream:
             stream.seek(first * record)
-            origin: int | None = None
+            # Frames lost before this piece would shift it; where lost frames are known, its own numbers must follow.
+            origin = None if self.lost else self._sequence(file, 0) + first
             for done in range(0, len(out), step):
                 piece = buffer[: min(step, len(out) - done)]
                 if stream.readinto(piece.reshape(-1).data) != piece.nbytes:
@@ -184,13 +220,17 @@ class MerlinFrames:
             stream.seek(index * self.header.record_bytes)
             return _number(file, stream.read(_SEQUENCE.stop)[_SEQUENCE])
 
-    def _gaps(self, file: Path, frames: int) -> list[tuple[int, int]]:
-        """Ranges of sequence numbers that are missing in ``file``; reversed where the numbers go back."""
+    def _numbers(self, file: Path, frames: int) -> list[int]:
         numbers = []
         with file.open("rb", buffering=0) as stream:
             for index in range(frames):
                 stream.seek(index * self.header.record_bytes)
                 numbers.append(_number(file, stream.read(_SEQUENCE.stop)[_SEQUENCE]))
+        return numbers
+
+    def _gaps(self, file: Path, frames: int) -> list[tuple[int, int]]:
+        """Ranges of sequence numbers that are missing in ``file``; reversed where the numbers go back."""
+        numbers = self._numbers(file, frames)
         return [
             (before + 1, after - 1)
             for before, after in itertools.pairwise(numbers)
@@ -308,5 +348,5 @@ def _lost(path: Path, ranges: list[tuple[int, int]]) -> AcquisitionError:
     more = f" and {len(ranges) - 10} more" if len(ranges) > 10 else ""
     return AcquisitionError(
         f"{path}: frames were lost: sequence numbers {shown}{more} are missing; record this tilt again, "
-        "or leave it out of the series"
+        "leave it out of the series, or give ingest.missing = 'mask' to leave these positions out"
     )

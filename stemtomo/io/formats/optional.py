@@ -32,6 +32,8 @@ def require(module: str, path: Path) -> Any:
 def open_hdf5(path: Path) -> Iterator[Any]:
     """Open the HDF5 file ``path`` for reading, with the filters of hdf5plugin where that is installed.
 
+    A file that is being written in SWMR mode is opened for that (``file.swmr_mode``); its datasets must be refreshed.
+
     Raises
     ------
     FormatError
@@ -44,7 +46,19 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     except ImportError:
         hint = f"it may be compressed, and hdf5plugin is not installed ({EXTRA}); or it is damaged or still copied"
     try:
-        with h5py.File(path, "r") as file:
+        with _opened(h5py, path) as file:
             yield file
     except OSError as error:
         raise FormatError(f"{path}: cannot be read as HDF5 ({error}); {hint}") from error
+
+
+def _opened(h5py: Any, path: Path) -> Any:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "already open for" not in str(error):  # the flag of a writer, in SWMR mode or not
+            raise
+        try:
+            return h5py.File(path, "r", libver="latest", swmr=True)
+        except OSError:
+            raise error from None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,16 @@ from stemtomo.errors import AcquisitionError, FormatError
 
 Run = tuple[int, int]
 """First frame and last + 1 of frames that follow one another."""
+
+
+def runs_of(numbers: np.ndarray) -> list[Run]:
+    """Return the unbroken runs [start, stop) of ascending whole ``numbers``."""
+    if not len(numbers):
+        return []
+    breaks = np.flatnonzero(np.diff(numbers) != 1)
+    starts = [int(numbers[0]), *(int(number) for number in numbers[breaks + 1])]
+    stops = [*(int(number) + 1 for number in numbers[breaks]), int(numbers[-1]) + 1]
+    return list(zip(starts, stops, strict=True))
 
 
 def placed(runs: Sequence[Run], out: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -73,6 +83,28 @@ class FrameRecords(Protocol):
         ...
 
 
+@runtime_checkable
+class Interrupted(Protocol):
+    """Records that know which frames are absent among them."""
+
+    def absent(self, expected: int) -> list[Run]:
+        """Return the runs of frames, of the first ``expected``, that are absent."""
+        ...
+
+    def without(self, absent: list[Run]) -> FrameRecords:
+        """Return the records with each frame at its place, although those of ``absent`` are not there."""
+        ...
+
+
+@runtime_checkable
+class Extended(Protocol):
+    """Records whose frames carry numbers, so that those behind a gap are known."""
+
+    def extent(self) -> int:
+        """Return how many frames were recorded up to the last one that is there, with those that are absent."""
+        ...
+
+
 @dataclass(frozen=True)
 class Raster:
     """Which frame belongs to which position: line by line, with frames to leave out.
@@ -106,6 +138,14 @@ class Raster:
         """Return how many positions, from the first on, the first ``frames`` frames hold."""
         lines, rest = divmod(max(0, frames - self.skip), self.shape_yx[1] + self.flyback)
         return min(lines * self.shape_yx[1] + min(rest, self.shape_yx[1]), math.prod(self.shape_yx))
+
+    def positions_of(self, runs: Sequence[Run]) -> list[Run]:
+        """Return the runs of positions, counted row by row, whose frames are among ``runs``."""
+        lines, line = self.shape_yx
+        frames = np.zeros(self.skip + lines * (line + self.flyback), bool)
+        for start, stop in runs:
+            frames[start:stop] = True
+        return runs_of(np.flatnonzero(frames[self.skip :].reshape(lines, -1)[:, :line]))
 
     def runs(self, y0: int, y1: int, x0: int, x1: int) -> Iterator[Run]:
         """Yield the first and last + 1 frame of each unbroken run of a block of positions."""
@@ -160,6 +200,38 @@ class ScannedFrames:
         count = self.records.count()
         return self.raster.positions(count) + max(0, count - self.raster.allowed)
 
+    @property
+    def grows(self) -> bool:
+        """Whether :meth:`ready` can be trusted while the files are written."""
+        return bool(getattr(self.records, "grows", False))
+
+    def missing(self) -> list[Run]:
+        """Return the runs of positions whose frames are absent: lost in the middle, or beyond the end of the files.
+
+        Raises
+        ------
+        AcquisitionError
+            If there are frames beyond the scan as well.
+        """
+        needed, count = self.raster.needed, self.records.count()
+        if isinstance(self.records, Interrupted):
+            absent = self.records.absent(needed)
+        else:
+            absent = [(count, needed)] if count < needed else []
+        beyond = self.records.extent() - self.raster.allowed if absent and isinstance(self.records, Extended) else 0
+        if beyond > 0:
+            raise AcquisitionError(
+                f"{self.where}: holds {beyond} frames beyond its scan of {self.raster}, and some in it are missing; "
+                "correct scan.shape, input.skip or input.flyback: frames are never dropped silently"
+            )
+        return self.raster.positions_of(absent)
+
+    def tolerant(self) -> ScannedFrames:
+        """Return the same scan over records that can be read although frames are absent among them."""
+        if not isinstance(self.records, Interrupted):
+            return self
+        return replace(self, records=self.records.without(self.records.absent(self.raster.needed)))
+
     def check(self) -> None:
         """Check that a finished acquisition holds the frames of the scan, and none beyond.
 
@@ -175,7 +247,7 @@ class ScannedFrames:
             raise AcquisitionError(
                 f"{self.where}: holds {count} frames, a scan of {raster} needs {raster.needed}: "
                 f"{raster.needed - count} frames are missing; copy the file again if it is cut off, wait if it is "
-                f"still being written, or {advice}"
+                f"still being written, {advice}, or give ingest.missing = 'mask' to leave these positions out"
             )
         if count > raster.allowed:
             raise AcquisitionError(
@@ -222,6 +294,8 @@ def scan(
     ------
     FormatError
         If neither ``scan_shape`` nor the file says the scan: it is never guessed from the number of frames.
+    AcquisitionError
+        If every frame says its position in another scan (``fixed_scan``).
     """
     if scan_shape is None and records.recorded_scan is not None:
         lines, line = records.recorded_scan
@@ -233,5 +307,14 @@ def scan(
             f"{records.where}: holds {records.count()} frames in one row and does not say its scan; give scan.shape = "
             "[y, x], and input.skip and input.flyback for frames recorded before the scan and after each line: the "
             "scan cannot be told from the number of frames"
+        )
+    if getattr(records, "fixed_scan", False) and (skip, scan_shape[0], scan_shape[1] + flyback) != (
+        0,
+        *(records.recorded_scan or ()),
+    ):
+        raise AcquisitionError(
+            f"{records.where}: every frame says its position in a scan of {records.recorded_scan} (y, x), flyback "
+            f"included; {tuple(scan_shape)} with flyback {flyback} and skip {skip} was given: correct scan.shape or "
+            "input.flyback"
         )
     return ScannedFrames(records, Raster((int(scan_shape[0]), int(scan_shape[1])), skip, flyback))

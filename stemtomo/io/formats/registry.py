@@ -17,6 +17,7 @@ from stemtomo.io.formats.merlin import open_merlin
 from stemtomo.io.formats.optional import EXTRA, open_hdf5
 from stemtomo.io.formats.records import FrameRecords, ScannedFrames, scan
 from stemtomo.io.formats.rosetta import PREFIX, Signal, find_signal, plugins, signals
+from stemtomo.io.formats.sectors import is_sector_file, open_sectors
 from stemtomo.io.formats.tilts import TiltFiles
 from stemtomo.io.formats.zarrays import METADATA, arrays, find_array
 from stemtomo.io.layout import CANONICAL_AXES
@@ -45,6 +46,7 @@ FORMATS: dict[str, str] = {
     "empad": "EMPAD .raw, .xml",
     "dectris": "DECTRIS Arina, Quadro, Eiger: HDF5 master and data files",
     "counted": "4D Camera counted events, HDF5 of stempy",
+    "sectors": "4D Camera raw files of its receivers, sectors:4 or sectors:5 by their version",
     "hdf5": "a dataset of an HDF5 file (EMD, NeXus ...)",
     "zarr": "a Zarr array",
     PREFIX: "any other, through RosettaSciIO",
@@ -93,6 +95,8 @@ def identify(path: Path, format: str | None = None, *, raw: bool = False) -> str
         return _SUFFIXES[suffix]
     if raw:
         return "raw"
+    if is_sector_file(path):
+        return "sectors"
     if suffix in _HDF5_SUFFIXES:
         return _identify_hdf5(path)
     if suffix == ".raw":
@@ -117,10 +121,11 @@ def open_format(name: str, path: Path, options: Options) -> FrameSource | tuple[
     """
     if options.channel is not None and name != "dectris":
         raise FormatError(f"{path}: input.channel is for DECTRIS files with several thresholds, not for {name}")
-    if name in _RECORDS:
+    kind, _, variant = name.partition(":")
+    if kind in _RECORDS:
         if options.axes not in (CANONICAL_AXES, CANONICAL_AXES[1:]) or options.array is not None:
             raise FormatError(f"{path}: {name} files have one array in one order; leave input.axes and input.array out")
-        return scan(_RECORDS[name](path, options), options.scan_shape, options.skip, options.flyback)
+        return scan(_RECORDS[kind](path, options, variant), options.scan_shape, options.skip, options.flyback)
     handle: Any
     if name == "zarr":
         handle = find_array(path, options.array)
@@ -130,15 +135,16 @@ def open_format(name: str, path: Path, options: Options) -> FrameSource | tuple[
         else:
             handle = find_dataset(path, options.array)
     else:
-        handle = find_signal(path, name.partition(":")[2] or None, options.array)
+        handle = find_signal(path, variant or None, options.array)
     return open_dataset(handle, options.axes, options.scan_shape, options.skip, options.flyback)
 
 
-_RECORDS: dict[str, Callable[[Path, Options], FrameRecords]] = {
-    "merlin": lambda path, options: open_merlin(path),
-    "empad": lambda path, options: open_empad(path),
-    "dectris": lambda path, options: open_dectris(path, options.channel),
-    "counted": lambda path, options: open_counted(path),
+_RECORDS: dict[str, Callable[[Path, Options, str], FrameRecords]] = {
+    "merlin": lambda path, options, variant: open_merlin(path),
+    "empad": lambda path, options, variant: open_empad(path),
+    "dectris": lambda path, options, variant: open_dectris(path, options.channel),
+    "counted": lambda path, options, variant: open_counted(path),
+    "sectors": lambda path, options, variant: open_sectors(path, int(variant) if variant.isdigit() else None),
 }
 
 
@@ -165,8 +171,9 @@ def contents(path: Path, format: str | None = None) -> list[dict[str, Any]]:
         If it is no file of a known format, or damaged.
     """
     name = identify(path, format)
-    if name in _RECORDS:
-        records = _RECORDS[name](path, Options())
+    kind, _, variant = name.partition(":")
+    if kind in _RECORDS:
+        records = _RECORDS[kind](path, Options(), variant)
         shape = (records.count(), *records.frame_shape)
         return [{"array": None, "shape": shape, "dtype": str(records.dtype), "scan": records.recorded_scan}]
     found: Any
@@ -174,8 +181,8 @@ def contents(path: Path, format: str | None = None) -> list[dict[str, Any]]:
         found = arrays(path)
     elif name == "hdf5":
         found = datasets(path)
-    elif name.partition(":")[0] == PREFIX:
-        found = signals(path, name.partition(":")[2] or None)
+    elif kind == PREFIX:
+        found = signals(path, variant or None)
         return [
             {"array": one.title or str(one.number), "shape": one.signal_shape, "dtype": str(one.dtype)} for one in found
         ]

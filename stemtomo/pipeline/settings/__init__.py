@@ -5,6 +5,7 @@ from __future__ import annotations
 from stemtomo.pipeline.settings.acquisition import CalibrationSettings, IngestSettings, QuicklookSettings, WatchSettings
 from stemtomo.pipeline.settings.atoms import AtomSettings, ScoreSettings
 from stemtomo.pipeline.settings.ptychography import PtychographySettings
+from stemtomo.pipeline.settings.resolution import ResolutionSettings
 from stemtomo.pipeline.settings.tomography import AlignmentSettings, ProjectionSettings, TomographySettings
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ProjectionSettings",
     "PtychographySettings",
     "QuicklookSettings",
+    "ResolutionSettings",
     "ScoreSettings",
     "TomographySettings",
     "WatchSettings",

@@ -25,6 +25,41 @@ class ProjectionSettings(Section):
     background: Literal["plane", "level", "none"] = Field(
         default="plane", description="What is taken off so that vacuum is zero: a plane, a constant, nothing."
     )
+    phase: Literal["stored", "unwrapped"] = Field(
+        default="stored",
+        description="The sum that ptychography stored, which never wraps; or the angles of the object's slices, "
+        "unwrapped where they exceed 2 rad (for objects from elsewhere).",
+    )
+    denoise: Literal["none", "lowrank", "bm3d", "auto"] = Field(
+        default="none",
+        description="Filter: 'lowrank' (free), 'bm3d' (package bm3d, for non-commercial use only), 'auto' (bm3d where "
+        "it is installed, else lowrank). The unfiltered phase is kept beside.",
+    )
+    noise: Literal["auto", "vacuum", "halves", "white"] = Field(
+        default="auto",
+        description="Where the filters learn the spectrum of the noise: from vacuum, from half scans (made by "
+        "stemtomo resolution), from the finest detail as if it were white; 'auto' for the first of them that there is.",
+    )
+    fourier_sparsity: NonNegative = Field(
+        default=0.0,
+        description="Keep only frequencies above this many medians of their ring (3 to 6), and what deviates locally; "
+        "0 for all frequencies.",
+    )
+    sparsity_keep_inv_angstrom: NonNegative = Field(
+        default=0.3, description="Frequencies in 1/Å up to which all are kept by the sparsity constraint."
+    )
+    sparsity_radius_inv_angstrom: NonNegative | None = Field(
+        default=None,
+        description="Radius in 1/Å kept around every peak; 1.5 over the size of the specimen if not given.",
+    )
+    column_width_angstrom: Positive = Field(
+        default=0.5, description="Width (sigma) in Å of an atomic column, through which deviations are looked for."
+    )
+    protect_above_sigma: Positive = Field(
+        default=4.0,
+        description="Where the sparse image deviates by more than this many standard deviations of the noise (defects, "
+        "surfaces), the constraint leaves everything as it is.",
+    )
 
 
 class AlignmentSettings(Section):
@@ -41,12 +76,46 @@ class AlignmentSettings(Section):
         description="The specimen counts as wholly in view while the border is fainter than this part of its brightest "
         "tenth; else neighbouring tilts are correlated instead.",
     )
+    refine_angles: bool = Field(
+        default=False,
+        description="Refine shifts and angles of all projections together with a coarse volume; for a specimen that is "
+        "wholly in view.",
+    )
+    refine_in_plane: bool = Field(default=True, description="Turns in the plane of the image too (refine_angles).")
+    refine_magnification: bool = Field(default=False, description="Magnifications too (refine_angles).")
+    angle_prior_deg: Positive = Field(
+        default=2.0, description="How far the true angles may be from those given: their standard deviation."
+    )
+    joint_bins: tuple[Count, ...] | None = Field(
+        default=None,
+        description="Pixels that are binned at each scale of the joint refinement, coarse to fine; if not given those "
+        "that leave 48 to 128 pixels.",
+    )
+    joint_iterations: Count = Field(
+        default=120, description="Iterations of the joint refinement at the coarsest scale; half at the others."
+    )
+    clip_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Part of the brightest pixel at which the joint refinement cuts.",
+    )
+    normalise: Literal["none", "total", "rows"] = Field(
+        default="none",
+        description="Scale the projections to the same total, or to the same sums over each row at right angles to "
+        "the tilt axis.",
+    )
 
 
 class TomographySettings(Section):
     """[tomography]: the volume from the projections."""
 
-    iterations: Count = Field(default=200, description="Iterations of the accelerated gradient.")
+    method: Literal["fista", "fista_tv", "resire", "sirt", "cgls", "wbp", "genfire"] = Field(
+        default="fista",
+        description="fista: accelerated non-negative gradient; fista_tv: with total variation; resire: plain gradient; "
+        "sirt; cgls: conjugate gradients, unconstrained; wbp: weighted back-projection; genfire: Fourier iteration.",
+    )
+    iterations: Count = Field(default=200, description="Iterations, of the methods that iterate.")
     blocks: Count | None = Field(
         default=None,
         description="Slabs that the volume is cut into along y; as many as are worth a worker each if not given.",
@@ -66,6 +135,27 @@ class TomographySettings(Section):
     soft_threshold_rad: NonNegative = Field(
         default=0.0, description="Penalty on every voxel, in rad of its gradient: takes a faint haze away."
     )
+    tv_weight_rad: NonNegative = Field(
+        default=0.01, description="Weight of the total variation (fista_tv), in rad of its gradient."
+    )
+    free_fraction: float = Field(
+        default=0.0, ge=0, lt=0.5, description="Part of the pixels that is held out and predicted (R-free)."
+    )
+    extended: bool = Field(
+        default=False,
+        description="The specimen goes on beyond the images: reconstruct all that the tilts saw of it within the "
+        "depth, and keep what lies under the images. Give depth_angstrom.",
+    )
+    oversampling: float = Field(
+        default=2.0, ge=1, le=4, description="Edge of the Fourier grid over the volume's (genfire)."
+    )
+    gridding: Literal["fft", "dft"] = Field(
+        default="dft", description="How projections are put on the grid (genfire): by samples, or exactly and slower."
+    )
+    gridding_reach_px: float = Field(
+        default=0.3, gt=0, le=1.5, description="Largest distance of a grid point from a projection's plane (genfire)."
+    )
+    resolution_extension: bool = Field(default=True, description="Enforce low frequencies first (genfire).")
     support: Literal["none", "seen"] = Field(
         default="none", description="Where the volume may be: everywhere, or only where every tilt looked."
     )

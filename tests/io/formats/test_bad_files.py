@@ -145,8 +145,9 @@ def test_missing_data_files_of_a_master(arina: Path) -> None:
     refuse(AcquisitionError, "1 of its data files cannot be read: s_data_000002.h5; copy", arina, scan_shape=SCAN)
     with pytest.raises(AcquisitionError, match="frame 7 is not there"):
         source.read(0, 1, 2)
-    arina.with_name("s_data_000001.h5").unlink()
-    refuse(AcquisitionError, "has no frames: s_data_000001.h5, s_data_000002.h5 cannot be read", arina)
+    for number in (1, 3):
+        arina.with_name(f"s_data_00000{number}.h5").unlink()
+    refuse(AcquisitionError, "has no frames: s_data_000001.h5, s_data_000002.h5, s_data_000003.h5 cannot", arina)
 
 
 def test_a_missing_part_of_a_virtual_dataset_is_no_zeros(tmp_path: Path) -> None:
@@ -164,9 +165,14 @@ def test_fewer_images_than_the_master_promises(tmp_path: Path) -> None:
 
 
 def test_images_that_are_missing_between_data_files(arina: Path) -> None:
-    with h5py.File(arina.with_name("s_data_000002.h5"), "r+") as file:
-        file["entry/data/data"].attrs["image_nr_low"] = 8
-    refuse(AcquisitionError, "its first image has number 8, 6 was expected: images 6 to 7 are missing", arina)
+    for number, low in ((2, 8), (3, 13)):
+        with h5py.File(arina.with_name(f"s_data_00000{number}.h5"), "r+") as file:
+            file["entry/data/data"].attrs["image_nr_low"] = low
+    message = "its first image has number 8, 6 was expected: images 6 to 7 are missing"
+    refuse(AcquisitionError, message, arina, scan_shape=(2, 7))
+    with h5py.File(arina.with_name("s_data_000003.h5"), "r+") as file:
+        file["entry/data/data"].attrs["image_nr_low"] = 10
+    refuse(AcquisitionError, "has number 10, the file before it ends with 12; .* not those of one", arina)
 
 
 def test_a_choice_of_thresholds_is_not_made_silently(tmp_path: Path, arina: Path) -> None:

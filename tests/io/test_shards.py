@@ -1,0 +1,149 @@
+"""Shards made here are those of the Zarr v3 specification: Zarr reads ours and we read Zarr's, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from zarr.codecs import BloscCodec, ZstdCodec
+
+from stemtomo.errors import StoreError
+from stemtomo.io import frames as module
+from stemtomo.io.shards import ShardCodec, crc32c
+from tests.io.cases import counts
+
+SHAPE = (40, 21, 6, 4)
+
+
+def made(folder: Path, shape: tuple[int, int, int, int] = SHAPE, dtype: str = "u2") -> zarr.Array:
+    return module.create(folder, shape, np.dtype(dtype), 16, "lz4")
+
+
+def in_pieces(frames: np.ndarray, region: tuple[int, int, int, int], step: int = 8):
+    y0, y1, x0, x1 = region
+    for x in range(x0, x1, step):  # not the order of the file
+        for y in range(y0, y1, step):
+            yield y, x, frames[y : min(y + step, y1), x : min(x + step, x1)]
+
+
+def values(dtype: str) -> np.ndarray:
+    frames = counts(SHAPE).astype(dtype)
+    frames[:16, 16:] = 0  # a shard of zeros
+    frames[16:24, :8] = 0  # a chunk of zeros
+    if dtype.startswith("f"):
+        frames[16, 0, 0, 0] = -0.0
+        frames[25, 3, 1, 1] = np.float32(1e-40)
+    return frames
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i4", "f4", "f8"])
+def test_what_is_written_here_zarr_reads_and_the_other_way_round(tmp_path: Path, dtype: str) -> None:
+    frames = values(dtype)
+    ours, theirs = made(tmp_path / "ours", dtype=dtype), made(tmp_path / "theirs", dtype=dtype)
+    theirs[:] = frames
+    for _, region in module.shard_regions(ours):
+        module.write_shard(ours, tmp_path / "ours" / "frames", region[0], region[2], in_pieces(frames, region))
+    written = np.asarray(ours[:])
+    np.testing.assert_array_equal(written.view(np.uint8), frames.view(np.uint8))  # the sign of zero, too
+    assert not module.shard_file(ours, tmp_path / "ours" / "frames", 0, 16).exists()
+    for folder, array in ((tmp_path / "ours", ours), (tmp_path / "theirs", theirs)):
+        read = np.full_like(frames, 1)
+        for _, (y0, _y1, x0, _x1) in module.shard_regions(array):
+            for y, x, piece in module.read_shard(array, folder / "frames", y0, x0):
+                read[y : y + piece.shape[0], x : x + piece.shape[1]] = piece
+        np.testing.assert_array_equal(read, frames)
+
+
+def test_chunks_have_the_bytes_that_zarr_gives_them(tmp_path: Path) -> None:
+    """Equal up to the order of the chunks in a file, which the specification leaves open."""
+    frames = values("u2")
+    ours, theirs = made(tmp_path / "ours"), made(tmp_path / "theirs")
+    theirs[:] = frames
+    for _, (y0, y1, x0, x1) in module.shard_regions(ours):
+        module.write_shard(ours, tmp_path / "ours" / "frames", y0, x0, [(y0, x0, frames[y0:y1, x0:x1])])
+        files = [module.shard_file(ours, tmp_path / name / "frames", y0, x0) for name in ("ours", "theirs")]
+        assert files[0].exists() == files[1].exists()
+        if files[0].exists():
+            assert len(files[0].read_bytes()) == len(files[1].read_bytes())
+            assert sorted(_chunks(files[0])) == sorted(_chunks(files[1]))
+
+
+def _chunks(file: Path) -> list[bytes]:
+    data = file.read_bytes()
+    index = np.frombuffer(data[-68:-4], "<u8").reshape(-1, 2)
+    return [data[int(start) : int(start + size)] for start, size in index if start != 2**64 - 1]
+
+
+def test_the_checksum_is_that_of_the_standard() -> None:
+    assert crc32c(b"123456789") == 0xE3069283  # the check value of CRC-32C, RFC 3720 appendix B.4 and others
+    assert crc32c(bytes(32)) == 0x8A9136AA
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [(0, 0, (16, 8))],  # half of it
+        [(0, 0, (16, 4)), (0, 4, (16, 12))],  # cut through chunks
+        [(0, 0, (16, 16)), (16, 0, (8, 16))],  # beyond
+        [(0, -8, (16, 24))],
+        [],
+    ],
+)
+def test_pieces_that_are_not_one_shard_are_refused(tmp_path: Path, pieces: list) -> None:
+    array = made(tmp_path)
+    given = [(y, x, np.ones((*shape, 6, 4), "u2")) for y, x, shape in pieces]
+    with pytest.raises(StoreError, match="not one whole shard"):
+        module.write_shard(array, tmp_path / "frames", 0, 0, given)
+    assert not list((tmp_path / "frames").rglob("c/*"))
+
+
+def test_a_failed_piece_leaves_the_shard_that_was_there(tmp_path: Path) -> None:
+    array, frames = made(tmp_path), counts(SHAPE)
+
+    def broken():
+        yield 0, 0, frames[:8, :16]
+        raise ValueError("the file ended")
+
+    module.write_shard(array, tmp_path / "frames", 0, 0, [(0, 0, frames[:16, :16])])
+    with pytest.raises(ValueError, match="the file ended"):
+        module.write_shard(array, tmp_path / "frames", 0, 0, broken())
+    np.testing.assert_array_equal(array[:16, :16], frames[:16, :16])
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    array, frames = made(tmp_path), counts(SHAPE)
+    module.write_shard(array, tmp_path / "frames", 0, 0, [(0, 0, frames[:16, :16])])
+    file = module.shard_file(array, tmp_path / "frames", 0, 0)
+    whole = file.read_bytes()
+    for data, message in (
+        (whole[:-1], "checksum"),
+        (whole[:-10] + bytes([whole[-10] ^ 1]) + whole[-9:], "checksum"),
+        (b"", "checksum"),
+        (bytes(16) + whole[16:], "cannot be expanded"),
+    ):
+        file.write_bytes(data)
+        with pytest.raises(StoreError, match=f"0/0/0/0: is damaged, .*{message}"):
+            list(module.read_shard(array, tmp_path / "frames", 0, 0))
+
+
+@pytest.mark.parametrize("compressor", [ZstdCodec(level=1), BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")])
+def test_other_codecs_are_written_and_read_too(tmp_path: Path, compressor: object) -> None:
+    """Zarr does what is not known here."""
+    frames = counts(SHAPE)
+    array = zarr.create_array(
+        store=str(tmp_path / "frames"),
+        shape=SHAPE,
+        dtype="u2",
+        chunks=(8, 8, 6, 4),
+        shards=(16, 16, 6, 4),
+        compressors=compressor,
+        fill_value=0,
+    )
+    assert (ShardCodec.of(array) is None) == isinstance(compressor, ZstdCodec)
+    module.write_shard(array, tmp_path / "frames", 32, 16, in_pieces(frames, (32, 40, 16, 21)))
+    np.testing.assert_array_equal(array[32:, 16:], frames[32:, 16:])
+    got = np.concatenate([piece for _, _, piece in module.read_shard(array, tmp_path / "frames", 32, 16)])
+    np.testing.assert_array_equal(got, frames[32:, 16:])
