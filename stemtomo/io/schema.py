@@ -186,6 +186,45 @@ GROUPS: dict[str, GroupSchema] = {
             "fit_residual": Variable(_ATOM, "1", "real", "relative residual of the fit"),
         },
     ),
+    "order": GroupSchema(
+        stage="order",
+        variables={
+            "q4": Variable(_ATOM, "1"),
+            "q6": Variable(_ATOM, "1"),
+            "order": Variable(_ATOM, "1"),
+            "neighbours": Variable(_ATOM, "1"),
+            "g": Variable(("r",), "1"),
+            "r_angstrom": Variable(("r",), "Å"),
+        },
+        attrs=("cutoff_angstrom", "crystalline"),
+    ),
+    "lattice": GroupSchema(
+        stage="lattice",
+        variables={
+            **{name: Variable(("site",), "Å") for name in ("x", "y", "z")},
+            "species": Variable(("site",), "1", "label"),
+            "occupied": Variable(("site",), "1", "boolean"),
+            **{f"displacement_{name}": Variable(("site",), "Å") for name in ("x", "y", "z")},
+        },
+        attrs=("crystal", "matrix", "rotation_deg", "strain"),
+    ),
+    "strain": GroupSchema(
+        stage="strain",
+        variables={
+            **{f"displacement_{name}": Variable(_ATOM, "Å") for name in ("x", "y", "z")},
+            **{f"strain_{name}": Variable(_ATOM, "1") for name in ("xx", "yy", "zz", "xy", "xz", "yz")},
+        },
+        attrs=("smoothing_angstrom", "resolution_angstrom"),
+    ),
+    "tracking": GroupSchema(
+        stage="track",
+        variables={
+            "state": Variable(("nucleus",), "1"),
+            "track": Variable(("nucleus",), "1"),
+            "atoms": Variable(("nucleus",), "1"),
+        },
+        attrs=("states", "events"),
+    ),
     "score": GroupSchema(stage="score", variables={}, attrs=("recall", "precision", "rmsd_pm", "species_accuracy")),
 }
 

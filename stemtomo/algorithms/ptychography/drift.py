@@ -8,6 +8,7 @@ neighbours must drift by less than half of one.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ def slice_drift(phase: Array, field: tuple[slice, slice]) -> Drift:
     layers = to_host(phase).real[(slice(None), *field)].astype(np.float64)
     window = np.hanning(layers.shape[1] + 2)[1:-1, None] * np.hanning(layers.shape[2] + 2)[1:-1]
     layers = (layers - layers.mean(axis=(1, 2), keepdims=True)) * window
-    steps = [_shift(a, b) for a, b in zip(layers[:-1], layers[1:], strict=True)]
+    steps = [_shift(a, b) for a, b in itertools.pairwise(layers)]
     places = np.vstack([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
     depth = np.arange(len(places)) - (len(places) - 1) / 2
     slope = depth @ places / (depth @ depth)
@@ -75,5 +76,5 @@ def _shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         ]
         values = (kernels[0] @ spectrum @ kernels[1].T).real
         y, x = np.unravel_index(int(values.argmax()), values.shape)
-        found = found + [offsets[x], offsets[y]]
+        found = found + np.array([offsets[x], offsets[y]])
     return found
