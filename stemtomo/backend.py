@@ -82,6 +82,16 @@ def idct2(array: Array) -> Array:
     return _fft_module(array).idctn(array, type=2, axes=(-2, -1), norm="ortho")
 
 
+def rfft3(array: Array) -> Array:
+    """Return the plain 3D FFT of a real volume (z, y, x), in its precision; kx >= 0 alone."""
+    return _fft_module(array).rfftn(array)
+
+
+def irfft3(array: Array, shape: tuple[int, int, int]) -> Array:
+    """Inverse of :func:`rfft3` for a volume of ``shape``."""
+    return _fft_module(array).irfftn(array, shape)
+
+
 def fftfreq(count: int, spacing: float, like: Array) -> Array:
     """Sample frequencies (cycles per unit of ``spacing``), zero frequency first, in the memory of ``like``, float64."""
     return array_namespace(like).fft.fftfreq(count, spacing)

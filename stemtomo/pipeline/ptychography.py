@@ -26,6 +26,7 @@ from stemtomo.physics.propagation import fresnel_propagator
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.mistilt import find as find_geometry
 from stemtomo.pipeline.mistilt import tilted_propagator, windowed
+from stemtomo.pipeline.positions import affine_attrs, position_variables, solve_with_positions
 from stemtomo.pipeline.progress import Progress, Silent
 
 GROUP = "ptychography"
@@ -194,7 +195,7 @@ def _reconstruct(job: _Job) -> float:
     scan, detector, optics = store.scan(job.tilt), store.detector(job.tilt), store.optics(job.tilt)
     counts = load_counts(store, job.tilt)
     place = backend.to_device if backend.gpu_available() else np.asarray
-    electrons = _incident_electrons(store, job.tilt, counts, settings)
+    electrons = incident_electrons(str(store.path), job.tilt, counts, settings.electrons_per_pattern)
     counts = place(counts)
     recorded = np.flatnonzero(store.valid(job.tilt))
     whole = grid_of(scan, windowed(detector, settings.padding))
@@ -211,36 +212,31 @@ def _reconstruct(job: _Job) -> float:
     rule = solver.Nesterov(settings.step, settings.probe_step, settings.momentum, settings.damping, curvature)
     schedule = solver.steps(settings.epochs, rule, settings.batches, settings.settling_epochs)
     rules, batches = zip(*schedule, strict=True)
-    state, losses = solver.solve(
-        state,
-        model,
-        counts,
-        rules=rules,
-        batches=batches,
-        probe_start=settings.probe_update_start_epoch,
-        seed=settings.seed + job.tilt,
-        tied_epochs=settings.epochs if found.tied else 0,
+    told = scan.positions()[recorded]
+    state, model, losses = solve_with_positions(
+        state, model, counts, told, settings, rules, batches, seed=settings.seed + job.tilt, tied=found.tied
     )
     state = solver.untied(state, model.slices)
     pixels = float(np.prod(detector.shape_yx))
     dataset = _dataset(state, model, [loss / pixels for loss in losses], settings, optics)
     dataset = dataset.assign(found.variables()).assign_attrs(found.attrs(settings.slices))
+    if settings.refine_positions_from_epoch is not None:
+        dataset = dataset.assign(position_variables(told, state)).assign_attrs(scan_affine=affine_attrs(told, state))
     store.write(job.group, dataset, job.provenance)
     return losses[-1] / pixels
 
 
-def _incident_electrons(store: Store, tilt: int, counts: np.ndarray, settings: PtychographySettings) -> float:
+def incident_electrons(path: str, tilt: int, counts: np.ndarray, said: float | None) -> float:
     """Return the electrons of the first probe: those that were said to come in, or the mean that was counted.
 
     A probe that starts at another scale than the counts converges to nothing, so a dose that cannot be is refused.
     """
     counted = float(counts.sum(axis=(1, 2), dtype=np.float64).mean())
-    said = settings.electrons_per_pattern
     if said is None:
         return counted
     if not _LEAST_COUNTED * said <= counted <= _MOST_COUNTED * said:
         raise ConfigurationError(
-            f"{store.path}: electrons_per_pattern is {said:g}, but tilt {tilt} counts {counted:g} per pattern on"
+            f"{path}: electrons_per_pattern is {said:g}, but tilt {tilt} counts {counted:g} per pattern on"
             " average; give the incident electrons in the unit of the frames, or leave the dose out"
         )
     return said

@@ -91,6 +91,33 @@ def test_a_tilt_cannot_be_looked_for_in_two_slices():
         PtychographySettings(slices=2, slice_thickness_angstrom=10.0, refine_mistilt=True)
 
 
+def test_positions_come_back_with_the_affine_map_of_the_scan(crystal, tmp_path):
+    store, _ = crystal
+    frames = store.frames(0)[:].reshape(100, *DETECTOR.shape_yx)
+    wrong = Scan(SCAN.shape_yx, SCAN.step_angstrom_yx, rotation_rad=0.01)  # told turned by 10 mrad
+    other = write(tmp_path / "b.zarr", np.fft.ifftshift(frames, axes=(1, 2)), OPTICS, wrong, DETECTOR)
+    settings = PtychographySettings(
+        slices=SLICES,
+        slice_thickness_angstrom=THICKNESS,
+        object="complex",
+        mistilt_mrad=(6.0, -3.0),
+        epochs=24,
+        settling_epochs=12,
+        refine_positions_from_epoch=6,
+        refine_scan_affine=True,
+        probe_update_start_epoch=99,
+        electrons_per_pattern=1e5,
+    )
+    numbers = ptychography(other, settings, executor=ThreadExecutor(1))
+    result = other.read("ptychography/000")
+    assert numbers["mistilt_mrad"][0] == pytest.approx([6, -3])
+    assert result["position_x"].shape == (100,)
+    assert len(numbers["loss"][0]) == 24
+    assert np.isfinite(list(result.attrs["scan_affine"]["scale_xy"])).all()
+    # The specimen has no orientation that the data know: only what is no rotation of all may not have moved.
+    assert result.attrs["scan_affine"]["jitter_rms_pm"] < 5
+
+
 @needs(mistilted.NAME)
 @pytest.mark.heavy
 def test_strontium_titanate_off_zone_from_a_store(tmp_path):

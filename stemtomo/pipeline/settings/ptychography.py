@@ -67,6 +67,14 @@ class PtychographySettings(Section):
     mistilt_iterations: Count = Field(
         default=80, description="Most iterations of that over a quarter of these patterns; it ends when nothing moves."
     )
+    refine_positions_from_epoch: int | None = Field(
+        default=None, ge=0, description="First epoch that refines the probe positions; never if not given."
+    )
+    refine_scan_affine: bool = Field(
+        default=False,
+        description="Let scale, rotation and shear of the scan change too, in the last third of these epochs; they trade "
+        "with defocus.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the order of the batches.")
 
     @model_validator(mode="after")
