@@ -18,6 +18,7 @@ from stemtomo.backend import Array, array_namespace, fft2, ifft2, to_host
 
 _SUBPIXEL = 50
 _LARGEST_SHIFT_PX = 4
+_ROUNDS = 3
 
 
 class Drift(NamedTuple):
@@ -39,15 +40,14 @@ def slice_drift(phase: Array, field: tuple[slice, slice]) -> Drift:
 
     Every slice is correlated with the next to 1/50 pixel; a line is fitted to the shifts added up.
     """
-    layers = to_host(phase).real[(slice(None), *field)].astype(np.float64)
-    window = np.hanning(layers.shape[1] + 2)[1:-1, None] * np.hanning(layers.shape[2] + 2)[1:-1]
-    layers = (layers - layers.mean(axis=(1, 2), keepdims=True)) * window
-    steps = [_shift(a, b) for a, b in itertools.pairwise(layers)]
-    places = np.vstack([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
-    depth = np.arange(len(places)) - (len(places) - 1) / 2
-    slope = depth @ places / (depth @ depth)
-    scatter = places - places.mean(axis=0) - depth[:, None] * slope
-    return Drift(slope, float(np.sqrt((scatter**2).sum(axis=1).mean())))
+    layers = to_host(phase).real.astype(np.float64)
+    total, scatter = np.zeros(2), 0.0
+    for _ in range(_ROUNDS):
+        slope, scatter = _drift_of(layers[(slice(None), *field)])
+        total += slope
+        # The window stands still while the columns move through it: measured again once straight, none of that stays.
+        layers = straightened(layers, Drift(slope, scatter))
+    return Drift(total, scatter)
 
 
 def straightened(phase: Array, drift: Drift) -> Array:
@@ -61,6 +61,17 @@ def straightened(phase: Array, drift: Drift) -> Array:
         moved = ifft2(fft2(layer.astype(np.complex128)) * ramp)
         out.append((moved if xp.iscomplexobj(phase) else moved.real).astype(phase.dtype))
     return xp.stack(out)
+
+
+def _drift_of(layers: np.ndarray) -> tuple[np.ndarray, float]:
+    window = np.hanning(layers.shape[1] + 2)[1:-1, None] * np.hanning(layers.shape[2] + 2)[1:-1]
+    layers = (layers - layers.mean(axis=(1, 2), keepdims=True)) * window
+    steps = [_shift(a, b) for a, b in itertools.pairwise(layers)]
+    places = np.vstack([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
+    depth = np.arange(len(places)) - (len(places) - 1) / 2
+    slope = depth @ places / (depth @ depth)
+    off = places - places.mean(axis=0) - depth[:, None] * slope
+    return slope, float(np.sqrt((off**2).sum(axis=1).mean()))
 
 
 def _shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
