@@ -46,7 +46,8 @@ def plan(configuration: Configuration, workers: int = 1, until: str | None = Non
         atoms.plan_row((planes, *field)),
     ]
     stages = list(STAGES)
-    return MemoryPlan(rows if until is None else rows[: stages.index(until) + 1])
+    last = len(stages) if until is None else stages.index(until)
+    return MemoryPlan([row for row in rows if stages.index(row.stage) <= last])
 
 
 def worker_limits(executor: Executor, resources: ResourceSettings) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 from stemtomo import __version__
 from stemtomo.errors import StoreError
 from stemtomo.io.store import Store
-from stemtomo.pipeline.config import STAGES
+from stemtomo.pipeline.config import OPTIONAL_STAGES, STAGES
 from stemtomo.reporting import calibration, experiment, markup, resolution, specimen
 from stemtomo.reporting.markup import Raw
 from stemtomo.reporting.results import Results
@@ -183,7 +183,8 @@ def _headline(results: Results) -> list[tuple[str, str, str]]:
 
 
 def _missing(results: Results) -> str:
-    missing = [stage for stage in STAGES if results.complete(stage) < len(results.groups(stage)) and stage != "score"]
+    expected = [stage for stage in STAGES if results.complete(stage) or stage not in OPTIONAL_STAGES]
+    missing = [stage for stage in expected if results.complete(stage) < len(results.groups(stage))]
     if not missing:
         return ""
     partial = [
