@@ -18,6 +18,7 @@ Array: TypeAlias = Any
 
 #: Bytes of arrays that stay in the cache of a core while they are worked on.
 CACHE_BYTES = 1 << 20
+CACHE_LINE_BYTES = 64
 #: Bytes of arrays that fill a GPU; its kernels are too short otherwise.
 DEVICE_TOGETHER_BYTES = 64 << 20
 
@@ -104,6 +105,14 @@ def together_bytes(like: Array) -> int:
 def real_dtype(array: Array) -> np.dtype:
     """Real dtype of the precision of ``array``: complex64 -> float32, complex128 -> float64."""
     return np.zeros(0, array.dtype).real.dtype
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+    """Return an uninitialised host array that begins on a cache line, as vector loads of whole lines want it."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + CACHE_LINE_BYTES, dtype=np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE_BYTES
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def gpu_available() -> bool:

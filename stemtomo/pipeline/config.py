@@ -26,6 +26,7 @@ from stemtomo.pipeline.settings import (
     AtomSettings,
     CalibrationSettings,
     IngestSettings,
+    JointSettings,
     ProjectionSettings,
     PtychographySettings,
     QuicklookSettings,
@@ -45,6 +46,7 @@ __all__ = [
     "Finite",
     "IngestSettings",
     "InputSettings",
+    "JointSettings",
     "NonNegative",
     "Positive",
     "ProjectionSettings",
@@ -68,6 +70,7 @@ STAGES: Mapping[str, str] = {
     "projections": "projections",
     "align": "alignment",
     "tomography": "tomography",
+    "joint": "joint",
     "find_atoms": "atoms",
     "score": "score",
 }
@@ -89,6 +92,7 @@ class StageSettings(Section):
     projections: ProjectionSettings = ProjectionSettings()
     alignment: AlignmentSettings = AlignmentSettings()
     tomography: TomographySettings = TomographySettings()
+    joint: JointSettings = JointSettings()
     atoms: AtomSettings = AtomSettings()
     score: ScoreSettings = ScoreSettings()
     resources: ResourceSettings = ResourceSettings()

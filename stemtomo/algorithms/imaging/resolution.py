@@ -245,19 +245,36 @@ def _background(amplitude: np.ndarray, plane: int) -> tuple[np.ndarray, np.ndarr
     Peaks are left out of both, round by round. The scatter is at least that of noise: moduli of complex noise deviate
     by sqrt(4 / pi - 1) of their mean.
     """
-    width = max(13, len(amplitude) // 7) | 1
+    width = min(max(13, len(amplitude) // 7) | 1, 2 * len(amplitude) - 1)
     least = math.sqrt((4 / np.pi - 1) / plane)
-    kept = amplitude.astype(float).copy()
+    # Amplitudes fall over decades; the median of a slope is its middle if the slope is straight, as logarithms are.
+    level = np.log(np.maximum(amplitude, 1e-30 * amplitude.max() + 1e-300))
+    kept = level.copy()
     for _ in range(_PEAK_ROUNDS):
-        around = np.lib.stride_tricks.sliding_window_view(np.pad(kept, width // 2, mode="reflect"), width)
+        around = np.lib.stride_tricks.sliding_window_view(_mirrored(kept, width // 2), width)
         # Where a whole window is peaks, they are all there is to compare with.
-        around = np.where(np.all(np.isnan(around), axis=1, keepdims=True), amplitude[:, None], around)
-        background = np.maximum(np.nanmedian(around, axis=1), 1e-300)
+        around = np.where(np.all(np.isnan(around), axis=1, keepdims=True), level[:, None], around)
+        background = np.exp(np.nanmedian(around, axis=1))
         relative = amplitude / background - 1
         calm = np.abs(relative[_FIRST_BIN:][~np.isnan(kept[_FIRST_BIN:])])
         scatter = max(float(np.median(calm)) / _MAD_OF_NORMAL if calm.size else 0.0, least)
-        kept = np.where(relative > 3 * scatter, np.nan, amplitude)
+        peaks = _peaks(amplitude, background, background * scatter, 3.0)
+        kept = level.copy()
+        kept[np.unique(np.clip(peaks[:, None] + np.array([-1, 0, 1]), 0, len(level) - 1))] = np.nan
     return background, background * scatter
+
+
+def _mirrored(values: np.ndarray, reach: int) -> np.ndarray:
+    """Return ``values`` continued at both ends by their point mirror, which keeps a slope straight."""
+    inside = np.where(np.isnan(values), np.interp(np.arange(len(values)), *_known(values)), values)
+    before = 2 * inside[0] - inside[reach:0:-1]
+    after = 2 * inside[-1] - inside[-2 : -2 - reach : -1]
+    return np.concatenate([before, values, after])
+
+
+def _known(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    known = np.flatnonzero(~np.isnan(values))
+    return known, values[known]
 
 
 def _peaks(amplitude: np.ndarray, background: np.ndarray, scatter: np.ndarray, significance: float) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stemtomo.pipeline.settings.acquisition import CalibrationSettings, IngestSettings, QuicklookSettings, WatchSettings
 from stemtomo.pipeline.settings.atoms import AtomSettings, ScoreSettings
+from stemtomo.pipeline.settings.joint import JointSettings
 from stemtomo.pipeline.settings.ptychography import PtychographySettings
 from stemtomo.pipeline.settings.resolution import ResolutionSettings
 from stemtomo.pipeline.settings.tomography import AlignmentSettings, ProjectionSettings, TomographySettings
@@ -13,6 +14,7 @@ __all__ = [
     "AtomSettings",
     "CalibrationSettings",
     "IngestSettings",
+    "JointSettings",
     "ProjectionSettings",
     "PtychographySettings",
     "QuicklookSettings",

@@ -160,3 +160,14 @@ def test_the_soft_edge_fades_every_axis():
     assert window[0].max() < 0.05
     np.testing.assert_allclose(window, window[::-1, ::-1], atol=1e-6)
     np.testing.assert_array_equal(soft_edge((5, 6), 0.0), 1)
+
+
+def test_a_smooth_fall_of_the_spectrum_has_no_peak_and_thin_volumes_are_taken():
+    shape = (9, 40, 96)
+    rng = np.random.default_rng(5)
+    fall = np.exp(-8 * lengths(shape) * PIXEL)
+    volume = np.fft.ifftn(np.fft.fftn(rng.normal(size=shape)) * fall).real
+    spectra = axis_spectra(volume, PIXEL, significance=6)
+    assert [spectrum.peaks.size for spectrum in spectra] == [0, 0, 0]
+    ratio = spectra[2].amplitude[3:-3] / spectra[2].background[3:-3]
+    assert np.all((ratio > 0.6) & (ratio < 1.6))
