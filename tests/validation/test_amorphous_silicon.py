@@ -22,6 +22,8 @@ def counted_store(path, member):
     with np.load(FOLDER / "np1_asi208" / "projections.npz") as data:
         phi, theta, psi = data["tilt_euler_zyx_deg"].T
         phase = 0.001 * data[member].transpose(2, 1, 0).astype(np.float32)
+    # What the stage projections does: vacuum at zero.
+    phase -= phase[:, :, :10].mean()
     store, settings = Store.create(path, "silicon"), SimulationSettings()
     tilts = TiltSeries.from_degrees(theta, phi, psi)
     store.declare_tilts(len(tilts))
