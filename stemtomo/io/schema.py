@@ -142,7 +142,6 @@ GROUPS: dict[str, GroupSchema] = {
             "phi_deg": _optional(_TILT, "deg", "refined angle"),
             "psi_deg": _optional(_TILT, "deg", "refined angle"),
             "magnification": _optional(_TILT, "1", "by which the projection is larger than the volume"),
-            "intensity_factor": _optional(_TILT, "1", "by which tomography multiplies the projection"),
         },
         revision=2,
     ),
