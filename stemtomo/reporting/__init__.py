@@ -11,7 +11,7 @@ from stemtomo import __version__
 from stemtomo.errors import StoreError
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import OPTIONAL_STAGES, STAGES
-from stemtomo.reporting import calibration, experiment, markup, resolution, specimen
+from stemtomo.reporting import analysis, calibration, experiment, markup, resolution, specimen
 from stemtomo.reporting.markup import Raw
 from stemtomo.reporting.results import Results
 
@@ -24,6 +24,10 @@ _TITLES = {
     "volume": "Volume",
     "resolution": "Resolution",
     "atoms": "Atoms",
+    "order": "Order",
+    "lattice": "Lattice",
+    "strain": "Strain",
+    "tracking": "States",
     "score": "Score",
     "provenance": "Provenance",
 }
@@ -77,6 +81,10 @@ def render(results: Results) -> str:
         "volume": specimen.volume(results),
         "resolution": resolution.resolution(results),
         "atoms": specimen.atoms(results),
+        "order": analysis.order(results),
+        "lattice": analysis.lattice(results),
+        "strain": analysis.strain(results),
+        "tracking": analysis.tracking(results),
         "score": specimen.score(results),
         "provenance": provenance(results),
     }
@@ -88,7 +96,7 @@ def render(results: Results) -> str:
         + _missing(results)
         + "".join(parts.values())
     )
-    script = f"<script>{_resource('atoms.js')}</script>" if 'id="atoms-data"' in parts["atoms"] else ""
+    script = f"<script>{_resource('atoms.js')}</script>" if any("data-atoms=" in p for p in parts.values()) else ""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{escape(name)} - stemtomo report</title><link rel="icon" href="data:,">'
