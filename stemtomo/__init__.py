@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stemtomo.pipeline.alignment import align
     from stemtomo.pipeline.atoms import find_atoms
     from stemtomo.pipeline.calibrate import calibrate
-    from stemtomo.pipeline.ingest import ingest
+    from stemtomo.pipeline.ingest_series import ingest
     from stemtomo.pipeline.plan import plan
     from stemtomo.pipeline.projections import projections
     from stemtomo.pipeline.ptychography import ptychography
@@ -36,7 +36,7 @@ _HOME = {
     "align": "stemtomo.pipeline.alignment",
     "calibrate": "stemtomo.pipeline.calibrate",
     "find_atoms": "stemtomo.pipeline.atoms",
-    "ingest": "stemtomo.pipeline.ingest",
+    "ingest": "stemtomo.pipeline.ingest_series",
     "load_configuration": "stemtomo.pipeline.references",
     "open": "stemtomo.io.tree",
     "plan": "stemtomo.pipeline.plan",
