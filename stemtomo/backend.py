@@ -18,6 +18,7 @@ Array: TypeAlias = Any
 
 #: Bytes of arrays that stay in the cache of a core while they are worked on.
 CACHE_BYTES = 1 << 20
+CACHE_LINE_BYTES = 64
 #: Bytes of arrays that fill a GPU; its kernels are too short otherwise.
 DEVICE_TOGETHER_BYTES = 64 << 20
 
@@ -81,6 +82,16 @@ def idct2(array: Array) -> Array:
     return _fft_module(array).idctn(array, type=2, axes=(-2, -1), norm="ortho")
 
 
+def rfft3(array: Array) -> Array:
+    """Return the plain 3D FFT of a real volume (z, y, x), in its precision; kx >= 0 alone."""
+    return _fft_module(array).rfftn(array)
+
+
+def irfft3(array: Array, shape: tuple[int, int, int]) -> Array:
+    """Inverse of :func:`rfft3` for a volume of ``shape``."""
+    return _fft_module(array).irfftn(array, shape)
+
+
 def fftfreq(count: int, spacing: float, like: Array) -> Array:
     """Sample frequencies (cycles per unit of ``spacing``), zero frequency first, in the memory of ``like``, float64."""
     return array_namespace(like).fft.fftfreq(count, spacing)
@@ -94,6 +105,14 @@ def together_bytes(like: Array) -> int:
 def real_dtype(array: Array) -> np.dtype:
     """Real dtype of the precision of ``array``: complex64 -> float32, complex128 -> float64."""
     return np.zeros(0, array.dtype).real.dtype
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+    """Return an uninitialised host array that begins on a cache line, as vector loads of whole lines want it."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + CACHE_LINE_BYTES, dtype=np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE_BYTES
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def gpu_available() -> bool:

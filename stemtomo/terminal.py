@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -135,6 +135,52 @@ def calibration_table(numbers: Mapping[str, Any]) -> Table:
     for index, name in enumerate(HEAD):
         table.add_column(name, justify="right" if index else "left")
     for row in comparison_rows(numbers["tilts"]):
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def numbers_table(numbers: Mapping[str, Any], most_rows: int = 20) -> Table:
+    """Return a table of what an analysis found; long lists are cut, all of them are in the JSON."""
+    table = Table(show_header=False)
+    table.add_column("what")
+    table.add_column("value")
+    for name, value in _flat(numbers, ""):
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for index, row in enumerate(value[:most_rows]):
+                cells = ", ".join(f"{key} {_short(item)}" for key, item in row.items() if item is not None)
+                table.add_row(f"{name} {index}", escape(cells))
+            if len(value) > most_rows:
+                table.add_row("", f"and {len(value) - most_rows} more")
+        elif value is not None:
+            table.add_row(name, escape(_short(value)))
+    return table
+
+
+def _flat(numbers: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in numbers.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}".replace("_", " "), value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, list | tuple):
+        shown = ", ".join(_short(item) for item in value[:12])
+        return f"[{shown}{', ...' if len(value) > 12 else ''}]"
+    return str(value)
+
+
+def resolution_table(numbers: Mapping[str, Any]) -> Table:
+    """Return the table of ``resolution``, with a sentence on the wedge below."""
+    from stemtomo.pipeline import resolution
+
+    table = Table(caption=resolution.wedge_text(dict(numbers)) or None, caption_justify="left")
+    for index, name in enumerate(resolution.HEAD):
+        table.add_column(name, justify="right" if index else "left")
+    for row in resolution.table_rows(dict(numbers)):
         table.add_row(*(escape(cell) for cell in row))
     return table
 

@@ -37,6 +37,7 @@ for _stage, _summary in (
     ("projections", "Phases made comparable between tilts."),
     ("align", "Shifts of the projections against one another."),
     ("tomography", "Volume from the projections."),
+    ("joint", "Volume straight from all patterns, by multislice through the turned volume."),
     ("find_atoms", "Atoms in the volume and their species."),
     ("score", "Atoms against known ones (--set truth=FILE)."),
 ):

@@ -8,6 +8,7 @@ import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from stemtomo.distributed.cgroup import group_memory_bytes, system_memory_bytes
@@ -35,14 +36,21 @@ def cpu_seconds() -> float:
 
 
 def peak_rss_mb() -> float:
-    """Return the largest resident memory in MB (1e6 bytes) that this process or one of its ended children had."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return peak * unit / 1e6
+    """Return the largest resident memory in MB (1e6 bytes) that this process has had.
+
+    On Linux it is what the kernel says of the program that runs now: ``getrusage`` counts what the process that
+    launched it had at that moment, too.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def usage() -> Usage:
-    """Return processor seconds and peak memory of this process and its ended children."""
+    """Return processor seconds (with those of its ended children) and peak memory of this process."""
     return Usage(cpu_seconds(), peak_rss_mb())
 
 

@@ -1,19 +1,23 @@
-"""One tilt of a file that is being written: how much of it is there, what it is, and reading what is there."""
+"""One tilt of a file that is being written: how much of it is there, what it is, what of it was lost."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from stemtomo.errors import AcquisitionError, FormatError
 from stemtomo.io.archive import StreamedMember
+from stemtomo.io.formats.records import Run
+from stemtomo.io.gaps import Gapped, MaskedFrames
 from stemtomo.io.raw import ArrayFile
-from stemtomo.io.sources import FrameSource
+from stemtomo.io.sources import Checked, FrameSource
 
 _HEAD_BYTES = 4096
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class GrowingTilt:
     Parameters
     ----------
     head_bytes
-        Length of the beginning of the file that was there when it was first seen; it must not change any more.
+        Length of the beginning of the file that was there when it was first seen; it must not change any more. 0 for
+        folders, and for HDF5, which writes its first bytes again when it grows.
     """
 
     source: FrameSource
@@ -35,7 +40,7 @@ class GrowingTilt:
         """Begin to follow a tilt, or go on with one whose identity was ``seen`` by an earlier run."""
         if seen is not None and "head_bytes" in seen:
             return cls(source, tilt, int(seen["head_bytes"]))
-        return cls(source, tilt, min(_HEAD_BYTES, 0 if source.path.is_dir() else source.path.stat().st_size))
+        return cls(source, tilt, _head_bytes(source.path))
 
     @property
     def where(self) -> str:
@@ -67,18 +72,40 @@ class GrowingTilt:
                 identity["head_sha256"] = hashlib.sha256(file.read(self.head_bytes)).hexdigest()[:16]
         return {**identity, "shape": list(self.source.shape), "dtype": self.source.dtype.str}
 
-    def read(self, region: tuple[int, int, int, int], available: int) -> np.ndarray:
-        """Return the frames of ``region`` (y0, y1, x0, x1); those from frame ``available`` of the tilt on are zero."""
-        y0, y1, x0, x1 = region
-        columns = self.source.shape[2]
-        if (y1 - 1) * columns + x1 <= available:
-            return self.source.read(self.tilt, y0, y1, x0, x1)
-        block = np.zeros((y1 - y0, x1 - x0, *self.source.shape[3:]), self.source.dtype)
-        for y in range(y0, y1):
-            stop = min(x1, available - y * columns)
-            if stop > x0:
-                block[y - y0, : stop - x0] = self.source.read(self.tilt, y, y + 1, x0, stop)[0]
-        return block
+    def missing(self, ready: int) -> list[Run]:
+        """Return the runs of the first ``ready`` positions whose frame was lost, where the format tells."""
+        if not isinstance(self.source, Gapped):
+            return []
+        begin = self.tilt * self.n_expected
+        cut = ((max(0, start - begin), min(ready, stop - begin)) for start, stop in self.source.missing())
+        return [(start, stop) for start, stop in cut if start < stop]
+
+    def lost_text(self) -> str:
+        """Return what the format knows of frames that were lost or cut, as a sentence that follows others."""
+        if not isinstance(self.source, Checked):
+            return ""
+        try:
+            self.source.check()
+        except (AcquisitionError, FormatError, OSError) as error:
+            return f" ({error})"
+        return ""
+
+    def readable(self, missing: Sequence[Run]) -> FrameSource:
+        """Return the source that gives zeros at the positions ``missing`` of the tilt."""
+        if not missing:
+            return self.source
+        begin = self.tilt * self.n_expected
+        source = self.source.tolerant() if isinstance(self.source, Gapped) else self.source
+        return MaskedFrames(source, tuple((begin + start, begin + stop) for start, stop in missing))
+
+
+def _head_bytes(path: Path) -> int:
+    if path.is_dir():
+        return 0
+    with path.open("rb") as file:
+        if file.read(len(_HDF5)) == _HDF5:
+            return 0
+    return min(_HEAD_BYTES, path.stat().st_size)
 
 
 def counts_records(source: FrameSource) -> bool:

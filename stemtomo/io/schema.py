@@ -138,7 +138,13 @@ GROUPS: dict[str, GroupSchema] = {
             "shift_x_angstrom": Variable(_TILT, "Å", "real", "shift of the projection in the detector frame"),
             "shift_y_angstrom": Variable(_TILT, "Å", "real", "shift of the projection in the detector frame"),
             "score": Variable(_TILT, "1", "real", "agreement with the other tilts"),
+            "theta_deg": _optional(_TILT, "deg", "refined angle"),
+            "phi_deg": _optional(_TILT, "deg", "refined angle"),
+            "psi_deg": _optional(_TILT, "deg", "refined angle"),
+            "magnification": _optional(_TILT, "1", "by which the projection is larger than the volume"),
+            "intensity_factor": _optional(_TILT, "1", "by which tomography multiplies the projection"),
         },
+        revision=2,
     ),
     "volume": GroupSchema(
         stage="tomography",
@@ -147,8 +153,26 @@ GROUPS: dict[str, GroupSchema] = {
             "loss": Variable(("iteration",), "1", "real", "misfit after every iteration"),
             "shift_x_angstrom": _optional(_TILT, "Å", "refined shift"),
             "shift_y_angstrom": _optional(_TILT, "Å", "refined shift"),
+            "r1": _optional(_TILT, "1", "sum of the absolute misfit over that of the projection"),
+            "r2": _optional(_TILT, "1", "norm of the misfit over that of the projection"),
         },
         attrs=("voxel_angstrom",),
+        revision=2,
+    ),
+    "resolution": GroupSchema(stage="resolution", variables={}, attrs=("numbers",)),
+    "joint": GroupSchema(
+        stage="joint",
+        variables={
+            "potential": Variable(("z", "y", "x"), "V", "real", "electrostatic potential"),
+            "loss": Variable(("epoch",), "1", "real", "misfit as met in every epoch"),
+            "projection": Variable(("tilt", "y", "x"), "rad", "real", "phase of the volume projected at every tilt"),
+            "probe": Variable(
+                ("tilt", "mode", "probe_y", "probe_x"), "1", "complex", "probe in the plane of the rotation centre"
+            ),
+            "shift_x_angstrom": Variable(_TILT, "Å", "real", "shift of every tilt"),
+            "shift_y_angstrom": Variable(_TILT, "Å", "real", "shift of every tilt"),
+        },
+        attrs=("voxel_angstrom", "sigma_rad_per_volt_angstrom"),
     ),
     "atoms": GroupSchema(
         stage="find_atoms",
@@ -161,6 +185,45 @@ GROUPS: dict[str, GroupSchema] = {
             "width_angstrom": Variable(_ATOM, "Å", "real", "standard deviation of the fitted Gaussian"),
             "fit_residual": Variable(_ATOM, "1", "real", "relative residual of the fit"),
         },
+    ),
+    "order": GroupSchema(
+        stage="order",
+        variables={
+            "q4": Variable(_ATOM, "1"),
+            "q6": Variable(_ATOM, "1"),
+            "order": Variable(_ATOM, "1"),
+            "neighbours": Variable(_ATOM, "1"),
+            "g": Variable(("r",), "1"),
+            "r_angstrom": Variable(("r",), "Å"),
+        },
+        attrs=("cutoff_angstrom", "crystalline"),
+    ),
+    "lattice": GroupSchema(
+        stage="lattice",
+        variables={
+            **{name: Variable(("site",), "Å") for name in ("x", "y", "z")},
+            "species": Variable(("site",), "1", "label"),
+            "occupied": Variable(("site",), "1", "boolean"),
+            **{f"displacement_{name}": Variable(("site",), "Å") for name in ("x", "y", "z")},
+        },
+        attrs=("crystal", "matrix", "rotation_deg", "strain"),
+    ),
+    "strain": GroupSchema(
+        stage="strain",
+        variables={
+            **{f"displacement_{name}": Variable(_ATOM, "Å") for name in ("x", "y", "z")},
+            **{f"strain_{name}": Variable(_ATOM, "1") for name in ("xx", "yy", "zz", "xy", "xz", "yz")},
+        },
+        attrs=("smoothing_angstrom", "resolution_angstrom"),
+    ),
+    "tracking": GroupSchema(
+        stage="track",
+        variables={
+            "state": Variable(("nucleus",), "1"),
+            "track": Variable(("nucleus",), "1"),
+            "atoms": Variable(("nucleus",), "1"),
+        },
+        attrs=("states", "events"),
     ),
     "score": GroupSchema(stage="score", variables={}, attrs=("recall", "precision", "rmsd_pm", "species_accuracy")),
 }

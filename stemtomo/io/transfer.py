@@ -62,6 +62,8 @@ def checked_pieces(source: FrameSource, tilt: int, region: Region) -> Iterator[P
 
 def _finest(source: FrameSource) -> str:
     """What can be read of ``source`` without reading more: a ``chunk``, a ``row`` of them, or a ``shard``."""
+    if isinstance(source, MaskedFrames):
+        return _finest(source.source)
     if isinstance(source, SeriesOfFiles | TiltFiles):
         return _finest(source.sources[0])
     if isinstance(source, MaskedFrames | PreparedFrames):

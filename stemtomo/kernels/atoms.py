@@ -2,7 +2,7 @@
 
 An atom of intensity I and width b (sigma) at column u and row v adds I g(x - u, y - v), g(r) = exp(-r²/2b²)/(2 pi b²),
 to the pixels of a square window about the pixel nearest to it; what falls outside the image is lost. g is a product of
-one factor per axis, so an atom costs 2 (2 radius + 1) exponentials, not their square.
+one factor per axis, and along an axis a product of ratios, so an atom costs eight exponentials.
 """
 
 from __future__ import annotations
@@ -64,11 +64,26 @@ def _launch(
 
 @_jit
 def _factors(centre, width, first, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` with the factors of g along one axis, for pixels ``first`` onwards."""
-    norm = 1 / (math.sqrt(2 * math.pi) * width)
-    for i in range(out.shape[0]):
-        t = (first + i - centre) / width
-        out[i] = norm * math.exp(-0.5 * t * t)
+    """Fill ``out`` with the factors of g along one axis, for pixels ``first`` onwards, from its middle outwards.
+
+    The ratio of neighbouring values of a Gaussian is itself a geometric sequence: four exponentials make them all.
+    """
+    half = out.shape[0] // 2
+    inverse = 1 / (width * width)
+    offset = first + half - centre
+    value = math.exp(-0.5 * offset * offset * inverse) / (math.sqrt(2 * math.pi) * width)
+    step = math.exp(-inverse)
+    up = math.exp(-(offset + 0.5) * inverse)
+    down = math.exp(-(0.5 - offset) * inverse)
+    out[half] = value
+    above = below = value
+    for i in range(1, half + 1):
+        above *= up
+        below *= down
+        out[half + i] = above
+        out[half - i] = below
+        up *= step
+        down *= step
 
 
 @_jit
@@ -83,10 +98,13 @@ def _render(image, u, v, intensity, width, radius):  # type: ignore[no-untyped-d
             continue
         _factors(u[atom], width[atom], left, along_x)
         _factors(v[atom], width[atom], top, along_y)
+        start, stop = max(left, 0), min(left + 2 * radius + 1, columns)
+        factors = along_x[start - left : stop - left]
         for y in range(max(top, 0), min(top + 2 * radius + 1, rows)):
             weight = intensity[atom] * along_y[y - top]
-            for x in range(max(left, 0), min(left + 2 * radius + 1, columns)):
-                image[y, x] += weight * along_x[x - left]
+            line = image[y, start:stop]
+            for x in range(factors.shape[0]):
+                line[x] += weight * factors[x]
 
 
 @_jit
@@ -95,6 +113,9 @@ def _gather(residual, u, v, intensity, width, radius, by_intensity, by_u, by_v, 
     real = residual.dtype.type
     along_x = np.empty(2 * radius + 1, residual.dtype)
     along_y = np.empty(2 * radius + 1, residual.dtype)
+    columns_0 = np.empty(2 * radius + 1, residual.dtype)
+    columns_1 = np.empty(2 * radius + 1, residual.dtype)
+    columns_2 = np.empty(2 * radius + 1, residual.dtype)
     for atom in range(u.shape[0]):
         left = int(math.floor(u[atom] + 0.5)) - radius
         top = int(math.floor(v[atom] + 0.5)) - radius
@@ -102,20 +123,29 @@ def _gather(residual, u, v, intensity, width, radius, by_intensity, by_u, by_v, 
         if left < columns and top < rows and left + 2 * radius >= 0 and top + 2 * radius >= 0:
             _factors(u[atom], width[atom], left, along_x)
             _factors(v[atom], width[atom], top, along_y)
+            start, stop = max(left, 0), min(left + 2 * radius + 1, columns)
+            # Sums over y for every column first: no sum over a line within the loop over lines.
+            sums_0, sums_1, sums_2 = columns_0[: stop - start], columns_1[: stop - start], columns_2[: stop - start]
+            sums_0[:] = 0
+            sums_1[:] = 0
+            sums_2[:] = 0
             for y in range(max(top, 0), min(top + 2 * radius + 1, rows)):
-                dy = y - v[atom]
-                line_0 = line_x = line_xx = real(0)
-                for x in range(max(left, 0), min(left + 2 * radius + 1, columns)):
-                    dx = x - u[atom]
-                    value = along_x[x - left] * residual[y, x]
-                    line_0 += value
-                    line_x += value * dx
-                    line_xx += value * dx * dx
-                weight = along_y[y - top]
-                moment_0 += weight * line_0
-                moment_x += weight * line_x
-                moment_y += weight * line_0 * dy
-                moment_rr += weight * (line_xx + line_0 * dy * dy)
+                dy = real(y - v[atom])
+                weight_0 = along_y[y - top]
+                weight_1 = weight_0 * dy
+                weight_2 = weight_1 * dy
+                line = residual[y, start:stop]
+                for x in range(sums_0.shape[0]):
+                    sums_0[x] += weight_0 * line[x]
+                    sums_1[x] += weight_1 * line[x]
+                    sums_2[x] += weight_2 * line[x]
+            for x in range(sums_0.shape[0]):
+                dx = real(start + x - u[atom])
+                factor = along_x[start - left + x]
+                moment_0 += factor * sums_0[x]
+                moment_x += factor * dx * sums_0[x]
+                moment_y += factor * sums_1[x]
+                moment_rr += factor * (dx * dx * sums_0[x] + sums_2[x])
         b = width[atom]
         by_intensity[atom] = moment_0
         by_u[atom] = intensity[atom] * moment_x / (b * b)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from stemtomo.backend import Array, array_namespace, fft2, ifft2
-from stemtomo.kernels import patches
-from stemtomo.physics.propagation import propagate, propagate_adjoint
+from stemtomo.backend import Array, array_namespace
+from stemtomo.kernels import patches, slices
+from stemtomo.kernels.fourier import Transfer, ifft2
+from stemtomo.physics.propagation import propagate_adjoint
 
 
 def forward(
-    probes: Array, transmission: Array, corners: Array, propagators: Sequence[Array]
+    probes: Array, transmission: Array, corners: Array, propagators: Sequence[Array | Transfer]
 ) -> tuple[Array, list[Array]]:
     """Propagate ``probes`` through their windows of ``transmission`` to the detector.
 
@@ -38,8 +39,8 @@ def forward(
     """
     incident = [probes]
     for slice_transmission, propagator in zip(transmission[:-1], propagators, strict=True):
-        incident.append(propagate(patches.transmit(incident[-1], slice_transmission, corners), propagator))
-    return fft2(patches.transmit(incident[-1], transmission[-1], corners), overwrite=True), incident
+        incident.append(slices.transmit_convolve(incident[-1], slice_transmission, corners, propagator))
+    return slices.transmit_fft2(incident[-1], transmission[-1], corners), incident
 
 
 def adjoint(
@@ -47,7 +48,7 @@ def adjoint(
     incident: Sequence[Array],
     transmission: Array,
     corners: Array,
-    propagators: Sequence[Array],
+    propagators: Sequence[Array | Transfer],
     transmission_gradient: Array,
     on_gap: Callable[[int, Array, Array], None] | None = None,
 ) -> Array:
@@ -61,16 +62,19 @@ def adjoint(
     propagator needs.
     """
     gradient = ifft2(spectra_gradient, overwrite=True)
-    for index in range(len(transmission) - 1, -1, -1):
-        patches.transmit_adjoint(gradient, incident[index], transmission[index], corners, transmission_gradient[index])
-        if index:
-            if on_gap is not None:
-                on_gap(index - 1, gradient, incident[index])
+    for index in range(len(transmission) - 1, 0, -1):
+        at_slice = (incident[index], transmission[index], corners, transmission_gradient[index])
+        if on_gap is None:
+            gradient = slices.transmit_adjoint_convolve(gradient, *at_slice, propagators[index - 1])
+        else:
+            patches.transmit_adjoint(gradient, *at_slice)
+            on_gap(index - 1, gradient, incident[index])
             gradient = propagate_adjoint(gradient, propagators[index - 1])
+    patches.transmit_adjoint(gradient, incident[0], transmission[0], corners, transmission_gradient[0])
     return gradient
 
 
-def intensities(probes: Array, transmission: Array, corners: Array, propagators: Sequence[Array]) -> Array:
+def intensities(probes: Array, transmission: Array, corners: Array, propagators: Sequence[Array | Transfer]) -> Array:
     """Return the diffraction patterns (position, ky, kx) of ``probes``, zero frequency first, in electrons."""
     spectra, _ = forward(probes, transmission, corners, propagators)
     xp = array_namespace(spectra)

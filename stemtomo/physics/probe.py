@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
-from stemtomo.backend import Array, array_namespace, fft2, ifft2, real_dtype
+from stemtomo.backend import Array, array_namespace, real_dtype
 from stemtomo.geometry import Detector, Optics
 from stemtomo.kernels import patches
+from stemtomo.kernels.fourier import fft2, ifft2
 from stemtomo.physics.aberrations import aberration_phase
 from stemtomo.physics.electron import wavelength_angstrom
 

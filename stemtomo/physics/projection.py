@@ -46,6 +46,9 @@ class TiltGeometry:
         (y, x) of the whole image of a tilt.
     degree
         Degree of the B-spline: 1 or 2.
+    magnifications
+        (tilt,), by which an image is larger than the volume, about the rotation centre; all one if not given. The
+        line integrals stay what they are.
     """
 
     rotations: np.ndarray
@@ -53,6 +56,7 @@ class TiltGeometry:
     volume_shape: tuple[int, int, int]
     image_shape: tuple[int, int]
     degree: int = 2
+    magnifications: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         count = len(self.rotations)
@@ -77,15 +81,28 @@ class TiltGeometry:
         """Window of all pixels."""
         return tuple((0, n) for n in self.image_shape)
 
+    @property
+    def scales(self) -> np.ndarray:
+        """Magnifications, (tilt,)."""
+        return np.ones(len(self)) if self.magnifications is None else np.asarray(self.magnifications, dtype=np.float64)
+
     def shifted_to(self, shifts_px: np.ndarray) -> TiltGeometry:
         """Return the same geometry with other detector shifts."""
         return replace(self, shifts_px=np.asarray(shifts_px, dtype=np.float64))
+
+    def only(self, tilt: int) -> TiltGeometry:
+        """Return the geometry of one tilt."""
+        chosen = slice(tilt, tilt + 1)
+        scales = None if self.magnifications is None else self.scales[chosen]
+        return replace(self, rotations=self.rotations[chosen], shifts_px=self.shifts_px[chosen], magnifications=scales)
 
     def placements(self, block: Window, image: Window) -> np.ndarray:
         """Return (tilt, 2, 4): column and row in ``image`` from the indices (x, y, z, 1) of ``block``."""
         start = np.array([block[axis][0] - self.volume_shape[axis] // 2 for axis in (2, 1, 0)], dtype=np.float64)
         centre = np.array([self.image_shape[axis] // 2 - image[axis][0] for axis in (1, 0)], dtype=np.float64)
         turned = np.asarray(self.rotations, dtype=np.float64).transpose(0, 2, 1)[:, :2]
+        if self.magnifications is not None:
+            turned = turned * self.scales[:, None, None]
         constant = turned @ start + np.asarray(self.shifts_px, dtype=np.float64) + centre
         return np.concatenate([turned, constant[..., None]], axis=-1)
 
@@ -105,7 +122,7 @@ def project(geometry: TiltGeometry, values: Array, block: Window, image: Window,
     xp = array_namespace(values)
     images = xp.zeros((len(geometry), *(stop - start for start, stop in image)), values.dtype)
     voxels.splat(values, geometry.placements(block, image), images, geometry.degree, support)
-    return images
+    return _spread(geometry, images)
 
 
 def backproject(
@@ -114,6 +131,7 @@ def backproject(
     """Return the adjoint of :func:`project`, (z, y, x) of ``block``, of ``images`` (tilt, y, x) of ``image``."""
     xp = array_namespace(images)
     values = xp.zeros([stop - start for start, stop in block], images.dtype)
+    images = _spread(geometry, images)
     voxels.gather(images, geometry.placements(block, image), values, geometry.degree, support)
     return values
 
@@ -150,6 +168,23 @@ def seen_everywhere(geometry: TiltGeometry, valid: Array, block: Window) -> Arra
     """
     views = backproject(geometry, valid.astype(np.float32), geometry.whole_image, block)
     return views > len(geometry) - 0.5
+
+
+def seen_extent(rotations: np.ndarray, image_shape: tuple[int, int], depth: int) -> tuple[int, int]:
+    """Return the voxels (y, x) that a layer of ``depth`` voxels needs to hold all that the tilts see of it; even.
+
+    Tilts that see the layer from its side, beyond 85 degrees, do not count.
+    """
+    height, width = (n / 2 for n in image_shape)
+    largest = np.zeros(2)
+    for rotation in np.asarray(rotations):
+        if abs(rotation[2, 2]) < math.cos(math.radians(85)):
+            continue
+        for u, v, z in itertools.product((-width, width), (-height, height), (-depth / 2, depth / 2)):
+            along = (z - rotation[2, 0] * u - rotation[2, 1] * v) / rotation[2, 2]
+            x, y, _ = rotation @ (u, v, along)
+            largest = np.maximum(largest, np.abs([y, x]))
+    return (2 * math.ceil(largest[0] - 1e-6), 2 * math.ceil(largest[1] - 1e-6))
 
 
 def slabs(volume_shape: Sequence[int], count: int) -> list[Window]:
@@ -192,6 +227,71 @@ def shift_derivatives(images: Array) -> tuple[Array, Array]:
     A shift moves the image, so they are minus its spatial derivatives, here by the five-point formula.
     """
     return -_derivative(images, -1), -_derivative(images, -2)
+
+
+def depth_moments(
+    geometry: TiltGeometry, values: Array, block: Window, image: Window, support: Array | None = None
+) -> Array:
+    """Return the projections (tilt, y, x) of the voxels times their depth, the laboratory z in pixels.
+
+    They say how the projections change when the specimen is turned; as projections they are sums over blocks.
+    Arguments as in :func:`project`.
+    """
+    xp = array_namespace(values)
+    images = xp.empty((len(geometry), *(stop - start for start, stop in image)), values.dtype)
+    z, y, x = (
+        xp.arange(start - length // 2, stop - length // 2, dtype=values.dtype)
+        for (start, stop), length in zip(block, geometry.volume_shape, strict=True)
+    )
+    for tilt, rotation in enumerate(geometry.rotations):
+        along_x, along_y, along_z = (float(part) for part in rotation[:, 2])
+        depth = (along_z * z)[:, None, None] + (along_y * y)[:, None] + along_x * x
+        depth *= values
+        images[tilt] = project(geometry.only(tilt), depth, block, image, support)[0]
+    return images
+
+
+#: Columns of a step of the poses: shift in px, turn about the laboratory's axes in rad, logarithm of the magnification.
+POSE_COLUMNS = ("shift_x", "shift_y", "turn_x", "turn_y", "turn_z", "magnification")
+
+
+def pose_derivatives(geometry: TiltGeometry, tilt: int, image: Array, moment: Array, columns: Sequence[str]) -> Array:
+    """Return the derivatives (column, y, x) of the projection of one tilt in the parameters of its pose.
+
+    A turn by the vector w moves a feature seen at q by w x q, so that the image changes by the divergence of what
+    moves: through the image itself in the plane, through its depth moment out of it.
+
+    Parameters
+    ----------
+    image, moment
+        Projection and depth moment of the tilt, whole images (y, x), both behind the same blur.
+    columns
+        Of :data:`POSE_COLUMNS`.
+    """
+    xp = array_namespace(image)
+    height, width = geometry.image_shape
+    shift_x, shift_y = (float(value) for value in geometry.shifts_px[tilt])
+    u = xp.arange(width, dtype=image.dtype) - (width // 2 + shift_x)
+    v = (xp.arange(height, dtype=image.dtype) - (height // 2 + shift_y))[:, None]
+    along_x, along_y = shift_derivatives(image)
+    scale = float(geometry.scales[tilt])
+    known = {
+        "shift_x": lambda: along_x,
+        "shift_y": lambda: along_y,
+        "turn_x": lambda: -scale * shift_derivatives(moment)[1],
+        "turn_y": lambda: scale * shift_derivatives(moment)[0],
+        "turn_z": lambda: u * along_y - v * along_x,
+        "magnification": lambda: u * along_x + v * along_y,
+    }
+    return xp.stack([known[name]() for name in columns]).astype(image.dtype)
+
+
+def _spread(geometry: TiltGeometry, images: Array) -> Array:
+    """Return images as bright as line integrals are: a splat keeps the total, which a magnification spreads out."""
+    if geometry.magnifications is None:
+        return images
+    xp = array_namespace(images)
+    return images * xp.asarray(geometry.scales**2, dtype=images.dtype)[:, None, None]
 
 
 def _gaussian(width_px: float) -> tuple[float, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from stemtomo.backend import Array, fft2, ifft2
+from stemtomo.backend import Array
+from stemtomo.kernels.fourier import Transfer, convolve
 from stemtomo.physics.probe import reciprocal_grid
 
 
@@ -30,13 +32,17 @@ def fresnel_propagator(
     return np.exp(1j * phase).astype(dtype)
 
 
-def propagate(waves: Array, propagator: Array) -> Array:
+def propagate(waves: Array, propagator: Array | Transfer) -> Array:
     """Return ``waves`` (..., y, x) after the distance of ``propagator`` (ky, kx); consumes ``waves``."""
-    spectrum = fft2(waves, overwrite=True)
-    spectrum *= propagator
-    return ifft2(spectrum, overwrite=True)
+    return convolve(waves, propagator)
 
 
-def propagate_adjoint(waves: Array, propagator: Array) -> Array:
+def propagate_adjoint(waves: Array, propagator: Array | Transfer) -> Array:
     """Adjoint (and inverse) of :func:`propagate`; consumes ``waves``."""
-    return propagate(waves, propagator.conj())
+    return convolve(waves, propagator, adjoint=True)
+
+
+def prepared(propagators: Sequence[Array]) -> list[Transfer]:
+    """Return ``propagators`` laid out for many calls; gaps that share an array share the layout."""
+    found = {id(propagator): Transfer(propagator) for propagator in propagators}
+    return [found[id(propagator)] for propagator in propagators]

@@ -17,11 +17,13 @@ from stemtomo.algorithms.tomography.alignment import (
     neighbour_correlation,
     without_translation,
 )
+from stemtomo.algorithms.tomography.poses import euler_deg
 from stemtomo.distributed import Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
 from stemtomo.geometry import TiltSeries
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
+from stemtomo.physics.projection import TiltGeometry
 from stemtomo.pipeline.config import AlignmentSettings
 from stemtomo.pipeline.progress import Progress, Silent
 
@@ -64,7 +66,10 @@ def align(
     todo = not store.is_complete(GROUP, provenance.fingerprint)
     if todo:
         projections = store.read("projections")
-        dataset: xr.Dataset = executor.gather(executor.submit(_estimate, projections.compute(), settings))
+        projections.load()
+        dataset: xr.Dataset = executor.gather(executor.submit(_estimate, projections, settings))
+        if settings.refine_angles and dataset.attrs["wholly_in_view"] and projections.sizes["tilt"] > 2:
+            dataset = _jointly(projections, dataset, settings, executor)
         store.write(GROUP, dataset, provenance)
     progress.advance()
     progress.finish(STAGE)
@@ -76,6 +81,7 @@ def align(
         "score": result["score"].values.tolist(),
         "wholly_in_view": bool(result.attrs["wholly_in_view"]),
         "border_fraction": result.attrs["border_fraction"],
+        "angle_change_rms_deg": result.attrs.get("angle_change_rms_deg"),
         "computed": todo,
     }
 
@@ -96,6 +102,31 @@ def series_of(projections: xr.Dataset) -> TiltSeries:
     """Return the poses that the dataset ``projections`` carries, without shifts."""
     theta, phi, psi = (projections[f"{name}_deg"].values.tolist() for name in ("theta", "phi", "psi"))
     return TiltSeries.from_degrees(theta, phi, psi)
+
+
+def aligned_geometry(projections: xr.Dataset, alignment: xr.Dataset, degree: int = 2) -> TiltGeometry:
+    """Return how a cube as wide as the images is seen, with the poses that ``alignment`` found.
+
+    Its angles and magnifications where it refined them, else those that the projections came with.
+    """
+    _, height, width = projections["phase"].shape
+    shifts = np.stack([alignment[f"shift_{axis}_angstrom"].values for axis in "xy"], axis=-1)
+    pixel = float(projections.attrs["pixel_angstrom"])
+    scales = alignment["magnification"].values if "magnification" in alignment else None
+    return TiltGeometry(
+        aligned_rotations(projections, alignment),
+        shifts / pixel,
+        (width, height, width),
+        (height, width),
+        degree,
+        scales,
+    )
+
+
+def aligned_rotations(projections: xr.Dataset, alignment: xr.Dataset | None) -> np.ndarray:
+    """Return the matrices R (tilt, 3, 3) that ``alignment`` refined, else those of the angles of the projections."""
+    refined = alignment is not None and "theta_deg" in alignment
+    return series_of(alignment if refined and alignment is not None else projections).rotations
 
 
 def _estimate(projections: xr.Dataset, settings: AlignmentSettings) -> xr.Dataset:
@@ -125,6 +156,36 @@ def _estimate(projections: xr.Dataset, settings: AlignmentSettings) -> xr.Datase
             "pixel_angstrom": pixel,
         },
     )
+
+
+def _jointly(
+    projections: xr.Dataset, estimate: xr.Dataset, settings: AlignmentSettings, executor: Executor
+) -> xr.Dataset:
+    """Return ``estimate`` with poses refined together with a volume."""
+    from stemtomo.pipeline.joint_alignment import refine_poses
+
+    images, valid = projections["phase"].values, projections["valid"].values
+    start = aligned_geometry(projections, estimate)
+    found = refine_poses(images, valid, start, settings, executor)
+    theta, phi, psi = euler_deg(found.geometry.rotations)
+    shifts = found.geometry.shifts_px * float(estimate.attrs["pixel_angstrom"])
+    values = {
+        "shift_x_angstrom": shifts[:, 0],
+        "shift_y_angstrom": shifts[:, 1],
+        "score": 1 - found.r1,
+        "theta_deg": theta,
+        "phi_deg": phi,
+        "psi_deg": psi,
+    }
+    if found.geometry.magnifications is not None:
+        values["magnification"] = found.geometry.scales
+    joint = {
+        "method": f"{estimate.attrs['method']}+joint",
+        "angle_change_rms_deg": found.turned_deg(start.rotations),
+        "joint_loss": found.losses,
+    }
+    variables = {name: (("tilt",), array) for name, array in values.items()}
+    return estimate.assign(variables).assign_attrs(joint)
 
 
 def _in_view(

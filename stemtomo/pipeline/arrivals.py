@@ -104,6 +104,10 @@ class Arrivals:
         """When a file that cannot be followed yet changed last."""
         return max((found.since for found in self._candidates.values()), default=float("-inf"))
 
+    def open_again(self, path: Path) -> FrameSource:
+        """Open the file ``path`` as it is now: what was opened while it grew need not know what came later."""
+        return open_file(self.configuration.input, self.configuration.scan.shape, path)
+
     def _open(self, path: Path, now: float) -> FrameSource | None:
         """Open ``path`` if it can be read, and is finished where its format does not say how much of it is whole."""
         try:
@@ -115,8 +119,8 @@ class Arrivals:
                 candidate = self._candidates[path] = _Candidate(status, now, error=error)
             else:
                 candidate.polls += 1
-            source = open_file(self.configuration.input, self.configuration.scan.shape, path)
-        except (FormatError, OSError) as error:
+            source = self.open_again(path)
+        except (FormatError, AcquisitionError, OSError) as error:
             if path in self._candidates:
                 if self._candidates[path].error is None:
                     _LOG.info("%s: cannot be read yet (%s); waiting", path, error)

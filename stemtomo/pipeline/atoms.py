@@ -9,20 +9,23 @@ import numpy as np
 import xarray as xr
 
 from stemtomo.algorithms.atoms.classification import Classes, classify, order_by_atomic_number
-from stemtomo.algorithms.atoms.refinement import ProjectedImages, RefinedAtoms, refine_atoms
-from stemtomo.algorithms.atoms.tracing import TracedAtoms, faintest_level, separate, trace_atoms
+from stemtomo.algorithms.atoms.completion import CompletionRules, complete_atoms
+from stemtomo.algorithms.atoms.projected import ProjectedImages
+from stemtomo.algorithms.atoms.refinement import RefinedAtoms
+from stemtomo.algorithms.atoms.tracing import TracedAtoms, trace_atoms
+from stemtomo.algorithms.atoms.uncertainty import position_uncertainty
 from stemtomo.distributed import Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
 from stemtomo.errors import ConfigurationError
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.physics.potential import atomic_number
+from stemtomo.pipeline.alignment import aligned_rotations
 from stemtomo.pipeline.config import AtomSettings
 from stemtomo.pipeline.progress import Progress, Silent
 
 GROUP = "atoms"
 
-_PRUNING_ROUNDS = 5
 #: Share of the projections' variance below which Gaussian atoms are no model of them, and traced positions are kept.
 _LEAST_EXPLAINED = 0.6
 
@@ -53,8 +56,9 @@ def find_atoms(
     dict
         ``atoms``: their number; ``species``: number of each; ``class_intensity_v_angstrom3``: mean of each class;
         ``confidence``: mean probability of the assigned species; ``width_angstrom``: median width; ``refinement``:
-        "done", or why the positions are the traced ones; ``removed``: atoms that the refinement removed; ``misfit_rad``
-        and ``explained_variance`` of the projections, ``None`` without refinement.
+        "done", or why the positions are the traced ones; ``removed`` and ``added``: atoms that the refinement removed
+        and added; ``misfit_rad`` and ``explained_variance`` of the projections, and ``uncertainty_pm``, the median
+        standard deviation of positions, ``None`` without refinement.
 
     Raises
     ------
@@ -68,14 +72,15 @@ def find_atoms(
     workers = executor or default_executor()
     progress = progress or Silent()
     names = _names(settings)
-    groups = ("volume", "projections") if settings.refine else ("volume",)
+    source = volume_group(store, settings)
+    groups = (source, "projections") if settings.refine and source == "volume" else (source,)
     inputs = {group: store.fingerprint(group) for group in groups}
     provenance = Provenance.start("find_atoms", settings.model_dump(), inputs)
     progress.start("find_atoms", 1, "volume")
     if not store.is_complete(GROUP, provenance.fingerprint):
         for group in groups:
             store.read(group)  # what is missing is said before a task begins
-        dataset = workers.gather(workers.submit(_found, str(store.path), settings, names))
+        dataset = workers.gather(workers.submit(_found, str(store.path), source, settings, names))
         store.write(GROUP, dataset, provenance)
     result = store.read(GROUP).load()
     progress.advance(atoms=float(result.sizes["atom"]))
@@ -97,15 +102,16 @@ def plan_find_atoms(store: Store) -> PlanRow:
 
 
 class _Model(NamedTuple):
-    """Atoms to be written: those of ``traced`` that were ``kept``, where they are now, and what refinement did."""
+    """Atoms to be written, which of ``traced`` each was (-1: none, it was added), and what refinement did."""
 
     traced: TracedAtoms
-    kept: np.ndarray
+    origin: np.ndarray
     positions: np.ndarray
     intensity: np.ndarray
     width_angstrom: np.ndarray
     refinement: str
     refined: RefinedAtoms | None
+    sigma_angstrom: np.ndarray | None = None
 
 
 def _names(settings: AtomSettings) -> tuple[str, ...] | None:
@@ -117,10 +123,17 @@ def _names(settings: AtomSettings) -> tuple[str, ...] | None:
     return order_by_atomic_number(settings.species, tuple(atomic_number(symbol) for symbol in settings.species))
 
 
-def _found(path: str, settings: AtomSettings, names: tuple[str, ...] | None) -> xr.Dataset:
+def volume_group(store: Store, settings: AtomSettings) -> str:
+    """Return the group of ``store`` whose volume is traced: that of joint tomography where there is one."""
+    if settings.volume != "auto":
+        return "volume" if settings.volume == "tomography" else "joint"
+    return "joint" if store.fingerprint("joint") else "volume"
+
+
+def _found(path: str, source: str, settings: AtomSettings, names: tuple[str, ...] | None) -> xr.Dataset:
     """Return the atoms of the store at ``path``; runs in a worker."""
     store = Store.open(path)
-    volume = store.read("volume")
+    volume = store.read(source)
     traced = trace_atoms(
         volume["potential"].values,
         float(volume.attrs["voxel_angstrom"]),
@@ -136,74 +149,96 @@ def _found(path: str, settings: AtomSettings, names: tuple[str, ...] | None) -> 
     count = settings.species if isinstance(settings.species, int) else len(settings.species)
     model = _traced_model(traced, "not asked for")
     if settings.refine:
-        model = _refined_model(store, traced, classify(traced.integrated, count).labels, settings)
+        model = _refined_model(store, source, traced, classify(traced.integrated, count).labels, settings)
     return _dataset(model, classify(model.intensity, count), names)
 
 
 def _traced_model(traced: TracedAtoms, reason: str) -> _Model:
-    kept = np.arange(len(traced))
-    return _Model(traced, kept, traced.positions, traced.integrated, traced.width_angstrom, reason, None)
+    every = np.arange(len(traced))
+    return _Model(traced, every, traced.positions, traced.integrated, traced.width_angstrom, reason, None)
 
 
-def _refined_model(store: Store, traced: TracedAtoms, labels: np.ndarray, settings: AtomSettings) -> _Model:
+def _refined_model(
+    store: Store, source: str, traced: TracedAtoms, labels: np.ndarray, settings: AtomSettings
+) -> _Model:
     """Return the atoms refined against the projections, without faint and double ones; or as traced, and why."""
-    alignment = store.read("alignment").attrs if store.fingerprint("alignment") else {}
+    alignment = store.read("alignment").attrs if source == "volume" and store.fingerprint("alignment") else {}
     if not alignment.get("wholly_in_view", True):
         return _traced_model(traced, "left out: atoms beyond the field of view are in the projections")
-    projected = _projected(store)
+    projected = _projected(store) if source == "volume" else _projected_jointly(store)
     width = float(np.median(traced.width_angstrom))
     width = max(0.5 * projected.pixel_angstrom, np.sqrt(max(width**2 - settings.smoothing_angstrom**2, 0.0)))
-    kept = np.arange(len(traced))
-    for _ in range(_PRUNING_ROUNDS):
-        refined = refine_atoms(
-            traced.positions[kept],
-            labels[kept],
-            projected,
-            width_angstrom=width,
-            iterations=settings.refine_iterations,
-            refine_shifts=True,
-        )
-        good = _credible(refined, settings)
-        if good.all() or not good.any():
-            break
-        kept = kept[good]
-    if not good.all():
-        return _traced_model(traced, "failed: it never stopped removing atoms")
-    moved = float(np.median(np.linalg.norm(refined.positions - traced.positions[kept], axis=1)))
-    if refined.explained < _LEAST_EXPLAINED or moved > settings.minimum_distance_angstrom / 4:
-        reason = f"atoms explain {refined.explained:.0%} of the projections, half of them moved by {moved:.2f} Å"
+    count = settings.species if isinstance(settings.species, int) else len(settings.species)
+    rules = CompletionRules(
+        insertion=settings.insertion_fraction,
+        pruning=settings.pruning_fraction,
+        minimum_distance_angstrom=settings.minimum_distance_angstrom,
+        threshold=settings.threshold,
+        rounds=settings.completion_rounds if settings.complete else 0,
+    )
+    found = complete_atoms(
+        traced.positions,
+        projected,
+        count,
+        labels=labels,
+        width_angstrom=width,
+        rules=rules,
+        iterations=settings.refine_iterations,
+        refine_shifts=source == "volume",
+        intensity_spread=settings.intensity_spread,
+        weigh=settings.weigh_noise,
+        widths=settings.widths,
+    )
+    refined, old = found.refined, found.origin >= 0
+    moved = np.linalg.norm(refined.positions[old] - traced.positions[found.origin[old]], axis=1)
+    typical = float(np.median(moved)) if old.any() else np.inf
+    if refined.explained < _LEAST_EXPLAINED or typical > settings.minimum_distance_angstrom / 4:
+        reason = f"atoms explain {refined.explained:.0%} of the projections, half of them moved by {typical:.2f} Å"
         return _traced_model(traced, f"failed: {reason}")
-    sigma = float(store.read("projections").attrs["sigma_rad_per_volt_angstrom"])
-    widths = refined.width_angstrom[labels[kept]]
-    return _Model(traced, kept, refined.positions, refined.intensity / sigma, widths, "done", refined)
-
-
-def _credible(refined: RefinedAtoms, settings: AtomSettings) -> np.ndarray:
-    """Return which atoms are bright enough and have no brighter one closer than allowed, (atom,)."""
-    good = np.zeros(len(refined.positions), dtype=bool)
-    good[separate(refined.positions, refined.intensity, settings.minimum_distance_angstrom)] = True
-    return good & (refined.intensity > faintest_level(refined.intensity, settings.threshold))
+    sigma = float(store.read("projections" if source == "volume" else source).attrs["sigma_rad_per_volt_angstrom"])
+    errors = position_uncertainty(refined, found.labels, projected) if settings.uncertainty else None
+    model = refined.model
+    return _Model(
+        traced, found.origin, model.positions, model.intensity / sigma, model.width_angstrom, "done", refined, errors
+    )
 
 
 def _projected(store: Store) -> ProjectedImages:
     """Return the projections with the shifts that the volume was made with."""
     projections, volume = store.read("projections").load(), store.read("volume")
-    shifts = np.zeros((store.tilt_count, 2))
-    for source in (store.read("alignment") if store.fingerprint("alignment") else None, volume):
+    alignment = store.read("alignment") if store.fingerprint("alignment") else None
+    shifts = np.zeros((projections.sizes["tilt"], 2))
+    for source in (alignment, volume):
         if source is not None and "shift_x_angstrom" in source:
             shifts = np.stack([source[f"shift_{axis}_angstrom"].values for axis in "xy"], axis=-1)
     return ProjectedImages(
-        images=projections["phase"].values.astype(np.float64),
+        images=projections["phase"].values.astype(np.float32),
         valid=projections["valid"].values,
-        rotations=store.tilt_series().rotations,
+        rotations=aligned_rotations(projections, alignment),
         shifts_angstrom=shifts,
         pixel_angstrom=float(projections.attrs["pixel_angstrom"]),
     )
 
 
+def _projected_jointly(store: Store) -> ProjectedImages:
+    """Return the projections of the joint volume: there, and only there, the patterns determine it."""
+    result = store.read("joint").load()
+    images = result["projection"].values.astype(np.float32)
+    return ProjectedImages(
+        images=images,
+        valid=np.ones(images.shape, dtype=bool),
+        rotations=store.tilt_series().rotations,
+        shifts_angstrom=np.zeros((len(images), 2)),
+        pixel_angstrom=float(result.attrs["voxel_angstrom"]),
+    )
+
+
 def _dataset(model: _Model, classes: Classes, names: tuple[str, ...] | None) -> xr.Dataset:
     labels = classes.labels if names is None else np.array(names)[classes.labels]
-    traced, kept = model.traced, model.kept
+    traced, added = model.traced, model.origin < 0
+    residual, integrated = (
+        np.where(added, np.nan, values[model.origin]) for values in (traced.residual, traced.integrated)
+    )
     per_atom = {
         "x": (model.positions[:, 0], "Å", ""),
         "y": (model.positions[:, 1], "Å", ""),
@@ -211,10 +246,14 @@ def _dataset(model: _Model, classes: Classes, names: tuple[str, ...] | None) -> 
         "species": (labels, "1", ""),
         "intensity": (model.intensity, "V Å^3", ""),
         "width_angstrom": (model.width_angstrom, "Å", ""),
-        "fit_residual": (traced.residual[kept], "1", ""),
-        "traced_intensity": (traced.integrated[kept], "V Å^3", "potential of the volume close to the atom"),
+        "fit_residual": (residual, "1", ""),
+        "traced_intensity": (integrated, "V Å^3", "potential of the volume close to the atom"),
         "confidence": (classes.confidence, "1", "probability of the species"),
+        "added": (added, "1", "whether the projections showed it and not the volume"),
     }
+    if model.sigma_angstrom is not None:
+        for axis, name in enumerate("xyz"):
+            per_atom[f"sigma_{name}"] = (model.sigma_angstrom[:, axis], "Å", f"standard deviation of {name}")
     variables = {
         name: xr.Variable("atom", values, {"units": units} | ({"long_name": meaning} if meaning else {}))
         for name, (values, units, meaning) in per_atom.items()
@@ -224,7 +263,8 @@ def _dataset(model: _Model, classes: Classes, names: tuple[str, ...] | None) -> 
         "classes": [str(name) for name in (names or range(len(classes.centres)))],
         "class_intensity": classes.centres.tolist(),
         "refinement": model.refinement,
-        "removed": len(traced) - len(kept),
+        "removed": len(traced) - int((~added).sum()),
+        "added": int(added.sum()),
         "misfit_rad": refined.loss[1] if refined else None,
         "explained_variance": refined.explained if refined else None,
     }
@@ -240,5 +280,14 @@ def _numbers(result: xr.Dataset) -> dict[str, Any]:
         "class_intensity_v_angstrom3": dict(zip(names, result.attrs["class_intensity"], strict=True)),
         "confidence": float(result["confidence"].mean()),
         "width_angstrom": float(result["width_angstrom"].median()),
-        **{key: result.attrs[key] for key in ("refinement", "removed", "misfit_rad", "explained_variance")},
+        "uncertainty_pm": _uncertainty_pm(result),
+        **{key: result.attrs[key] for key in ("refinement", "removed", "added", "misfit_rad", "explained_variance")},
     }
+
+
+def _uncertainty_pm(result: xr.Dataset) -> float | None:
+    """Return the median over atoms of the standard deviation of a position in three dimensions."""
+    if "sigma_x" not in result:
+        return None
+    squared = sum(result[f"sigma_{axis}"].values ** 2 for axis in "xyz")
+    return float(np.median(np.sqrt(squared)) * 100)

@@ -26,9 +26,11 @@ from stemtomo.pipeline.settings import (
     AtomSettings,
     CalibrationSettings,
     IngestSettings,
+    JointSettings,
     ProjectionSettings,
     PtychographySettings,
     QuicklookSettings,
+    ResolutionSettings,
     ScoreSettings,
     TomographySettings,
     WatchSettings,
@@ -44,11 +46,13 @@ __all__ = [
     "Finite",
     "IngestSettings",
     "InputSettings",
+    "JointSettings",
     "NonNegative",
     "Positive",
     "ProjectionSettings",
     "PtychographySettings",
     "QuicklookSettings",
+    "ResolutionSettings",
     "ResourceSettings",
     "ScoreSettings",
     "Section",
@@ -66,6 +70,7 @@ STAGES: Mapping[str, str] = {
     "projections": "projections",
     "align": "alignment",
     "tomography": "tomography",
+    "joint": "joint",
     "find_atoms": "atoms",
     "score": "score",
 }
@@ -87,6 +92,7 @@ class StageSettings(Section):
     projections: ProjectionSettings = ProjectionSettings()
     alignment: AlignmentSettings = AlignmentSettings()
     tomography: TomographySettings = TomographySettings()
+    joint: JointSettings = JointSettings()
     atoms: AtomSettings = AtomSettings()
     score: ScoreSettings = ScoreSettings()
     resources: ResourceSettings = ResourceSettings()

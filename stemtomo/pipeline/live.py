@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -13,14 +13,14 @@ from stemtomo.algorithms.imaging.virtual import Superpixels
 from stemtomo.distributed import Executor, Handle
 from stemtomo.distributed.follow import Follower, State
 from stemtomo.errors import AcquisitionError, FormatError
+from stemtomo.io.formats.records import Run
 from stemtomo.io.frames import shard_regions, shard_shape
 from stemtomo.io.growing import GrowingTilt
-from stemtomo.io.layout import check_values
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import tilt_name
 from stemtomo.io.shards import Piece
 from stemtomo.io.store import Store
-from stemtomo.io.transfer import piece_regions
+from stemtomo.io.transfer import checked_pieces
 from stemtomo.pipeline.config import QuicklookSettings
 from stemtomo.pipeline.ingest import Experiment, ShardTask
 from stemtomo.pipeline.lookup import BlockLook, detectors, merge_patterns, whole_look
@@ -34,11 +34,11 @@ Seen: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class LiveTask:
-    """One shard: to be copied from the file, where ``available`` frames are whole, or to be looked at in the store."""
+    """One shard: to be copied from ``source``, zeros at the positions ``missing``; or to be looked at in the store."""
 
     shard: ShardTask
     source: GrowingTilt | None
-    available: int
+    missing: tuple[Run, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,13 @@ def take(task: LiveTask, store: Store, eyes: Eyes) -> Seen | FormatError | Acqui
 
 def _seen(task: LiveTask, source: GrowingTilt, look: BlockLook) -> Iterator[Piece]:
     """Yield the pieces of a shard as they are read, each looked at while it is in the cache."""
-    shard = task.shard
-    for region in piece_regions(source.source, (shard.y0, shard.y1, shard.x0, shard.x1)):
-        try:
-            block = np.ascontiguousarray(source.read(region, task.available))
-        except FileNotFoundError:
-            raise AcquisitionError(f"{source.where}: disappeared while it was read; finished shards are kept") from None
-        check_values(block, source.where, shard.tilt, region[0], region[2])
-        piece = (region[0], region[2], block)
-        look.add(*piece)
-        yield piece
+    shard, readable = task.shard, source.readable(task.missing)
+    try:
+        for piece in checked_pieces(readable, source.tilt, (shard.y0, shard.y1, shard.x0, shard.x1)):
+            look.add(*piece)
+            yield piece
+    except FileNotFoundError:
+        raise AcquisitionError(f"{source.where}: disappeared while it was read; finished shards are kept") from None
 
 
 @dataclass
@@ -101,7 +98,7 @@ class LiveTilt:
     patterns: dict[str, np.ndarray] | None = None
     queue: list[LiveTask] = field(default_factory=list)
     under_way: int = 0
-    missing: list[tuple[int, int]] = field(default_factory=list)
+    missing: list[Run] = field(default_factory=list)
     problem: str | None = None
 
     @classmethod
@@ -148,7 +145,7 @@ class LiveTilt:
         weights, blocks = detectors(optics, detector, settings)
         eyes = executor.broadcast(Eyes(weights, blocks.labels))
         tilt = cls(index, source, follower, regions, rows, done, eyes, blocks, np.zeros(shape[:2], bool))
-        tilt.queue = [LiveTask(regions[number], None, 0) for number in sorted(done)]
+        tilt.queue = [LiveTask(regions[number], None) for number in sorted(done)]
         return tilt
 
     @property
@@ -161,22 +158,28 @@ class LiveTilt:
         """Whether every shard is on the disk and looked at."""
         return len(self.done) == len(self.regions) and not self.queue and not self.under_way
 
-    def poll(self) -> int:
-        """Look at the file, queue the shards that became whole, and return how many frames are new."""
+    def poll(self, store: Store, mask: bool) -> int:
+        """Look at the file, queue the shards that became whole, and return how many frames are new.
+
+        With ``mask``, frames that the file says are lost are left out; without, reading them is an error.
+        """
         before = self.follower.ready
         for start, stop in self.follower.poll():
-            self._queue_rows(start, stop, self.follower.ready)
+            if mask:
+                self._leave_out(store, self.source.missing(self.follower.ready))
+            columns = self.source.source.shape[2]
+            y0, y1 = start // columns, stop // columns
+            self._queue(r for n, r in self.regions.items() if y0 <= r.y0 < y1 and n not in self.done)
         return self.follower.ready - before
 
     def close(self, store: Store) -> None:
         """Take the file as finished, with nothing under way: queue the rest, zeros where frames never came."""
         ready, expected = self.follower.ready, self.source.n_expected
-        self.missing = [(ready, expected)] if ready < expected else []
-        store.close_source(
-            self.index, store.tilt_attrs(self.index)["source"], self.missing
-        )  # before any zero is stored
+        lost = self.source.missing(expected)
+        self._leave_out(store, lost or ([(ready, expected)] if ready < expected else []))
         self.follower.state = State.COMPLETE
-        self.queue = [LiveTask(r, self.source, ready) for n, r in self.regions.items() if n not in self.done]
+        self.queue = []
+        self._queue(r for n, r in self.regions.items() if n not in self.done)
 
     def accept(self, task: LiveTask, look: Seen) -> None:
         """Add what was seen in one shard."""
@@ -216,11 +219,11 @@ class LiveTilt:
             raise empty_tilt(store, self.index)
         return whole_look(images["weighted"], images["superpixels"], patterns, self.blocks, store.valid(self.index))
 
-    def _queue_rows(self, start: int, stop: int, available: int) -> None:
-        columns = self.source.source.shape[2]
-        y0, y1 = start // columns, stop // columns
-        self.queue += [
-            LiveTask(region, self.source, available)
-            for number, region in self.regions.items()
-            if y0 <= region.y0 < y1 and number not in self.done
-        ]
+    def _leave_out(self, store: Store, missing: list[Run]) -> None:
+        """Note the positions without a frame in the store: before any zero is."""
+        if missing != self.missing:
+            self.missing = missing
+            store.close_source(self.index, store.tilt_attrs(self.index)["source"], missing)
+
+    def _queue(self, shards: Iterable[ShardTask]) -> None:
+        self.queue += [LiveTask(shard, self.source, tuple(self.missing)) for shard in shards]

@@ -149,11 +149,30 @@ def _halves(store: Store, tilt: int, valid: np.ndarray, settings: ProjectionSett
     """Return the phases of the two half scans of a tilt, flattened, where they are in the store."""
     if not _half_groups(store, settings):
         return None
+    return phase_filters.Halves(*_flat_halves(store, tilt, valid, settings), valid)
+
+
+def _flat_halves(
+    store: Store, tilt: int, valid: np.ndarray, settings: ProjectionSettings
+) -> tuple[np.ndarray, np.ndarray]:
     pair = store.read(f"{HALVES}/{tilt_name(tilt)}")
     field = (valid.shape[0], valid.shape[1])
     images = [centred(pair[name].values, field) for name in ("first", "second")]
     first, second = (_without_background(image, valid, store.scan(tilt), settings)[0] for image in images)
-    return phase_filters.Halves(first, second, valid)
+    return first, second
+
+
+def half_phases(
+    store: Store, tilt: int, settings: ProjectionSettings | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Return the flattened phases (y, x) in rad of the two half scans of ``tilt``, their mask, and the pixel in Å."""
+    settings = settings or ProjectionSettings()
+    result = store.read(f"ptychography/{tilt_name(tilt)}")
+    pixel = tuple(result.attrs["pixel_angstrom"])
+    field = field_px(store.scan(tilt), (pixel[0], pixel[1]), settings)
+    lit = observed(result["illumination"].values, settings.illumination_fraction)
+    valid = centred(lit, field, fill=False)
+    return *_flat_halves(store, tilt, valid, settings), valid, float(pixel[0])
 
 
 def _stacked(store: Store, images: list[_Image], pixel_angstrom: float, settings: ProjectionSettings) -> xr.Dataset:

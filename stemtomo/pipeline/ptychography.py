@@ -190,7 +190,7 @@ def _reconstruct(job: _Job) -> float:
     scan, detector, optics = store.scan(job.tilt), store.detector(job.tilt), store.optics(job.tilt)
     counts = load_counts(store, job.tilt)
     place = backend.to_device if backend.gpu_available() else np.asarray
-    electrons = _incident_electrons(store, job.tilt, counts, settings)
+    electrons = incident_electrons(str(store.path), job.tilt, counts, settings.electrons_per_pattern)
     model = build_model(scan, detector, optics, settings)
     recorded = np.flatnonzero(store.valid(job.tilt))
     whole = model.grid
@@ -222,18 +222,17 @@ def _reconstruct(job: _Job) -> float:
     return losses[-1] / pixels
 
 
-def _incident_electrons(store: Store, tilt: int, counts: np.ndarray, settings: PtychographySettings) -> float:
+def incident_electrons(path: str, tilt: int, counts: np.ndarray, said: float | None) -> float:
     """Return the electrons of the first probe: those that were said to come in, or the mean that was counted.
 
     A probe that starts at another scale than the counts converges to nothing, so a dose that cannot be is refused.
     """
     counted = float(counts.sum(axis=(1, 2), dtype=np.float64).mean())
-    said = settings.electrons_per_pattern
     if said is None:
         return counted
     if not _LEAST_COUNTED * said <= counted <= _MOST_COUNTED * said:
         raise ConfigurationError(
-            f"{store.path}: electrons_per_pattern is {said:g}, but tilt {tilt} counts {counted:g} per pattern on"
+            f"{path}: electrons_per_pattern is {said:g}, but tilt {tilt} counts {counted:g} per pattern on"
             " average; give the incident electrons in the unit of the frames, or leave the dose out"
         )
     return said

@@ -79,8 +79,10 @@ def parse_configuration(raw: Mapping[str, Any], where: str = "configuration") ->
         raise ConfigurationError(f"{where}: " + "; ".join(_explain_all(error.errors()))) from None
 
 
-def override_section(section: str, start: Mapping[str, Any], overrides: Iterable[str]) -> Section:
-    """Return the settings of the stage section ``section``: ``start`` with ``overrides``, ``key=value``, applied.
+def override_section(
+    section: str, start: Mapping[str, Any], overrides: Iterable[str], model: type[Section] = StageSettings
+) -> Section:
+    """Return the settings of ``section`` of ``model``: ``start`` with ``overrides``, ``key=value``, applied.
 
     Raises
     ------
@@ -90,9 +92,9 @@ def override_section(section: str, start: Mapping[str, Any], overrides: Iterable
     raw: dict[str, Any] = {section: dict(start)}
     for override in overrides:
         _apply_override(raw, override if override.startswith(f"{section}.") else f"{section}.{override}")
-    _check_keys(raw, StageSettings, "--set", "")
+    _check_keys(raw, model, "--set", "")
     try:
-        settings: Section = getattr(StageSettings.model_validate(raw), section)
+        settings: Section = getattr(model.model_validate(raw), section)
     except ValidationError as error:
         raise ConfigurationError("; ".join(_explain_all(error.errors()))) from None
     return settings

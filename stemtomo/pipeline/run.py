@@ -194,6 +194,8 @@ def _run_on(
     for stage, section in list(STAGES.items())[1:]:
         if until == "ingest" or (stage == "score" and settings.score.truth is None):
             break
+        if stage in skipped_stages(settings) and stage != until:
+            continue
         arguments = (store, getattr(settings, section))
         work = functools.partial(stage_verb(stage), *arguments, executor=executor, progress=progress)
         ledger.stage(stage, work)
@@ -212,6 +214,15 @@ def _run_on(
     }
     _record(store, result, ledger.time_utc)
     return result
+
+
+def skipped_stages(settings: StageSettings) -> frozenset[str]:
+    """Return the stages that are left out: the joint way, or the sequential one where joint starts from zero."""
+    if not settings.joint.enabled:
+        return frozenset({"joint"})
+    if settings.joint.start == "sequential":
+        return frozenset()
+    return frozenset({"ptychography", "projections", "align", "tomography"})
 
 
 def _record(store: Store, result: dict[str, Any], time_utc: str) -> None:

@@ -17,6 +17,7 @@ from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import ScoreSettings
 from stemtomo.pipeline.progress import Progress, Silent
+from stemtomo.pipeline.structure import AtomSource, structure
 
 GROUP = "score"
 
@@ -81,6 +82,37 @@ def score(
     return numbers
 
 
+def score_atoms(found: AtomSource, known: AtomSource, *, match_radius_angstrom: float = 0.75) -> dict[str, Any]:
+    """Compare two lists of atoms; nothing is written.
+
+    The rule: one rigid shift is removed, that which lets most atoms meet and then brings the pairs closest (sought from
+    no shift and from equal centroids); atoms are paired one to one, no two further apart than
+    ``match_radius_angstrom``, as many as can be and then with the least sum of squares (Hungarian method); species play
+    no part in the pairing.
+
+    Parameters
+    ----------
+    found, known
+        A store, a file of atoms, a dataset with x, y, z (and species), ``(positions, species)`` or positions (atom, 3)
+        in Å. ``known`` is the reference.
+
+    Returns
+    -------
+    dict
+        As :func:`score`: ``recall`` (pairs over known), ``precision`` (pairs over found), ``rmsd_pm`` in 3D and
+        ``rmsd_x_pm``, ``rmsd_y_pm``, ``rmsd_z_pm`` over the pairs, ``species_accuracy`` over the pairs (``None`` where
+        a side has no elements) with ``confusion``, ``matched``, ``extra``, ``missing``, ``shift_angstrom`` ...
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no known atom or the radius is not positive.
+    """
+    ours, theirs = structure(found), structure(known)
+    table = ours.table if "classes" in ours.table.attrs else ours.table.assign_attrs(classes=ours.names)
+    return dict(_compared(table, theirs.positions, theirs.species.tolist(), match_radius_angstrom).attrs)
+
+
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -132,9 +164,9 @@ def _positions_scored(match: Match, found: int, known: int) -> dict[str, Any]:
 def _species_scored(atoms: xr.Dataset, symbols: list[str], match: Match) -> dict[str, Any]:
     """Return accuracy and confusion; numbered classes stand for the known species in order of atomic number."""
     labels = atoms["species"].values
-    species = sorted(set(symbols), key=SYMBOLS.index)
+    species = sorted(set(symbols), key=lambda name: (SYMBOLS.index(name) if name in SYMBOLS else len(SYMBOLS), name))
     numbered = labels.dtype.kind in "iu"
-    if UNKNOWN_SPECIES in species or (numbered and len(atoms.attrs["classes"]) != len(species)):
+    if UNKNOWN_SPECIES in {*species, *map(str, labels)} or (numbered and len(atoms.attrs["classes"]) != len(species)):
         return {"species_accuracy": None, "species_names": [], "confusion": []}
     if numbered:
         labels = np.array(species)[labels]

@@ -156,7 +156,7 @@ class _Watcher:
                 self.fail(tilt, "; ".join(self.arrivals.refused.values()))
             if tilt.problem is None and tilt.index not in self.complete:
                 try:
-                    grown = tilt.poll()
+                    grown = tilt.poll(self.store, self.settings.missing == "mask")
                 except AcquisitionError as error:
                     self.fail(tilt, str(error))
                     continue
@@ -294,7 +294,7 @@ class _Watcher:
             return
         if source.source.shape[0] > 1 and not all(self.closed(other) for other in range(self.tilts)):
             return  # the identity of the file is known when all of it is there
-        identity = source.source.identity()
+        identity = self.arrivals.open_again(source.source.path).identity()
         assert self.experiment is not None
         self.store.close_source(tilt.index, identity, tilt.missing)
         self.store.complete_tilt(tilt.index, tilt_mark(self.experiment, tilt.index, identity, tilt.missing))
@@ -348,7 +348,7 @@ class _Watcher:
         if not stalled:
             return
         waiting = [
-            stall_message(tilt.source, tilt.follower.ready, self.settings.deadline_s)
+            stall_message(tilt.source, tilt.follower.ready, self.settings.deadline_s) + tilt.source.lost_text()
             for tilt in self.live.values()
             if tilt.problem is None and tilt.index not in self.complete
         ]

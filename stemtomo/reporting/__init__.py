@@ -11,7 +11,7 @@ from stemtomo import __version__
 from stemtomo.errors import StoreError
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import STAGES
-from stemtomo.reporting import calibration, experiment, markup, specimen
+from stemtomo.reporting import calibration, experiment, markup, resolution, specimen
 from stemtomo.reporting.markup import Raw
 from stemtomo.reporting.results import Results
 
@@ -22,6 +22,7 @@ _TITLES = {
     "ptychography": "Ptychography",
     "projections": "Projections",
     "volume": "Volume",
+    "resolution": "Resolution",
     "atoms": "Atoms",
     "score": "Score",
     "provenance": "Provenance",
@@ -74,6 +75,7 @@ def render(results: Results) -> str:
         "ptychography": experiment.ptychography(results),
         "projections": experiment.projections(results),
         "volume": specimen.volume(results),
+        "resolution": resolution.resolution(results),
         "atoms": specimen.atoms(results),
         "score": specimen.score(results),
         "provenance": provenance(results),

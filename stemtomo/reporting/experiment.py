@@ -12,7 +12,7 @@ import xarray as xr
 from stemtomo.io.durable import human_bytes
 from stemtomo.io.schema import tilt_name
 from stemtomo.physics.electron import wavelength_angstrom
-from stemtomo.reporting import figures, markup
+from stemtomo.reporting import figures, filters, markup
 from stemtomo.reporting.figures import Picture
 from stemtomo.reporting.results import Results, thumbnail
 
@@ -212,6 +212,7 @@ def projections(results: Results) -> str:
             figures.montage(pictures), f"Projected phase of every tilt{moved}; pixels without data are empty."
         )
     ]
+    content += filters.beside(data, pixel) + filters.depth(data)
     if moves.any():
         order = np.argsort(theta)
         lines = [(name, theta[order].tolist(), moves[order, axis].tolist()) for name, axis in (("x", 1), ("y", 0))]

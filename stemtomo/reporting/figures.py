@@ -119,6 +119,7 @@ def curves(
     y: str,
     logarithmic: bool = False,
     points: bool = False,
+    whole_numbers: bool = True,
 ) -> bytes:
     """Draw ``(label, x values, y values)`` lines; more than eight lines become a fan from one colour to another."""
     with _figure() as plt:
@@ -140,7 +141,7 @@ def curves(
         everything = np.concatenate([np.asarray(ys, dtype=float) for _, _, ys in lines])
         if logarithmic and everything.min() > 0 and everything.max() > 5 * everything.min():
             axis.set_yscale("log")
-        if not points:
+        if whole_numbers and not points:
             axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel(x)
         axis.set_ylabel(y)

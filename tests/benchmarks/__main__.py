@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import catch_up, pipelines, ptychography, streaming, tomography
+from tests.benchmarks import catch_up, pipelines, ptychography, streaming, tomography, two_workers
 from tests.benchmarks.measure import Row, machine, print_result, python, table
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "streaming": streaming.benchmark,
     "watch": catch_up.catch_up_rows,
     "out_of_core": streaming.out_of_core_rows,
+    "two_workers": two_workers.two_worker_rows,
     "pipelines": pipelines.benchmark,
 }
 

@@ -77,9 +77,10 @@ def python(module: str, arguments: Sequence[str], timeout_s: float = 900) -> Run
 
 def print_result(result: Any) -> None:
     """Print ``result`` and what this process has used as one line of JSON, for :func:`python`."""
-    from stemtomo.distributed.memory import cpu_seconds as spent
+    from stemtomo.distributed.memory import usage
 
-    print(json.dumps({"result": result, "usage": {"cpu_s": spent(), "peak_rss_mb": _peak_rss_mb()}}))
+    spent = usage()
+    print(json.dumps({"result": result, "usage": {"cpu_s": spent.cpu_seconds, "peak_rss_mb": spent.peak_rss_mb}}))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -105,12 +106,6 @@ def machine() -> dict[str, Any]:
 
 def _cpu_info() -> list[str]:
     return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-
-
-def _peak_rss_mb() -> float:
-    """Return the largest resident memory of this process; what getrusage says includes that of its parent."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
 
 
 def _number(value: float | None) -> str:

@@ -17,7 +17,8 @@ from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.geometry import TiltSeries
 from stemtomo.physics.projection import TiltGeometry, backproject, project, render
 from stemtomo.pipeline.config import TomographySettings
-from stemtomo.pipeline.tomography import Problem, reconstruct
+from stemtomo.pipeline.descent import Problem
+from stemtomo.pipeline.reconstruction import reconstruct
 from tests.benchmarks.measure import Row, cost_row, cpu_seconds
 from tests.data import FOLDER
 

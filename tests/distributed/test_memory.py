@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -125,3 +127,14 @@ def test_plan_is_json_and_a_table_with_units() -> None:
     unknown = MemoryPlan([PlanRow("denoise", 1, 10)])
     assert str(unknown).splitlines()[-1].endswith("?")
     assert unknown.to_dict()["seconds"] is None
+
+
+def test_the_peak_of_a_process_is_not_that_of_its_launcher() -> None:
+    block = np.ones(50_000_000)  # 400 MB
+    told = subprocess.run(
+        [sys.executable, "-c", "from stemtomo.distributed.memory import peak_rss_mb; print(peak_rss_mb())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(told.stdout) < block.nbytes / 1e6 < peak_rss_mb()

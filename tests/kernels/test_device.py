@@ -17,7 +17,8 @@ from stemtomo.kernels import atoms, cuda, masks
 from stemtomo.physics import potential
 from stemtomo.physics.projection import TiltGeometry, backproject, project
 from stemtomo.physics.rotation import to_laboratory
-from stemtomo.pipeline import tomography as tomography_stage
+from stemtomo.pipeline import descent
+from stemtomo.pipeline import reconstruction as tomography_stage
 from stemtomo.pipeline.config import TomographySettings
 from stemtomo.pipeline.ptychography import ptychography
 from tests.algorithms.ptychography.test_solver import experiment
@@ -66,8 +67,12 @@ def test_projector_and_tomography_with_shifts(place):
     back = backproject(geometry, place(images), image, whole)
     np.testing.assert_allclose(back.get(), backproject(geometry, images, image, whole), atol=1e-12)
     valid = np.ones((3, 10, 12), bool)
-    seen = refinement.gauss_newton_shifts(images, images - 0.5, valid, rotations, 1.0)
-    there = refinement.gauss_newton_shifts(place(images), place(images - 0.5), place(valid), rotations, 1.0)
+    geometry = TiltGeometry(rotations, np.zeros((len(images), 2)), (images.shape[2],) * 3, images.shape[1:])
+    arguments = (refinement.POSE_COLUMNS, 1.0, refinement.Prior(rotations, 0.03))
+    seen = refinement.gauss_newton_poses(geometry, images, 3 * images, images - 0.5, valid, *arguments)
+    there = refinement.gauss_newton_poses(
+        geometry, place(images), place(3 * images), place(images - 0.5), place(valid), *arguments
+    )
     np.testing.assert_allclose(there, seen, atol=1e-9)
 
 
@@ -78,7 +83,7 @@ def test_the_stages_choose_the_device_and_leave_the_same_results(place, monkeypa
     )
     images = rng.random((3, 16, 16)).astype(np.float32)
     measured = tomography_solver.Measurement(images, np.ones(images.shape, bool), np.ones(3, np.float32), 0.8)
-    problem = tomography_stage.Problem(measured, geometry, 0.4, 6.5e-4)
+    problem = descent.Problem(measured, geometry, 0.4, 6.5e-4)
     settings = TomographySettings(iterations=10, blocks=2)
     on_host = tomography_stage.reconstruct(problem, settings, ThreadExecutor(1))
     monkeypatch.setattr(backend, "gpu_available", lambda: True)

@@ -1,12 +1,13 @@
 """Projections of volumes: adjoints, blocks, exact turns, and a blob whose projection is known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from stemtomo.errors import ConfigurationError
-from stemtomo.geometry import Pose, TiltSeries
+from stemtomo.geometry import Pose, TiltSeries, rotation_about
 from stemtomo.physics import projection
 from stemtomo.physics.projection import TiltGeometry, backproject, footprint, project, slabs
 
@@ -165,6 +166,76 @@ def test_shift_derivatives_are_what_a_shift_of_half_a_pixel_makes():
     for found, shift in ((along_x, [step, 0.0]), (along_y, [0.0, step])):
         expected = (at(shift) - at(np.negative(shift))) / (2 * step)
         np.testing.assert_allclose(found, expected, atol=0.08 * np.abs(expected).max())
+
+
+def _turned_by(geometry, column, amount):
+    """Return the geometry after a change of one parameter of every pose, written down without the package's algebra."""
+    rotations, shifts, scales = geometry.rotations, geometry.shifts_px.copy(), geometry.scales
+    if column.startswith("shift"):
+        shifts[:, "xy".index(column[-1])] += amount
+    elif column.startswith("turn"):
+        rotations = rotations @ rotation_about(column[-1], -amount)  # seen at (R A^T)^T r = A R^T r
+    else:
+        scales = scales * math.exp(amount)
+    return TiltGeometry(rotations, shifts, geometry.volume_shape, geometry.image_shape, 2, scales)
+
+
+@pytest.mark.parametrize("column", projection.POSE_COLUMNS)
+def test_pose_derivatives_are_what_a_small_change_of_the_pose_makes(column):
+    shape = (40, 40, 40)
+    geometry = replace(_geometry(GENERAL, image_shape=shape[1:], volume_shape=shape), magnifications=[1.02, 1.0, 0.99])
+    volume = sum(_gaussian(shape, centre, 2.6) for centre in ([6.0, 3.0, -5.0], [-4.0, 2.0, 7.0]))
+    whole, image = geometry.whole_volume, geometry.whole_image
+    seen = project(geometry, volume, whole, image)
+    moments = projection.depth_moments(geometry, volume, whole, image)
+    step = 0.5 if column.startswith("shift") else 0.04  # about half a pixel; smaller ones see the kinks of the spline
+    ahead, behind = (project(_turned_by(geometry, column, sign * step), volume, whole, image) for sign in (1, -1))
+    expected = projection.blur((ahead - behind) / (2 * step), 1.0)  # the ripple of the grid is not alike in both
+    for tilt in range(3):
+        found = projection.pose_derivatives(geometry, tilt, seen[tilt], moments[tilt], [column])
+        found = projection.blur(found, 1.0)[0]
+        assert np.linalg.norm(found - expected[tilt]) < 0.08 * np.linalg.norm(expected[tilt])
+        assert np.vdot(found, expected[tilt]) == pytest.approx(np.vdot(expected[tilt], expected[tilt]), rel=0.05)
+
+
+def test_depth_moments_of_blocks_add_up_and_are_the_depth_of_a_voxel():
+    geometry = _geometry(GENERAL)
+    volume = np.zeros(SHAPE)
+    volume[4, 15, 6] = 2.0
+    whole = projection.depth_moments(geometry, volume, geometry.whole_volume, geometry.whole_image)
+    depth = np.array([6 - 10, 15 - 11, 4 - 9]) @ geometry.rotations[:, :, 2].T
+    seen = project(geometry, volume, geometry.whole_volume, geometry.whole_image)
+    np.testing.assert_allclose(whole, depth[:, None, None] * seen, atol=1e-12)
+    full = np.random.default_rng(5).normal(size=SHAPE)
+    whole = projection.depth_moments(geometry, full, geometry.whole_volume, geometry.whole_image)
+    parts = [
+        projection.depth_moments(geometry, full[tuple(slice(*e) for e in block)], block, geometry.whole_image)
+        for block in slabs(SHAPE, 4)
+    ]
+    np.testing.assert_allclose(sum(parts), whole, atol=1e-11)
+
+
+def test_a_magnified_image_is_larger_with_the_same_line_integrals_and_has_an_adjoint():
+    shape = (48, 48, 48)
+    plain = TiltGeometry(GENERAL.rotations, np.zeros((3, 2)), shape, shape[1:])
+    large = replace(plain, magnifications=np.array([1.1, 1.0, 0.9]))
+    volume = _gaussian(shape, (5.0, -4.0, 3.0), 3.0)
+    seen = [project(g, volume, g.whole_volume, g.whole_image) for g in (plain, large)]
+    np.testing.assert_allclose([i.max() for i in seen[1]], [i.max() for i in seen[0]], rtol=0.02)
+    x = np.arange(48) - 24
+    centres = [[i.sum(axis=0) @ x / i.sum() for i in images] for images in seen]
+    np.testing.assert_allclose(centres[1], np.multiply(centres[0], [1.1, 1.0, 0.9]), atol=1e-6)
+    images = np.random.default_rng(0).normal(size=(3, 48, 48))
+    back = backproject(large, images, large.whole_image, large.whole_volume)
+    assert np.vdot(seen[1], images) == pytest.approx(np.vdot(volume, back), rel=1e-12)
+
+
+def test_a_layer_needs_as_much_width_as_its_steepest_tilt_sees_of_it():
+    rotations = TiltSeries.from_degrees([0.0, 60.0]).rotations
+    # At 60 degrees a ray at u = 50 crosses a layer of 40 between x = (50 +- 20 sin 60) / cos 60.
+    expected = 2 * math.ceil((50 + 20 * math.sin(math.pi / 3)) / 0.5)
+    assert projection.seen_extent(rotations, (30, 100), 40) == (30, expected)
+    assert projection.seen_extent(rotations[:1], (30, 100), 40) == (30, 100)
 
 
 def test_voxels_seen_by_every_tilt_are_the_cylinder_about_the_axis():

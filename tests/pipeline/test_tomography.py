@@ -18,8 +18,10 @@ from stemtomo.geometry import TiltSeries
 from stemtomo.physics.projection import TiltGeometry, project, render
 from stemtomo.pipeline.alignment import align
 from stemtomo.pipeline.config import AlignmentSettings, TomographySettings
+from stemtomo.pipeline.descent import Problem
 from stemtomo.pipeline.progress import Silent
-from stemtomo.pipeline.tomography import Problem, plan_tomography, reconstruct, tomography
+from stemtomo.pipeline.reconstruction import reconstruct
+from stemtomo.pipeline.tomography import plan_tomography, tomography
 from tests.algorithms.tomography import phantom
 from tests.pipeline.projected import VOLTS, phase_store, projected_store
 

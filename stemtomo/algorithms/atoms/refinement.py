@@ -1,59 +1,36 @@
 """Atoms refined against the projections themselves, where the missing wedge is no distortion but absent data.
 
-Model: projection k is a level plus one Gaussian per atom, C_k(x) = c_k + sum_i I_i g_b(x - q_ik), where q_ik are the
-first two coordinates of R_k^T r_i plus the tilt's shift, and the width b is shared by all atoms of a class (after Yang
-et al., Nature 592, 60 (2021), who refine positions and B factors against projections). The loss is
-sum_k |M_k (C_k - P_k)|² over the measured pixels M_k; the levels c_k follow from the rest in closed form.
+The model is that of :mod:`stemtomo.algorithms.atoms.projected`: Gaussian atoms, whose widths (B factors) are shared by
+all atoms of a class, or are each atom's own with a prior about that of its class.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 from scipy.optimize import minimize
 
-from stemtomo.errors import FormatError
-from stemtomo.kernels.atoms import gather, render
+from stemtomo.algorithms.atoms.projected import (
+    AtomModel,
+    ProjectedImages,
+    explained_share,
+    loss,
+    residuals,
+    without_level,
+)
+from stemtomo.backend import to_host
 
-_WINDOW_WIDTHS = 4.5  # half of an atom's window, in widths: 4e-5 of the peak is cut off
-_NARROWEST_PX, _WIDEST_FACTOR = 0.3, 2.0
+__all__ = ["ProjectedImages", "RefinedAtoms", "refine_atoms"]
 
-
-@dataclass(frozen=True)
-class ProjectedImages:
-    """Projections and their geometry.
-
-    Parameters
-    ----------
-    images
-        (tilt, y, x), float64, the rotation centre at index n // 2.
-    valid
-        Boolean (tilt, y, x): which pixels were measured.
-    rotations
-        R of every tilt, (tilt, 3, 3).
-    shifts_angstrom
-        What moves the projection of the sample onto the image, (tilt, 2), x and y.
-    pixel_angstrom
-        Pixel of the images.
-    """
-
-    images: np.ndarray
-    valid: np.ndarray
-    rotations: np.ndarray
-    shifts_angstrom: np.ndarray
-    pixel_angstrom: float
-
-    def __post_init__(self) -> None:
-        tilts = len(self.images)
-        if self.images.ndim != 3 or self.valid.shape != self.images.shape:
-            raise FormatError(f"images {self.images.shape} and valid {self.valid.shape} must both be (tilt, y, x)")
-        if self.rotations.shape != (tilts, 3, 3) or self.shifts_angstrom.shape != (tilts, 2):
-            raise FormatError(
-                f"{tilts} images need rotations (tilt, 3, 3) and shifts (tilt, 2), "
-                f"got {self.rotations.shape} and {self.shifts_angstrom.shape}"
-            )
+#: Spread that atoms of one class are expected to have in the logarithm of their widths.
+_WIDTH_SPREAD = 0.05
+_LOSS_TOLERANCE, _GRADIENT_TOLERANCE = 1e-9, 1e-7
+#: An atom's window has room for widths that grow by this factor.
+_ROOM = 1.1
+#: Gradients of images in single precision are summed over windows; below this relative change they are noise.
+_SINGLE_TOLERANCE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -62,12 +39,10 @@ class RefinedAtoms:
 
     Parameters
     ----------
-    positions
-        (atom, 3), in Å.
-    intensity
-        Integral of each atom over an image, in image units times Å², (atom,).
+    model
+        Positions in Å, intensities in image units times Å², widths in Å.
     width_angstrom
-        Of each class, (class,).
+        Of each class, (class,): the mean of its atoms.
     shifts_angstrom
         (tilt, 2), x and y.
     loss
@@ -77,12 +52,21 @@ class RefinedAtoms:
         after smoothing by its width, which takes out most of the noise of single pixels.
     """
 
-    positions: np.ndarray
-    intensity: np.ndarray
+    model: AtomModel
     width_angstrom: np.ndarray
     shifts_angstrom: np.ndarray
     loss: tuple[float, float]
     explained: float
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Positions (atom, 3) in Å."""
+        return self.model.positions
+
+    @property
+    def intensity(self) -> np.ndarray:
+        """Integral of each atom over an image, (atom,)."""
+        return self.model.intensity
 
 
 def refine_atoms(
@@ -90,9 +74,12 @@ def refine_atoms(
     labels: np.ndarray,
     projected: ProjectedImages,
     *,
-    width_angstrom: float = 0.5,
+    width_angstrom: float | np.ndarray = 0.5,
+    intensity: np.ndarray | None = None,
     iterations: int = 60,
     refine_shifts: bool = False,
+    widths: Literal["class", "atom"] = "class",
+    intensity_spread: float | None = None,
 ) -> RefinedAtoms:
     """Refine ``positions`` (atom, 3) in Å, intensities and widths, and, if asked, the shifts of the tilts.
 
@@ -103,139 +90,173 @@ def refine_atoms(
     projected
         What the atoms have to explain.
     width_angstrom
-        Starting width of every class.
+        Starting width: one number, or one per class or per atom.
+    intensity
+        Starting intensities (atom,); by least squares of one factor per class if not given.
     iterations
         Iterations of L-BFGS with every parameter scaled by its own curvature.
+    widths
+        ``"atom"``: each atom has a width of its own, with a spread of 5 % about its class expected.
+    intensity_spread
+        Relative spread that the intensities of one class are expected to have about their mean, as a prior; none if
+        not given.
     """
-    problem = _Problem(np.asarray(labels), projected, refine_shifts)
-    start = problem.start(np.asarray(positions, dtype=np.float64), width_angstrom)
-    first = problem.loss(start)[0]
-    # In these units the loss begins at 1 with curvatures of about 1, so that stopping does not depend on image units.
-    scale = problem.scale(start) * np.sqrt(first)
+    labels = np.asarray(labels)
+    positions = np.asarray(positions, dtype=np.float64)
+    width = _per_atom(width_angstrom, labels)
+    if intensity is None:
+        intensity = class_factors(positions, labels, width, projected)[labels]
+    start = AtomModel(positions, np.asarray(intensity, dtype=np.float64), width)
+    problem = _Problem(start, labels, projected, refine_shifts, widths == "atom", intensity_spread)
+    first, _ = problem.loss(np.zeros(problem.size))
 
     def scaled(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, gradient = problem.loss(start + parameters * scale)
-        return loss / first, gradient * scale / first
+        value, gradient = problem.loss(parameters * np.sqrt(first))
+        return value / first, gradient / np.sqrt(first)
 
+    single = projected.images.dtype == np.float32
+    # In these units the loss begins at 1 with curvatures of about 1, so that stopping does not depend on image units.
     result = minimize(
         scaled,
-        np.zeros_like(start),
+        np.zeros(problem.size),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": iterations, "maxcor": 20, "ftol": 1e-9, "gtol": 1e-7},
+        options={
+            "maxiter": iterations,
+            "maxcor": 20,
+            "ftol": _SINGLE_TOLERANCE if single else _LOSS_TOLERANCE,
+            "gtol": _GRADIENT_TOLERANCE,
+        },
     )
-    end = start + result.x * scale
-    last = problem.loss(end)[0]
-    refined, intensity, width, shifts = problem.unpack(end)
+    model, shifts = problem.unpack(result.x * np.sqrt(first))
     if refine_shifts:
-        refined, shifts = _without_translation(refined, shifts, projected)
-    measured = projected.valid.sum()
-    return RefinedAtoms(
-        refined,
-        intensity,
-        width,
-        shifts,
-        loss=(float(np.sqrt(first / measured)), float(np.sqrt(last / measured))),
-        explained=problem.explained(end),
-    )
+        positions, shifts = _without_translation(model.positions, shifts, projected)
+        model = replace(model, positions=positions)
+    return _refined(model, labels, replace(projected, shifts_angstrom=shifts), first)
+
+
+def class_factors(
+    positions: np.ndarray, labels: np.ndarray, width: np.ndarray, projected: ProjectedImages
+) -> np.ndarray:
+    """Return the intensity of each class (class,) that explains the projections best, all atoms of a class alike."""
+    classes = int(labels.max()) + 1
+    normal, target = np.zeros((classes, classes)), np.zeros(classes)
+    unit = AtomModel(positions, np.ones(len(labels)), width)
+    blank = replace(projected, images=np.zeros_like(projected.images))
+    drawn = [residuals(unit[labels == label], blank) for label in range(classes)]
+    for image, valid, *ones in zip(projected.images, projected.valid, *drawn, strict=True):
+        columns = np.stack([to_host(one).ravel().astype(np.float64) for one in ones])
+        normal += columns @ columns.T
+        target += columns @ to_host(without_level(image, valid)).ravel()
+    return np.linalg.lstsq(normal, target, rcond=1e-9)[0]
 
 
 class _Problem:
-    """The loss as a function of one vector: positions, intensities, log widths of the classes, shifts."""
+    """The loss as a function of one vector, the change of every parameter over its scale.
 
-    def __init__(self, labels: np.ndarray, projected: ProjectedImages, refine_shifts: bool) -> None:
-        self.labels, self.projected, self.refine_shifts = labels, projected, refine_shifts
-        self.count, self.classes = len(labels), int(labels.max()) + 1
-        self.radius = 1
+    In order: positions, intensities, log widths (of classes, or of atoms), shifts.
+    """
 
-    def start(self, positions: np.ndarray, width_angstrom: float) -> np.ndarray:
-        """Return the first vector: intensities by least squares of one factor per class of intensity."""
-        projected = self.projected
-        self.radius = int(np.ceil(_WINDOW_WIDTHS * width_angstrom * _WIDEST_FACTOR / 1.5 / projected.pixel_angstrom))
-        shifts = projected.shifts_angstrom if self.refine_shifts else np.empty(0)
-        width = np.full(self.classes, np.log(width_angstrom))
-        blank = np.concatenate([positions.ravel(), np.zeros(self.count), width, shifts.ravel()])
-        ones = np.zeros((self.classes, *projected.images.shape))
-        for label in range(self.classes):
-            trial = blank.copy()
-            trial[3 * self.count : 4 * self.count] = self.labels == label
-            ones[label] = self._model(trial)
-        columns = np.stack([(one - _level(one, projected.valid))[projected.valid] for one in ones], axis=-1)
-        target = (projected.images - _level(projected.images, projected.valid))[projected.valid]
-        factors = np.linalg.lstsq(columns, target, rcond=None)[0]
-        blank[3 * self.count : 4 * self.count] = factors[self.labels]
-        return blank
+    def __init__(
+        self,
+        start: AtomModel,
+        labels: np.ndarray,
+        projected: ProjectedImages,
+        refine_shifts: bool,
+        per_atom: bool,
+        intensity_spread: float | None,
+    ) -> None:
+        self.start, self.labels, self.projected = start, labels, projected
+        self.refine_shifts, self.per_atom = refine_shifts, per_atom
+        self.groups = np.arange(len(labels)) if per_atom else labels
+        count = len(labels)
+        self.ends = np.cumsum([3 * count, count, int(self.groups.max()) + 1])
+        roomy = replace(start, width_angstrom=start.width_angstrom * _ROOM)
+        self.radius = roomy.radius_px(projected.pixel_angstrom)
+        self.scale = self._scale()
+        self.size = len(self.scale)
+        self.intensity_spread = intensity_spread
+        self.noise = self._noise() if per_atom or intensity_spread else 0.0
 
-    def scale(self, parameters: np.ndarray) -> np.ndarray:
+    def unpack(self, vector: np.ndarray) -> tuple[AtomModel, np.ndarray]:
+        """Return atoms and shifts (tilt, 2)."""
+        positions, intensity, log_width, shifts = np.split(vector * self.scale, self.ends)
+        model = AtomModel(
+            self.start.positions + positions.reshape(-1, 3),
+            self.start.intensity + intensity,
+            self.start.width_angstrom * np.exp(np.clip(log_width, -1, 1))[self.groups],
+        )
+        moved = shifts.reshape(-1, 2) if self.refine_shifts else 0.0
+        return model, self.projected.shifts_angstrom + moved
+
+    def loss(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the loss and its gradient."""
+        model, shifts = self.unpack(vector)
+        value, gradient = loss(model, replace(self.projected, shifts_angstrom=shifts), self.radius)
+        count = int(self.groups.max()) + 1
+        by_width = np.bincount(self.groups, gradient.width * model.width_angstrom, minlength=count)
+        if self.per_atom:
+            penalty, slope = self._prior(np.log(model.width_angstrom), _WIDTH_SPREAD)
+            value, by_width = value + penalty, by_width + slope
+        by_intensity = gradient.intensity
+        if self.intensity_spread:
+            spread = self.intensity_spread * np.maximum(_class_means(self.start.intensity, self.labels), 0)[self.labels]
+            penalty, slope = self._prior(model.intensity, np.maximum(spread, 1e-6 * spread.max()))
+            value, by_intensity = value + penalty, by_intensity + slope
+        parts = [gradient.positions.ravel(), by_intensity, by_width]
+        if self.refine_shifts:
+            parts.append(gradient.shifts.ravel())
+        return value, np.concatenate(parts) * self.scale
+
+    def _prior(self, values: np.ndarray, spread: float | np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the penalty on ``values`` away from the mean of their class, and its gradient."""
+        away = values - _class_means(values, self.labels)[self.labels]
+        weight = self.noise / np.square(spread)
+        return float((weight * away**2).sum()), 2 * weight * away
+
+    def _noise(self) -> float:
+        """Return the variance of a pixel's residual at the start."""
+        value, _ = loss(self.start, self.projected, self.radius)
+        return value / max(int(self.projected.valid.sum()), 1)
+
+    def _scale(self) -> np.ndarray:
         """Return a typical change of each parameter: the inverse root of its own curvature, of isolated atoms."""
-        _, intensity, width, _ = self.unpack(parameters)
-        b = width[self.labels] / self.projected.pixel_angstrom
-        tilts = len(self.projected.images)
+        pixel = self.projected.pixel_angstrom
+        b = self.start.width_angstrom / pixel
+        intensity = self.start.intensity
+        tilts = len(self.projected)
         # Integrals of g², (dg/dx)² and (dg/d log b)² over the plane, g a Gaussian of width b and unit integral.
         norm = tilts / (4 * np.pi * b**2)
-        strength = np.maximum(np.abs(intensity), 0.1 * np.abs(intensity).max()) / self.projected.pixel_angstrom**2
-        by_position = 2 / 3 * norm * strength**2 / (2 * b**2) / self.projected.pixel_angstrom**2
-        by_intensity = norm / self.projected.pixel_angstrom**4
-        by_width = np.bincount(self.labels, 2 * norm * strength**2, minlength=self.classes)
+        strength = np.maximum(np.abs(intensity), 0.1 * np.abs(intensity).max()) / pixel**2
+        by_position = 2 / 3 * norm * strength**2 / (2 * b**2) / pixel**2
+        by_intensity = norm / pixel**4
+        by_width = np.bincount(self.groups, 2 * norm * strength**2)
         by_shift = np.full(2 * tilts, 1.5 * by_position.sum() / tilts) if self.refine_shifts else np.empty(0)
-        return 1 / np.sqrt(np.concatenate([np.repeat(by_position, 3), by_intensity, by_width, by_shift]))
+        curvature = np.concatenate([np.repeat(by_position, 3), by_intensity, by_width, by_shift])
+        return 1 / np.sqrt(np.maximum(curvature, 1e-30 * curvature.max()))
 
-    def unpack(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return positions (atom, 3), intensities (atom,), widths (class,) and shifts (tilt, 2)."""
-        positions, intensity, width, shifts = np.split(
-            parameters, [3 * self.count, 4 * self.count, 4 * self.count + self.classes]
-        )
-        shifts = shifts.reshape(-1, 2) if self.refine_shifts else self.projected.shifts_angstrom
-        return positions.reshape(-1, 3), intensity, np.exp(width), shifts
 
-    def loss(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return the loss and its gradient."""
-        projected, pixel = self.projected, self.projected.pixel_angstrom
-        _, _, width, _ = self.unpack(parameters)
-        residual = self._model(parameters) - projected.images
-        residual = (residual - _level(residual, projected.valid)) * projected.valid
-        by_position = np.zeros((self.count, 3))
-        by_intensity, by_width = np.zeros(self.count), np.zeros(self.count)
-        by_shift = np.zeros((len(residual), 2))
-        for tilt, image in enumerate(residual):
-            d_intensity, d_u, d_v, d_width = gather(2 * image, *self._table(parameters, tilt), self.radius)
-            by_intensity += d_intensity / pixel**2
-            by_position += np.stack([d_u, d_v], axis=-1) @ projected.rotations[tilt][:, :2].T / pixel
-            by_width += d_width / pixel
-            by_shift[tilt] = d_u.sum() / pixel, d_v.sum() / pixel
-        by_log_width = np.bincount(self.labels, by_width, minlength=self.classes) * width
-        parts = [by_position.ravel(), by_intensity, by_log_width]
-        if self.refine_shifts:
-            parts.append(by_shift.ravel())
-        return float((residual**2).sum()), np.concatenate(parts)
+def _class_means(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.bincount(labels, values) / np.maximum(np.bincount(labels), 1)
 
-    def explained(self, parameters: np.ndarray) -> float:
-        """Return the share of the images' variance that the model accounts for, both smoothed by the mean width."""
-        projected = self.projected
-        sigma = float(self.unpack(parameters)[2][self.labels].mean()) / projected.pixel_angstrom
-        variances = []
-        for images in (self._model(parameters) - projected.images, projected.images):
-            flat = (images - _level(images, projected.valid)) * projected.valid
-            variances.append(float((gaussian_filter(flat, (0, sigma, sigma)) ** 2).sum()))
-        return 1 - variances[0] / variances[1]
 
-    def _model(self, parameters: np.ndarray) -> np.ndarray:
-        """Return the projections of the atoms, (tilt, y, x), without the levels."""
-        images = np.zeros(self.projected.images.shape)
-        for tilt, image in enumerate(images):
-            render(image, *self._table(parameters, tilt), self.radius)
-        return images
+def _per_atom(width_angstrom: float | np.ndarray, labels: np.ndarray) -> np.ndarray:
+    width = np.asarray(width_angstrom, dtype=np.float64)
+    if width.ndim == 0:
+        return np.full(len(labels), float(width))
+    return width if len(width) == len(labels) and len(width) != int(labels.max()) + 1 else width[labels]
 
-    def _table(self, parameters: np.ndarray, tilt: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return columns, rows, intensities and widths of the atoms on the image of ``tilt``, in pixels."""
-        positions, intensity, width, shifts = self.unpack(parameters)
-        pixel = self.projected.pixel_angstrom
-        rows, columns = self.projected.images.shape[1:]
-        seen = (positions @ self.projected.rotations[tilt])[:, :2] + shifts[tilt]
-        u = seen[:, 0] / pixel + columns // 2
-        v = seen[:, 1] / pixel + rows // 2
-        b = np.maximum(width[self.labels] / pixel, _NARROWEST_PX)
-        return u, v, intensity / pixel**2, b
+
+def _refined(model: AtomModel, labels: np.ndarray, projected: ProjectedImages, first: float) -> RefinedAtoms:
+    last, _ = loss(model, projected)
+    measured = max(int(projected.valid.sum()), 1)
+    return RefinedAtoms(
+        model,
+        _class_means(model.width_angstrom, labels),
+        projected.shifts_angstrom,
+        loss=(float(np.sqrt(first / measured)), float(np.sqrt(last / measured))),
+        explained=explained_share(model, projected),
+    )
 
 
 def _without_translation(
@@ -246,9 +267,3 @@ def _without_translation(
     change = (shifts - projected.shifts_angstrom).ravel()
     translation = np.linalg.lstsq(seen.reshape(-1, 3), change, rcond=1e-9)[0]
     return positions + translation, shifts - seen @ translation
-
-
-def _level(images: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Return the mean of each of ``images`` (tilt, y, x) over its valid pixels, (tilt, 1, 1)."""
-    count = np.maximum(valid.sum(axis=(1, 2), keepdims=True), 1)
-    return (images * valid).sum(axis=(1, 2), keepdims=True) / count

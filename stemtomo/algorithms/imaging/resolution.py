@@ -26,17 +26,17 @@ _PEAK_ROUNDS = 4
 class Correlation(NamedTuple):
     """Correlation of two images or volumes by frequency.
 
-    ``frequency`` (shell) in 1/Å, ``value`` (shell) from -1 to 1, ``count`` (shell): independent coefficients in each.
+    ``frequency`` (shell) in 1/Å, ``value`` (shell) from -1 to 1, ``independent`` (shell): coefficients in each.
     """
 
     frequency: np.ndarray
     value: np.ndarray
-    count: np.ndarray
+    independent: np.ndarray
 
     def bits(self, bits: float) -> np.ndarray:
         """Return the correlation of two half sets that together hold ``bits`` of information per coefficient."""
         snr = (2**bits - 1) / 2  # of a half set
-        root = np.sqrt(np.maximum(self.count, 1))
+        root = np.sqrt(np.maximum(self.independent, 1))
         above = snr + (2 * np.sqrt(snr) + 1) / root
         return np.minimum(above / (1 + snr + 2 * np.sqrt(snr) / root), 1.0)
 
@@ -94,7 +94,7 @@ def shell_correlation(
 def randomised_correlation(
     first: Array, second: Array, pixel_angstrom: float, mask: Array, beyond: float, seed: int = 0
 ) -> Correlation:
-    """Return the correlation that ``mask`` alone gives: phases of both are random beyond the frequency ``beyond`` (1/Å).
+    """Return the correlation that ``mask`` alone gives: phases of both are random beyond ``beyond`` (1/Å).
 
     What it has there above zero does not come from the specimen; see :func:`corrected`.
     """
@@ -119,39 +119,40 @@ def corrected(masked: Correlation, randomised: Correlation, beyond: float) -> Co
     return masked._replace(value=value)
 
 
-def axis_spectrum(
+def axis_spectra(
     volume: Array,
-    axis: int,
     pixel_angstrom: float,
     significance: float = 5.0,
     halves: Sequence[Array] = (),
     taper: float = 0.2,
-) -> Spectrum:
-    """Return the spectral amplitude of ``volume`` along ``axis``, summed over the other axes, and its peaks.
+) -> tuple[Spectrum, ...]:
+    """Return, for every axis of ``volume``, the spectral amplitude along it, summed over the other axes, and its peaks.
 
-    A peak is a local maximum above the background (running median) by ``significance`` times the scatter around it; with
-    ``halves`` given, only if it is also one of theirs.
+    A peak is a local maximum above the background (running median) by ``significance`` times the scatter around it;
+    with ``halves`` given, only if it is also one of theirs.
 
     Parameters
     ----------
     taper
         Part of every axis over which the volume is faded out (Tukey window); 0 for a periodic volume.
     """
-    amplitude = _amplitude_along(volume, axis, taper)
-    frequency = np.arange(len(amplitude)) / (volume.shape[axis] * pixel_angstrom)
-    plane = math.prod(volume.shape) // volume.shape[axis]
-    background, scatter = _background(amplitude, plane)
-    peaks = _peaks(amplitude, background, scatter, significance)
-    for half in halves:
-        other = _amplitude_along(half, axis, taper)
-        # Half the data has less to tell: a peak of theirs needs to be a maximum at the same place, not as significant.
-        seen = _peaks(other, *_background(other, plane), significance / 2)
-        peaks = peaks[[bool(np.any(np.abs(seen - peak) <= 1)) for peak in peaks]] if peaks.size else peaks
-    return Spectrum(frequency, amplitude, background, peaks)
+    others = [_amplitudes(half, taper) for half in halves]
+    spectra = []
+    for axis, amplitude in enumerate(_amplitudes(volume, taper)):
+        plane = math.prod(volume.shape) // volume.shape[axis]
+        background, scatter = _background(amplitude, plane)
+        peaks = _peaks(amplitude, background, scatter, significance)
+        for other in others:
+            # Half the data has less to tell: its maximum at the same place need not be as significant.
+            seen = _peaks(other[axis], *_background(other[axis], plane), significance / 2)
+            peaks = peaks[np.array([bool(np.any(np.abs(seen - peak) <= 1)) for peak in peaks], bool)]
+        frequency = np.arange(len(amplitude)) / (volume.shape[axis] * pixel_angstrom)
+        spectra.append(Spectrum(frequency, amplitude, background, peaks))
+    return tuple(spectra)
 
 
 def soft_edge(shape: Sequence[int], taper: float = 0.2) -> np.ndarray:
-    """Return a window (Tukey along every axis) that fades to zero over ``taper`` of an axis, half of it at either end."""
+    """Return a Tukey window that fades to zero over ``taper`` of every axis, half of it at either end."""
     window = np.ones(tuple(shape), np.float32)
     for axis, length in enumerate(shape):
         place = (np.arange(length) + 0.5) / length
@@ -196,12 +197,7 @@ def _correlated(
     step = 1 / (min(shape) * pixel_angstrom)
     count = int(0.5 / pixel_angstrom / step + 1e-6) + 1
     shell = xp.round(length / step).astype(np.int32)
-    # Coefficients inside the last axis stand for themselves and their conjugates.
-    weight = xp.full(first.shape[-1:], 2.0)
-    weight[0] = 1
-    if shape[-1] % 2 == 0:
-        weight[-1] = 1
-    weight = xp.broadcast_to(weight, first.shape)
+    weight = xp.broadcast_to(_conjugates(shape[-1], first), first.shape)
     chosen = shell < count
     if direction is not None:
         unit = np.asarray(direction, float) / np.linalg.norm(direction)
@@ -221,34 +217,64 @@ def _correlated(
     return Correlation(np.arange(count) * step, value, to_host(xp.bincount(index, weight, count)) / 2)
 
 
-def _amplitude_along(volume: Array, axis: int, taper: float) -> np.ndarray:
-    """Return |FFT| of the faded volume summed over all axes but ``axis``, zero frequency to Nyquist."""
+def _amplitudes(volume: Array, taper: float) -> list[np.ndarray]:
+    """Return, for every axis, |FFT| of the faded volume summed over the other axes, zero frequency to Nyquist."""
     xp = array_namespace(volume)
     window = xp.asarray(soft_edge(volume.shape, taper)) if taper > 0 else None
-    turned = xp.moveaxis(_windowed(volume, window), axis, -1)
-    amplitude = xp.abs(xp.fft.rfftn(turned))
-    return to_host(amplitude.sum(axis=tuple(range(volume.ndim - 1)), dtype=np.float64))
+    amplitude = xp.abs(xp.fft.rfftn(_windowed(volume, window)))
+    weight = _conjugates(volume.shape[-1], amplitude)
+    last = tuple(range(volume.ndim - 1))
+    sums = [(amplitude.sum(axis=tuple(a for a in last if a != axis)) @ weight) for axis in last]
+    kept = [to_host(total)[: length // 2 + 1] for total, length in zip(sums, volume.shape, strict=False)]
+    return [*kept, to_host(amplitude.sum(axis=last, dtype=np.float64))]
+
+
+def _conjugates(length: int, like: Array) -> Array:
+    """Return for how many coefficients each one of the last axis of ``rfftn`` stands: itself, and its conjugate."""
+    xp = array_namespace(like)
+    weight = xp.full(length // 2 + 1, 2.0)
+    weight[0] = 1
+    if length % 2 == 0:
+        weight[-1] = 1
+    return weight
 
 
 def _background(amplitude: np.ndarray, plane: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a running median of sums over ``plane`` moduli, and the scatter of the sums around it.
 
-    Peaks are left out of both, round by round. The scatter is at least that of noise: moduli of complex noise deviate by
-    sqrt(4 / pi - 1) of their mean.
+    Peaks are left out of both, round by round. The scatter is at least that of noise: moduli of complex noise deviate
+    by sqrt(4 / pi - 1) of their mean.
     """
-    width = max(13, len(amplitude) // 7) | 1
+    width = min(max(13, len(amplitude) // 7) | 1, 2 * len(amplitude) - 1)
     least = math.sqrt((4 / np.pi - 1) / plane)
-    kept = amplitude.astype(float).copy()
+    # Amplitudes fall over decades; the median of a slope is its middle if the slope is straight, as logarithms are.
+    level = np.log(np.maximum(amplitude, 1e-30 * amplitude.max() + 1e-300))
+    kept = level.copy()
     for _ in range(_PEAK_ROUNDS):
-        around = np.lib.stride_tricks.sliding_window_view(np.pad(kept, width // 2, mode="reflect"), width)
+        around = np.lib.stride_tricks.sliding_window_view(_mirrored(kept, width // 2), width)
         # Where a whole window is peaks, they are all there is to compare with.
-        around = np.where(np.all(np.isnan(around), axis=1, keepdims=True), amplitude[:, None], around)
-        background = np.maximum(np.nanmedian(around, axis=1), 1e-300)
+        around = np.where(np.all(np.isnan(around), axis=1, keepdims=True), level[:, None], around)
+        background = np.exp(np.nanmedian(around, axis=1))
         relative = amplitude / background - 1
         calm = np.abs(relative[_FIRST_BIN:][~np.isnan(kept[_FIRST_BIN:])])
         scatter = max(float(np.median(calm)) / _MAD_OF_NORMAL if calm.size else 0.0, least)
-        kept = np.where(relative > 3 * scatter, np.nan, amplitude)
+        peaks = _peaks(amplitude, background, background * scatter, 3.0)
+        kept = level.copy()
+        kept[np.unique(np.clip(peaks[:, None] + np.array([-1, 0, 1]), 0, len(level) - 1))] = np.nan
     return background, background * scatter
+
+
+def _mirrored(values: np.ndarray, reach: int) -> np.ndarray:
+    """Return ``values`` continued at both ends by their point mirror, which keeps a slope straight."""
+    inside = np.where(np.isnan(values), np.interp(np.arange(len(values)), *_known(values)), values)
+    before = 2 * inside[0] - inside[reach:0:-1]
+    after = 2 * inside[-1] - inside[-2 : -2 - reach : -1]
+    return np.concatenate([before, values, after])
+
+
+def _known(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    known = np.flatnonzero(~np.isnan(values))
+    return known, values[known]
 
 
 def _peaks(amplitude: np.ndarray, background: np.ndarray, scatter: np.ndarray, significance: float) -> np.ndarray:

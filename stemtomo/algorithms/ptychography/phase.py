@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import scipy.ndimage
 
+from stemtomo.backend import array_namespace
 from stemtomo.errors import CalibrationError
 
 Background = Literal["plane", "level", "none"]
@@ -122,7 +123,7 @@ def observed(illumination: np.ndarray, fraction: float) -> np.ndarray:
 
 def centred(image: np.ndarray, shape_yx: tuple[int, int], fill: float | bool = 0) -> np.ndarray:
     """Return ``image`` (..., y, x) cropped or padded to ``shape_yx`` with its centre n // 2 kept at the centre."""
-    out = np.full((*image.shape[:-2], *shape_yx), fill, dtype=image.dtype)
+    out = array_namespace(image).full((*image.shape[:-2], *shape_yx), fill, dtype=image.dtype)
     source, target = [], []
     for have, want in zip(image.shape[-2:], shape_yx, strict=True):
         start = want // 2 - have // 2

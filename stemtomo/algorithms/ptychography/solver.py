@@ -31,6 +31,7 @@ from stemtomo.algorithms.ptychography.windows import spread_batches
 from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of, together_bytes
 from stemtomo.kernels import patches
 from stemtomo.physics import multislice
+from stemtomo.physics.propagation import prepared
 
 __all__ = [
     "CURVATURE",
@@ -72,6 +73,7 @@ def gradients(
     for parameter in parameters:
         model = parameter.model_at(state.extra[parameter.name], model)
     transmission = transmission_of(state, model.slices)
+    propagators = prepared(model.propagators)
     layers = [xp.zeros_like(transmission[0]) for _ in range(len(state.phase))]
     # Tied slices add into the one layer that they share.
     transmission_gradient = layers * model.slices if len(layers) == 1 else layers
@@ -87,13 +89,11 @@ def gradients(
         waves = probes.reshape(-1, *probes.shape[2:])
         corners = to_device_of(np.repeat(model.grid.corners[where], modes, axis=0), state.probe)
         patches.illuminate(waves, corners, lit)
-        spectra, incident = multislice.forward(waves, transmission, corners, model.propagators)
+        spectra, incident = multislice.forward(waves, transmission, corners, propagators)
         # A number of the device: reading it here would make the host wait for every chunk.
         loss = loss + _residual(spectra, counts, where, state, model, parameters, extra).sum()
         on_gap = _watcher(state, model, where, parameters, extra)
-        back = multislice.adjoint(
-            spectra, incident, transmission, corners, model.propagators, transmission_gradient, on_gap
-        )
+        back = multislice.adjoint(spectra, incident, transmission, corners, propagators, transmission_gradient, on_gap)
         for parameter in parameters:
             value = state.extra[parameter.name]
             parameter.on_chunk(extra[parameter.name], value, model, Chunk(where, modes, state.probe, back))

@@ -1,88 +1,149 @@
-"""Refining the shifts of the projections while the volume is reconstructed.
+"""Refining the poses of the projections while the volume is reconstructed.
 
-The shifts t_k enter the loss (:mod:`stemtomo.algorithms.tomography.solver`) through the projections of the volume
-alone: two derivative images per tilt give a Gauss-Newton step. Volume and shifts improve side by side; the momentum of
-the volume is kept through the changes of the shifts (:func:`stemtomo.algorithms.tomography.solver.moved`).
+Shifts, angles and magnifications enter the loss (:mod:`stemtomo.algorithms.tomography.solver`) through the projections
+of the volume and their depth moments alone: up to six derivative images per tilt give a Gauss-Newton step. Volume and
+poses improve side by side; the momentum of the volume is kept through the changes of the poses
+(:func:`stemtomo.algorithms.tomography.solver.moved`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from stemtomo.algorithms.tomography.alignment import without_translation
+from stemtomo.algorithms.tomography.poses import POSE_COLUMNS, SHIFTS, TURNS, turns_between, without_rotation
 from stemtomo.backend import Array, array_namespace, to_host
-from stemtomo.physics.projection import blur, shift_derivatives
+from stemtomo.physics.projection import TiltGeometry, blur, pose_derivatives
+
+SHIFT_COLUMNS = POSE_COLUMNS[:2]
+_LARGEST_STEP = np.array([1.0, 1.0, *[math.radians(1)] * 3, 0.01])
 
 
-def gauss_newton_shifts(
-    seen: Array, residual: Array, valid: Array, rotations: np.ndarray, blur_px: float = 0.0, limit_px: float = 1.0
+@dataclass(frozen=True)
+class Prior:
+    """What is known of the angles beforehand.
+
+    Parameters
+    ----------
+    rotations
+        Nominal matrices R, (tilt, 3, 3).
+    angle_rad
+        Standard deviation of the true angles about the nominal ones.
+    """
+
+    rotations: np.ndarray
+    angle_rad: float
+
+
+def gauss_newton_poses(
+    geometry: TiltGeometry,
+    seen: Array,
+    moments: Array | None,
+    residual: Array,
+    valid: Array,
+    columns: tuple[str, ...] = SHIFT_COLUMNS,
+    blur_px: float = 0.0,
+    prior: Prior | None = None,
 ) -> np.ndarray:
-    """Return the steps (tilt, 2) of the shifts, columns x, y in px, that best explain what is left of the projections.
+    """Return the steps (tilt, 6) of the poses that best explain what is left of the projections.
 
-    One damped Gauss-Newton step per tilt, from two derivative images; the part that is a translation of the specimen
-    is taken out, and no step is longer than ``limit_px``.
+    One damped Gauss-Newton step per tilt in ``columns`` of :data:`POSE_COLUMNS`; the others are zero. What is a
+    translation or a turn of the specimen is taken out, and no step is longer than 1 px, 1 degree or 1 %.
 
     Parameters
     ----------
     seen
         Projections of the current volume, (tilt, y, x).
+    moments
+        Their depth moments, (tilt, y, x), where a turn out of the plane is asked for.
     residual
         ``seen`` less the measured projections.
     valid
         Boolean (tilt, y, x).
-    rotations
-        Matrices R, (tilt, 3, 3).
     blur_px
-        Standard deviation of a Gaussian through which both are compared; wide while the shifts are far off, as
+        Standard deviation of a Gaussian through which both are compared; wide while the poses are far off, as
         features further apart than this do not yet fall on each other.
     """
     xp = array_namespace(seen)
-    along_x, along_y = (blur(derivative * valid, blur_px) for derivative in shift_derivatives(seen))
-    left = blur(residual * valid, blur_px)
+    chosen = [POSE_COLUMNS.index(name) for name in columns]
+    deviations = None if prior is None else turns_between(prior.rotations, geometry.rotations)
+    steps = np.zeros((len(geometry), len(POSE_COLUMNS)))
+    for tilt in range(len(geometry)):
+        moment = seen[tilt] if moments is None else moments[tilt]
+        derivatives = blur(pose_derivatives(geometry, tilt, seen[tilt], moment, columns) * valid[tilt], blur_px)
+        left = blur(residual[tilt : tilt + 1] * valid[tilt], blur_px)
+        flat = derivatives.reshape(len(columns), -1).astype(np.float64)
+        normal = to_host(flat @ flat.transpose())
+        right = -to_host(flat @ left.ravel().astype(np.float64))
+        if prior is not None and deviations is not None:
+            weight = float(xp.mean(left * left)) / prior.angle_rad**2
+            for row, column in enumerate(chosen):
+                if TURNS.start <= column < TURNS.stop:
+                    normal[row, row] += weight
+                    right[row] -= weight * deviations[tilt, column - TURNS.start]
+        # Columns have units of their own, so each is damped by its own curvature.
+        steps[tilt, chosen] = np.linalg.solve(normal + np.diag(1e-3 * np.diag(normal) + 1e-30), right)
+    limited = _limited(steps)
+    limited[:, SHIFTS] = without_translation(limited[:, SHIFTS], geometry.rotations)
+    limited[:, TURNS] = without_rotation(limited[:, TURNS], geometry.rotations)
+    return limited
 
-    def inner(a: Array, b: Array) -> np.ndarray:
-        return to_host(xp.sum(a * b, axis=(1, 2), dtype=np.float64))
 
-    xx, xy, yy = inner(along_x, along_x), inner(along_x, along_y), inner(along_y, along_y)
-    normal = np.stack([np.stack([xx, xy], -1), np.stack([xy, yy], -1)], -2)
-    normal += (1e-6 * (xx + yy) + 1e-30)[:, None, None] * np.eye(2)
-    right = -np.stack([inner(along_x, left), inner(along_y, left)], axis=-1)
-    steps = np.linalg.solve(normal, right[..., None])[..., 0]
-    steps *= (limit_px / np.maximum(np.hypot(*steps.T), limit_px))[:, None]
-    return without_translation(steps, rotations)
+def _limited(steps: np.ndarray) -> np.ndarray:
+    """Return steps no longer than allowed, shortened in their own direction."""
+    limited = steps.copy()
+    for columns in (SHIFTS, TURNS, slice(5, 6)):
+        length = np.linalg.norm(steps[:, columns], axis=1, keepdims=True)
+        limited[:, columns] *= _LARGEST_STEP[columns] / np.maximum(length, _LARGEST_STEP[columns])
+    return limited
 
 
 @dataclass(frozen=True)
-class ShiftSchedule:
-    """When and how the shifts are refined during a reconstruction.
+class PoseSchedule:
+    """When and how the poses are refined during a reconstruction.
 
-    Found on simulated series (shifts wrong by 0 to 3 px, projections without noise to a signal-to-noise ratio of 1):
-    every fifth iteration of the first half, through a blur that shrinks to one pixel, with some momentum.
+    Found on simulated series (shifts wrong by 0 to 3 px, angles by 0 to 3 degrees, projections without noise to a
+    signal-to-noise ratio of 1): every fifth iteration, through a blur that shrinks to one pixel, with some momentum;
+    angles begin when the shifts have settled.
 
     Parameters
     ----------
     iterations
-        Iterations of the reconstruction; shifts are refined in the first half.
+        Iterations in which poses are refined.
+    columns
+        Of :data:`POSE_COLUMNS`, what is refined.
+    angles_from
+        First iteration at which more than the shifts is refined.
     every
         Iterations between two refinements.
     start_px, end_px, half_life
         The blur begins at ``start_px``, halves after ``half_life`` iterations, and ends at ``end_px``.
     momentum
         Fraction of the last step that is taken again.
+    angle_prior_rad
+        Standard deviation of the true angles about the nominal ones.
     """
 
     iterations: int
+    columns: tuple[str, ...] = SHIFT_COLUMNS
+    angles_from: int = 20
     every: int = 5
     start_px: float = 4.0
     end_px: float = 1.0
     half_life: float = 15.0
     momentum: float = 0.4
+    angle_prior_rad: float = math.radians(2)
 
     def due(self, iteration: int) -> bool:
-        """Whether the shifts are refined after ``iteration`` (counted from 1)."""
-        return iteration % self.every == 0 and 2 * iteration <= self.iterations
+        """Whether the poses are refined after ``iteration`` (counted from 1)."""
+        return iteration % self.every == 0 and iteration <= self.iterations
+
+    def refined(self, iteration: int) -> tuple[str, ...]:
+        """Return the columns that are refined after ``iteration``."""
+        return self.columns if iteration >= self.angles_from else SHIFT_COLUMNS
 
     def blur_px(self, iteration: int) -> float:
         """Return the blur of the refinement after ``iteration``."""

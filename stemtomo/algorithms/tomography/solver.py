@@ -60,12 +60,15 @@ class Measurement:
         (tilt,), the weight w_k of each tilt.
     element_width_px
         Standard deviation of G: what the volume's elements are wider than B-splines.
+    balance
+        (tilt, y, x), factors of the residual that make every ray count alike (SIRT); none if not given.
     """
 
     images: Array
     valid: Array
     weights: Array
     element_width_px: float = 0.0
+    balance: Array | None = None
 
     def seen(self, images: Array) -> Array:
         """Return the projections of the volume, G A_k v, from those of its coefficients, A_k v."""
@@ -73,7 +76,8 @@ class Measurement:
 
     def residual(self, seen: Array) -> Array:
         """Return G w_k M_k (seen - b_k), the gradient of the loss in A_k v."""
-        return self.seen(self.weigh(seen - self.images))
+        left = self.weigh(seen - self.images)
+        return self.seen(left if self.balance is None else left * self.balance)
 
     def weigh(self, images: Array) -> Array:
         """Return w_k M_k images."""
@@ -124,7 +128,7 @@ def project_block(
     return project(geometry, block["volume"], window, image, support)
 
 
-def steer(images: Array, control: Control | None, measured: Measurement) -> Control:
+def steer(images: Array, control: Control | None, measured: Measurement, accelerated: bool = True) -> Control:
     """Return the residual at the next extrapolated point from the projections A_k v of the current volume.
 
     Parameters
@@ -133,11 +137,13 @@ def steer(images: Array, control: Control | None, measured: Measurement) -> Cont
         Projections of the coefficients of the whole volume, (tilt, y, x).
     control
         What the last call returned; ``None`` at the start.
+    accelerated
+        Extrapolate; else the steps are those of the plain gradient.
     """
     xp = array_namespace(images)
     seen = measured.seen(images)
     loss = measured.misfit(seen)
-    if control is None:
+    if control is None or not accelerated:
         return {"images": images, "residual": measured.residual(seen), "momentum": 1.0, "beta": 0.0, "loss": loss}
     change = images - control["images"]
     # The step went uphill as seen from the extrapolated point: momentum no longer helps.
@@ -171,6 +177,7 @@ def descend(
     image: Window,
     residual: Array,
     support: Array | None = None,
+    scale: Array | None = None,
 ) -> Block:
     """Return ``block`` after one projected gradient step from its extrapolated point.
 
@@ -182,10 +189,13 @@ def descend(
         Length of the step, from :func:`step_length`.
     residual
         The residual of :func:`steer` in the window ``image``.
+    scale
+        Factor of the step of every voxel, (z, y, x).
     """
     real = block["volume"].dtype.type
     point = block["volume"] + real(beta) * (block["volume"] - block["previous"])
-    point -= real(step) * backproject(geometry, residual, image, window, support)
+    gradient = backproject(geometry, residual, image, window, support)
+    point -= real(step) * (gradient if scale is None else gradient * scale)
     return {"volume": constraint.apply(point, step), "previous": block["volume"]}
 
 
@@ -214,6 +224,19 @@ def power_step(images: Array, measured: Measurement) -> tuple[Array, float]:
     seen = measured.seen(images)
     norm = measured.norm(seen)
     return measured.seen(measured.weigh(seen)) / seen.dtype.type(max(norm, 1e-30)), norm
+
+
+def balance(lengths: Array) -> Array:
+    """Return 1 / ``lengths`` where there are any, else zero: the weights of SIRT for rays and, alike, for voxels.
+
+    Parameters
+    ----------
+    lengths
+        Projections of a volume of ones, or back-projections of images of ones.
+    """
+    xp = array_namespace(lengths)
+    least = 1e-3 * float(lengths.max()) if lengths.size else 0.0
+    return xp.where(lengths > least, 1 / xp.maximum(lengths, max(least, 1e-30)), 0).astype(lengths.dtype)
 
 
 def step_length(lipschitz: float) -> float:

@@ -21,8 +21,8 @@ def missing_wedge(rotations: np.ndarray, diameter_angstrom: float | None = None)
     Returns
     -------
     dict
-        ``worst_direction_xyz``: the direction that is farthest from any measurement; ``missing_half_angle_deg``: how far;
-        ``spacing_deg``: median angle between neighbouring planes; ``measured_fraction``: of all directions, those
+        ``worst_direction_xyz``: the direction that is farthest from any measurement; ``missing_half_angle_deg``: how
+        far; ``spacing_deg``: median angle between neighbouring planes; ``measured_fraction``: of all directions, those
         within half a spacing of a plane; ``elongation``: of a point along the beam for a single axis, ``None`` else;
         ``crowther_angstrom``: finest detail over ``diameter_angstrom`` that the spacing allows, ``None`` without one.
     """

@@ -202,7 +202,8 @@ class MerlinFrames:
         buffer = np.empty((min(step, len(out)), record), np.uint8)
         with file.open("rb", buffering=0) as stream:
             stream.seek(first * record)
-            origin: int | None = None
+            # Frames lost before this piece would shift it; where lost frames are known, its own numbers must follow.
+            origin = None if self.lost else self._sequence(file, 0) + first
             for done in range(0, len(out), step):
                 piece = buffer[: min(step, len(out) - done)]
                 if stream.readinto(piece.reshape(-1).data) != piece.nbytes:

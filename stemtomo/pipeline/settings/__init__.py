@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from stemtomo.pipeline.settings.acquisition import CalibrationSettings, IngestSettings, QuicklookSettings, WatchSettings
 from stemtomo.pipeline.settings.atoms import AtomSettings, ScoreSettings
+from stemtomo.pipeline.settings.joint import JointSettings
 from stemtomo.pipeline.settings.ptychography import PtychographySettings
+from stemtomo.pipeline.settings.resolution import ResolutionSettings
 from stemtomo.pipeline.settings.tomography import AlignmentSettings, ProjectionSettings, TomographySettings
 
 __all__ = [
@@ -12,9 +14,11 @@ __all__ = [
     "AtomSettings",
     "CalibrationSettings",
     "IngestSettings",
+    "JointSettings",
     "ProjectionSettings",
     "PtychographySettings",
     "QuicklookSettings",
+    "ResolutionSettings",
     "ScoreSettings",
     "TomographySettings",
     "WatchSettings",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -15,6 +16,9 @@ class AtomSettings(Section):
     species: tuple[str, ...] | Count = Field(
         default=1, description="Chemical symbols, lightest first, or the number of classes."
     )
+    volume: Literal["auto", "tomography", "joint"] = Field(
+        default="auto", description="Volume to trace: that of joint tomography where there is one, else of tomography."
+    )
     smoothing_angstrom: NonNegative = Field(
         default=0.3, description="Width (sigma) in Å of the smoothing before maxima are searched."
     )
@@ -26,6 +30,35 @@ class AtomSettings(Section):
         default=True, description="Refine positions and intensities against the projections, as Gaussian atoms."
     )
     refine_iterations: Count = Field(default=60, description="Iterations of that refinement.")
+    complete: bool = Field(
+        default=True,
+        description="While refining, add atoms where the projections show more than the atoms found, and drop those "
+        "that they do not show.",
+    )
+    insertion_fraction: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="Faintest peak of the residual at which an atom is added, as a fraction of a light atom.",
+    )
+    pruning_fraction: float = Field(
+        default=0.6, gt=0, lt=1, description="Faintest atom kept after refinement, as a fraction of a light atom."
+    )
+    completion_rounds: Count = Field(default=12, description="Most rounds of adding and dropping, in each of 2 phases.")
+    widths: Literal["class", "atom"] = Field(
+        default="class", description="Widths (B factors) refined: one for each class, or one for each atom."
+    )
+    intensity_spread: Positive | None = Field(
+        default=None,
+        description="Relative spread expected of the intensities within a class, as a prior of the last refinement; "
+        "none if not given.",
+    )
+    weigh_noise: bool = Field(
+        default=True, description="Weigh pixels of the projections by their noise, estimated from the residual."
+    )
+    uncertainty: bool = Field(
+        default=True, description="Give each refined position a standard deviation, calibrated by halves of the tilts."
+    )
 
 
 class ScoreSettings(Section):

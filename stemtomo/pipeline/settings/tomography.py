@@ -76,12 +76,46 @@ class AlignmentSettings(Section):
         description="The specimen counts as wholly in view while the border is fainter than this part of its brightest "
         "tenth; else neighbouring tilts are correlated instead.",
     )
+    refine_angles: bool = Field(
+        default=False,
+        description="Refine shifts and angles of all projections together with a coarse volume; for a specimen that is "
+        "wholly in view.",
+    )
+    refine_in_plane: bool = Field(default=True, description="Turns in the plane of the image too (refine_angles).")
+    refine_magnification: bool = Field(default=False, description="Magnifications too (refine_angles).")
+    angle_prior_deg: Positive = Field(
+        default=2.0, description="How far the true angles may be from those given: their standard deviation."
+    )
+    joint_bins: tuple[Count, ...] | None = Field(
+        default=None,
+        description="Pixels that are binned at each scale of the joint refinement, coarse to fine; if not given those "
+        "that leave 48 to 128 pixels.",
+    )
+    joint_iterations: Count = Field(
+        default=120, description="Iterations of the joint refinement at the coarsest scale; half at the others."
+    )
+    clip_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Part of the brightest pixel at which the joint refinement cuts.",
+    )
+    normalise: Literal["none", "total", "rows"] = Field(
+        default="none",
+        description="Scale the projections to the same total, or to the same sums over each row at right angles to "
+        "the tilt axis.",
+    )
 
 
 class TomographySettings(Section):
     """[tomography]: the volume from the projections."""
 
-    iterations: Count = Field(default=200, description="Iterations of the accelerated gradient.")
+    method: Literal["fista", "fista_tv", "resire", "sirt", "cgls", "wbp", "genfire"] = Field(
+        default="fista",
+        description="fista: accelerated non-negative gradient; fista_tv: with total variation; resire: plain gradient; "
+        "sirt; cgls: conjugate gradients, unconstrained; wbp: weighted back-projection; genfire: Fourier iteration.",
+    )
+    iterations: Count = Field(default=200, description="Iterations, of the methods that iterate.")
     blocks: Count | None = Field(
         default=None,
         description="Slabs that the volume is cut into along y; as many as are worth a worker each if not given.",
@@ -101,6 +135,27 @@ class TomographySettings(Section):
     soft_threshold_rad: NonNegative = Field(
         default=0.0, description="Penalty on every voxel, in rad of its gradient: takes a faint haze away."
     )
+    tv_weight_rad: NonNegative = Field(
+        default=0.01, description="Weight of the total variation (fista_tv), in rad of its gradient."
+    )
+    free_fraction: float = Field(
+        default=0.0, ge=0, lt=0.5, description="Part of the pixels that is held out and predicted (R-free)."
+    )
+    extended: bool = Field(
+        default=False,
+        description="The specimen goes on beyond the images: reconstruct all that the tilts saw of it within the "
+        "depth, and keep what lies under the images. Give depth_angstrom.",
+    )
+    oversampling: float = Field(
+        default=2.0, ge=1, le=4, description="Edge of the Fourier grid over the volume's (genfire)."
+    )
+    gridding: Literal["fft", "dft"] = Field(
+        default="dft", description="How projections are put on the grid (genfire): by samples, or exactly and slower."
+    )
+    gridding_reach_px: float = Field(
+        default=0.3, gt=0, le=1.5, description="Largest distance of a grid point from a projection's plane (genfire)."
+    )
+    resolution_extension: bool = Field(default=True, description="Enforce low frequencies first (genfire).")
     support: Literal["none", "seen"] = Field(
         default="none", description="Where the volume may be: everywhere, or only where every tilt looked."
     )

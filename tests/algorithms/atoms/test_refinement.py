@@ -1,10 +1,13 @@
 """Refinement against projections: exact derivatives, exact recovery, and no missing wedge."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from stemtomo.algorithms.atoms import refinement
-from stemtomo.algorithms.atoms.refinement import ProjectedImages, refine_atoms
+from stemtomo.algorithms.atoms.projected import AtomModel, ProjectedImages
+from stemtomo.algorithms.atoms.refinement import refine_atoms
 from stemtomo.algorithms.atoms.scoring import match_atoms
 from stemtomo.errors import FormatError
 from stemtomo.geometry import TiltSeries
@@ -84,18 +87,22 @@ def test_pixels_that_were_not_measured_do_not_count(atoms):
     assert np.abs(refined.positions - positions)[inside].max() < 5e-3
 
 
-def test_the_gradient_is_that_of_the_loss(atoms):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_gradient_is_that_of_the_loss(atoms, weighted):
     positions, labels = atoms
     rng = np.random.default_rng(5)
     measured = projections(positions, labels, noise=0.02)
-    problem = refinement._Problem(labels, measured, refine_shifts=True)
-    vector = problem.start(positions + rng.normal(0, 0.05, positions.shape), 0.33)
+    if weighted:
+        measured = replace(measured, weights=rng.uniform(0.5, 2, measured.images.shape))
+    start = AtomModel(positions + rng.normal(0, 0.05, positions.shape), INTENSITIES[labels], WIDTHS[labels] + 0.03)
+    problem = refinement._Problem(start, labels, measured, True, per_atom=weighted, intensity_spread=0.1)
+    vector = rng.normal(0, 0.05, problem.size) / problem.scale
     _, gradient = problem.loss(vector)
-    blocks = np.split(np.arange(len(vector)), [3 * len(labels), 4 * len(labels), 4 * len(labels) + 2])
-    for block in blocks:
+    assert len(problem.ends) == 3
+    for block in np.split(np.arange(problem.size), problem.ends):
         direction = np.zeros_like(vector)
         direction[block] = rng.normal(size=len(block))
-        step = 1e-6
+        step = 1e-6 / np.abs(problem.scale[block]).max()
         slope = (problem.loss(vector + step * direction)[0] - problem.loss(vector - step * direction)[0]) / (2 * step)
         assert slope == pytest.approx(gradient @ direction, rel=1e-5)
 

@@ -6,7 +6,7 @@ from scipy.special import ive
 
 from stemtomo.algorithms.imaging.resolution import (
     Correlation,
-    axis_spectrum,
+    axis_spectra,
     corrected,
     randomised_correlation,
     shell_correlation,
@@ -36,7 +36,7 @@ def test_the_correlation_is_that_of_the_signal_to_noise_ratio(shape):
     ratio = signal(found.frequency)
     expected = ratio / (1 + ratio)
     # The deviation of a correlation coefficient of n complex pairs, five times over.
-    spread = (1 - expected**2) / np.sqrt(2 * np.maximum(found.count, 1))
+    spread = (1 - expected**2) / np.sqrt(2 * np.maximum(found.independent, 1))
     assert np.all(np.abs(found.value - expected)[3:] < 5 * spread[3:] + 0.01)
     exact = 0.35 * np.sqrt(np.log(8 * (1 / 0.143 - 1)))
     assert found.limit(0.143) == pytest.approx(exact, abs=2.5 * found.frequency[1])
@@ -64,7 +64,7 @@ def test_counts_are_independent_coefficients():
     shape = (24, 20, 22)
     found = shell_correlation(*pair(shape, lambda k: 1 + k), PIXEL)
     shells = np.round(lengths(shape) * min(shape) * PIXEL).astype(int)
-    np.testing.assert_allclose(found.count, np.bincount(shells.ravel())[: len(found.count)] / 2, atol=3)
+    np.testing.assert_allclose(found.independent, np.bincount(shells.ravel())[: len(found.independent)] / 2, atol=3)
 
 
 def test_cones_see_the_direction_that_was_blurred():
@@ -135,7 +135,7 @@ def test_an_anisotropic_blur_is_given_back_as_resolutions():
         step = 1 / (shape[axis] * pixel)
         assert np.flatnonzero(rise > 5 * deviation)[-1] * step == pytest.approx(1 / expected, abs=1e-9)
         for halves in ((), (first, second)):
-            found = axis_spectrum((first + second) / 2, axis, pixel, taper=0, halves=halves)
+            found = axis_spectra((first + second) / 2, pixel, taper=0, halves=halves)[axis]
             assert abs(1 / found.resolution_angstrom - 1 / expected) <= step * (1 + 1e-9)
 
 
@@ -145,13 +145,13 @@ def test_a_peak_that_only_one_half_has_is_not_believed():
     halves = [common + rng.normal(size=(8, 8, 96)) for _ in range(2)]
     halves[0] += 3 * np.cos(2 * np.pi * 30 * np.arange(96) / 96)
     volume = (halves[0] + halves[1]) / 2
-    assert axis_spectrum(volume, 2, 1.0, taper=0).resolution_angstrom == pytest.approx(96 / 30)
-    assert axis_spectrum(volume, 2, 1.0, taper=0, halves=halves).resolution_angstrom == pytest.approx(96 / 10)
+    assert axis_spectra(volume, 1.0, taper=0)[2].resolution_angstrom == pytest.approx(96 / 30)
+    assert axis_spectra(volume, 1.0, taper=0, halves=halves)[2].resolution_angstrom == pytest.approx(96 / 10)
 
 
 def test_nothing_but_noise_has_no_peak():
     noise = np.random.default_rng(3).normal(size=(48, 48, 96))
-    assert axis_spectrum(noise, 2, 0.3, significance=6).resolution_angstrom is None
+    assert axis_spectra(noise, 0.3, significance=6)[2].resolution_angstrom is None
 
 
 def test_the_soft_edge_fades_every_axis():
@@ -160,3 +160,14 @@ def test_the_soft_edge_fades_every_axis():
     assert window[0].max() < 0.05
     np.testing.assert_allclose(window, window[::-1, ::-1], atol=1e-6)
     np.testing.assert_array_equal(soft_edge((5, 6), 0.0), 1)
+
+
+def test_a_smooth_fall_of_the_spectrum_has_no_peak_and_thin_volumes_are_taken():
+    shape = (9, 40, 96)
+    rng = np.random.default_rng(5)
+    fall = np.exp(-8 * lengths(shape) * PIXEL)
+    volume = np.fft.ifftn(np.fft.fftn(rng.normal(size=shape)) * fall).real
+    spectra = axis_spectra(volume, PIXEL, significance=6)
+    assert [spectrum.peaks.size for spectrum in spectra] == [0, 0, 0]
+    ratio = spectra[2].amplitude[3:-3] / spectra[2].background[3:-3]
+    assert np.all((ratio > 0.6) & (ratio < 1.6))

@@ -1,0 +1,323 @@
+"""Atoms added where the projections show more than the model, and dropped where they show less, until neither is left.
+
+Refining an incomplete list makes it worse: neighbours move and grow to stand in for the missing atom. So refinement,
+dropping of what stayed too faint, and insertion at the peaks of the back-projected residual alternate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+from scipy.spatial import cKDTree
+
+from stemtomo.algorithms.atoms.backprojection import density, sampled
+from stemtomo.algorithms.atoms.classification import classify
+from stemtomo.algorithms.atoms.projected import AtomModel, ProjectedImages, noise_weights, residuals
+from stemtomo.algorithms.atoms.refinement import RefinedAtoms, refine_atoms
+from stemtomo.algorithms.atoms.tracing import bright_level, local_maxima, separate
+from stemtomo.backend import to_host
+from stemtomo.physics.projection import TiltGeometry
+
+#: The residual map is sampled this finely, in widths of an atom.
+_SAMPLING_WIDTHS = 0.9
+#: The residual is blurred by this many widths of an atom, which keeps noise down.
+_BLUR_WIDTHS = 0.5
+#: Inserted atoms begin with this part of a light atom's intensity.
+_START = 0.8
+#: A site is tried this often: what was dropped there twice is no atom.
+_TRIALS = 2
+#: Inserted atoms have one within this many typical neighbour distances: the specimen is one piece.
+_REACH = 1.6
+#: Share of the atoms that may still come or go when the alternation ends.
+_SETTLED = 2e-4
+
+
+class _Phase(NamedTuple):
+    """Distances in minimum distances: of insertion from other atoms, of merging; noise that an insertion exceeds."""
+
+    inserted: float
+    merged: float
+    significant: float
+
+
+#: While many atoms are missing, those present stand beside their places; then the last gaps, by clear evidence only.
+_PHASES = (_Phase(1.0, 0.85, 3.0), _Phase(0.85, 0.7, 4.5))
+
+
+@dataclass(frozen=True)
+class CompletionRules:
+    """When atoms are added and dropped.
+
+    Parameters
+    ----------
+    insertion
+        Faintest peak of the residual at which an atom is inserted, as a fraction of a light atom's intensity: the
+        neighbours of a missing atom have taken most of it.
+    pruning
+        Faintest atom that is kept after refinement, as the same fraction.
+    minimum_distance_angstrom
+        Smallest distance between two atoms in Å, give or take what places are wrong by while atoms are missing.
+    threshold
+        Faintest atom that is kept, as a fraction of the bright ones, whatever the lightest class seems to be.
+    rounds
+        Most alternations of each phase.
+    iterations
+        Iterations of each refinement but the last.
+    """
+
+    insertion: float = 0.2
+    pruning: float = 0.6
+    minimum_distance_angstrom: float = 1.5
+    threshold: float = 0.25
+    rounds: int = 12
+    iterations: int = 15
+
+
+@dataclass(frozen=True)
+class CompletedAtoms:
+    """Refined atoms, their classes, and what came and went.
+
+    Parameters
+    ----------
+    refined
+        The atoms.
+    labels
+        Class of each, (atom,), faintest first.
+    origin
+        Index of each atom in the list that was given, -1 for those that were added, (atom,).
+    history
+        Number of atoms added and dropped in each round.
+    """
+
+    refined: RefinedAtoms
+    labels: np.ndarray
+    origin: np.ndarray
+    history: tuple[tuple[int, int], ...]
+
+
+def complete_atoms(
+    positions: np.ndarray,
+    projected: ProjectedImages,
+    classes: int,
+    *,
+    labels: np.ndarray | None = None,
+    width_angstrom: float = 0.5,
+    rules: CompletionRules | None = None,
+    iterations: int = 60,
+    refine_shifts: bool = False,
+    intensity_spread: float | None = None,
+    weigh: bool = True,
+    widths: Literal["class", "atom"] = "class",
+) -> CompletedAtoms:
+    """Refine ``positions`` (atom, 3) in Å while atoms are added and dropped, to convergence.
+
+    Parameters
+    ----------
+    projected
+        What the atoms have to explain.
+    classes
+        Number of species, told apart by intensity after every refinement.
+    labels
+        Classes to begin with, (atom,); all alike if not given.
+    width_angstrom
+        Width to begin with.
+    rules
+        When atoms are added and dropped.
+    iterations, refine_shifts, intensity_spread, widths
+        Of the last refinement; see :func:`~stemtomo.algorithms.atoms.refinement.refine_atoms`.
+    weigh
+        Weigh pixels by their noise in the last refinement.
+    """
+    rules = rules or CompletionRules()
+    state = _State.start(np.asarray(positions, dtype=np.float64), labels, width_angstrom)
+    history: list[tuple[int, int]] = []
+    for phase in _PHASES:
+        state = replace(state, dropped=np.empty((0, 3)))
+        for _ in range(rules.rounds):
+            state, refined = state.refined(projected, classes, rules.iterations)
+            state, dropped = state.pruned(rules, phase)
+            state, added = state.extended(projected, rules, phase)
+            history.append((added, dropped))
+            if added + dropped <= _SETTLED * len(state.labels):
+                break
+        else:
+            state = state.kept(~state.fresh)
+    if not state.known_intensity:
+        state, refined = state.refined(projected, classes, rules.iterations)
+    projected = replace(projected, weights=noise_weights(state.model, projected)) if weigh else projected
+    for last in (False, False, True):
+        state, refined = state.refined(projected, classes, iterations, refine_shifts, intensity_spread, widths)
+        shorter, dropped = state.pruned(rules, _PHASES[0])
+        if dropped == 0 or last:
+            break
+        history.append((0, dropped))
+        state, iterations = shorter, max(iterations // 2, 1)
+    return CompletedAtoms(refined, state.labels, state.origin, tuple(history))
+
+
+@dataclass(frozen=True)
+class _State:
+    """Atoms between two steps, and the sites where some were dropped."""
+
+    model: AtomModel
+    labels: np.ndarray
+    origin: np.ndarray
+    dropped: np.ndarray
+    fresh: np.ndarray
+    known_intensity: bool
+
+    @classmethod
+    def start(cls, positions: np.ndarray, labels: np.ndarray | None, width_angstrom: float) -> _State:
+        count = len(positions)
+        model = AtomModel(positions, np.ones(count), np.full(count, float(width_angstrom)))
+        labels = np.zeros(count, dtype=np.int64) if labels is None else np.asarray(labels)
+        return cls(model, labels, np.arange(count), np.empty((0, 3)), np.zeros(count, dtype=bool), False)
+
+    @property
+    def light(self) -> float:
+        """Intensity of an atom of the lightest class."""
+        return float(np.median(self.model.intensity[self.labels == self.labels.min()]))
+
+    def refined(
+        self,
+        projected: ProjectedImages,
+        classes: int,
+        iterations: int,
+        refine_shifts: bool = False,
+        spread: float | None = None,
+        widths: Literal["class", "atom"] = "class",
+    ) -> tuple[_State, RefinedAtoms]:
+        """Return the state after refinement, with the classes of its new intensities, and what refinement says."""
+        refined = refine_atoms(
+            self.model.positions,
+            self.labels,
+            projected,
+            width_angstrom=self.model.width_angstrom,
+            intensity=self.model.intensity if self.known_intensity else None,
+            iterations=iterations,
+            refine_shifts=refine_shifts,
+            intensity_spread=spread if self.known_intensity else None,
+            widths=widths,
+        )
+        labels = _classes(refined.intensity, classes)
+        return replace(self, model=refined.model, labels=labels, known_intensity=True), refined
+
+    def pruned(self, rules: CompletionRules, phase: _Phase) -> tuple[_State, int]:
+        """Return the state without atoms that are too faint, halves of one atom merged, and how many went."""
+        merged = self.merged(phase.merged * rules.minimum_distance_angstrom)
+        intensity = merged.model.intensity
+        good = intensity > max(rules.pruning * self.light, rules.threshold * bright_level(intensity, rules.threshold))
+        faint = merged.model.positions[~good]
+        state = replace(merged.kept(good), dropped=np.concatenate([self.dropped, faint]))
+        return state, len(self.labels) - len(state.labels)
+
+    def merged(self, distance_angstrom: float) -> _State:
+        """Return the state with the closest pairs within ``distance_angstrom`` replaced by one atom for both."""
+        pairs = cKDTree(self.model.positions).query_pairs(distance_angstrom, output_type="ndarray")
+        if len(pairs) == 0:
+            return self
+        positions, intensity = self.model.positions.copy(), self.model.intensity.copy()
+        length = np.linalg.norm(positions[pairs[:, 0]] - positions[pairs[:, 1]], axis=1)
+        good = np.ones(len(positions), dtype=bool)
+        taken = np.zeros(len(positions), dtype=bool)
+        for pair in pairs[np.argsort(length, kind="stable")]:
+            if taken[pair].any():
+                continue
+            taken[pair] = True
+            strong, weak = pair if intensity[pair[0]] >= intensity[pair[1]] else pair[::-1]
+            share = np.maximum(intensity[[strong, weak]], 0)
+            if share.sum() > 0:
+                positions[strong] = (share[:, None] * positions[[strong, weak]]).sum(axis=0) / share.sum()
+                intensity[strong] = share.sum()
+            good[weak] = False
+        model = replace(self.model, positions=positions, intensity=intensity)
+        return replace(self, model=model).kept(good)
+
+    def kept(self, good: np.ndarray) -> _State:
+        """Return the state with the atoms that are ``good`` (atom,)."""
+        chosen = {name: getattr(self, name)[good] for name in ("model", "labels", "origin", "fresh")}
+        return replace(self, **chosen)
+
+    def extended(self, projected: ProjectedImages, rules: CompletionRules, phase: _Phase) -> tuple[_State, int]:
+        """Return the state with atoms at the peaks of the residual, and how many."""
+        light, model = self.light, self.model
+        sites, intensity = residual_peaks(model, projected, rules.insertion * light, phase.significant)
+        tree = cKDTree(model.positions)
+        spacing = float(np.median(tree.query(model.positions, k=2)[0][:, 1]))
+        nearest = tree.query(sites)[0] if len(sites) else np.empty(0)
+        good = (nearest > phase.inserted * rules.minimum_distance_angstrom) & (nearest < _REACH * spacing)
+        sites, intensity = sites[good], intensity[good]
+        chosen = separate(sites, intensity, rules.minimum_distance_angstrom)
+        sites, intensity = sites[chosen], intensity[chosen]
+        if len(sites) and len(self.dropped):
+            near = cKDTree(self.dropped).query_ball_point(
+                sites, rules.minimum_distance_angstrom / 2, return_length=True
+            )
+            sites, intensity = sites[near < _TRIALS], intensity[near < _TRIALS]
+        count = len(sites)
+        width = float(np.median(model.width_angstrom[self.labels == self.labels.min()]))
+        longer = AtomModel(
+            np.concatenate([model.positions, sites]),
+            np.concatenate([model.intensity, np.maximum(intensity, _START * light)]),
+            np.concatenate([model.width_angstrom, np.full(count, width)]),
+        )
+        labels = np.concatenate([self.labels, np.full(count, self.labels.min())])
+        fresh = np.arange(len(labels)) >= len(self.labels)
+        origin = np.concatenate([self.origin, np.full(count, -1)])
+        return replace(self, model=longer, labels=labels, origin=origin, fresh=fresh), count
+
+
+def residual_peaks(
+    model: AtomModel, projected: ProjectedImages, faintest: float, significant: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where atoms are missing: positions (n, 3) in Å and intensities (n,).
+
+    Peaks of the density that the residuals are projections of, as intensities of atoms of median width; they count
+    above ``faintest`` and ``significant`` times the noise.
+    """
+    width = float(np.median(model.width_angstrom))
+    values, voxel = _residual_map(model, projected, width)
+    # Median absolute deviation within the specimen: true peaks are rare among the voxels there.
+    inside = values[values != 0]
+    noise = 1.4826 * float(np.median(np.abs(inside - np.median(inside)))) if len(inside) else 0.0
+    peaks = local_maxima(values, max(0.9 * width / voxel, 1.0))
+    centre = np.array(values.shape) // 2
+    nearest = tuple(np.rint(peaks).astype(int).T)
+    intensity = values[nearest].astype(np.float64)
+    strong = intensity > max(faintest, significant * noise)
+    return ((peaks[strong] - centre) * voxel)[:, ::-1].copy(), intensity[strong]
+
+
+def _residual_map(model: AtomModel, projected: ProjectedImages, width: float) -> tuple[np.ndarray, float]:
+    """Return the map (z, y, x) of intensities, and its voxel in Å; voxels far from every atom are zero."""
+    pixel = projected.pixel_angstrom
+    every = max(int(_SAMPLING_WIDTHS * width / pixel), 1)
+    voxel, blur = every * pixel, _BLUR_WIDTHS * width
+    half = np.ceil((np.abs(model.positions).max(axis=0) + 4 * width) / voxel).astype(int)
+    shape = (2 * int(half[2]), 2 * int(half[1]), 2 * int(half[0]))
+    small = [sampled(gaussian_filter(to_host(image), blur / pixel), every) for image in residuals(model, projected)]
+    shifts = projected.shifts_angstrom / voxel + np.array(small[0][1])
+    geometry = TiltGeometry(projected.rotations, shifts, shape, small[0][0].shape, 1)
+    extent = float(2 * np.linalg.norm(model.positions - model.positions.mean(axis=0), axis=1).max() + 4 * width)
+    values = density((-image for image, _ in small), geometry, voxel, 0.0, extent, _near(model.positions, shape, voxel))
+    return values * np.float32((2 * np.pi * (width**2 + blur**2)) ** 1.5), voxel
+
+
+def _near(positions: np.ndarray, shape: tuple[int, int, int], voxel: float) -> np.ndarray:
+    """Return which voxels (z, y, x) are near an atom."""
+    count = np.zeros(shape, np.float32)
+    indices = np.rint(positions[:, ::-1] / voxel).astype(int) + np.array(shape) // 2
+    inside = ((indices >= 0) & (indices < np.array(shape))).all(axis=1)
+    np.add.at(count, tuple(indices[inside].T), 1)
+    spacing = float(np.median(cKDTree(positions).query(positions, k=2)[0][:, 1])) if len(positions) > 1 else voxel
+    sigma = _REACH * spacing / voxel / 2
+    return gaussian_filter(count, sigma, truncate=2.5) > 0
+
+
+def _classes(intensity: np.ndarray, classes: int) -> np.ndarray:
+    return (
+        classify(intensity, classes).labels if len(np.unique(intensity)) >= classes else np.zeros(len(intensity), int)
+    )

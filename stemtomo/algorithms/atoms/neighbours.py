@@ -1,0 +1,74 @@
+"""Pairs of neighbouring atoms, by freud's bounding-volume trees; connected sets of atoms."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from stemtomo.algorithms.atoms.blocks import require_positions
+from stemtomo.errors import ConfigurationError
+
+
+class Pairs(NamedTuple):
+    """Pairs of atoms, both ways round, in the order of the first; vectors point from the first to the second, in Å."""
+
+    first: np.ndarray
+    second: np.ndarray
+    vector: np.ndarray
+    distance: np.ndarray
+
+
+def neighbour_pairs(positions: np.ndarray, cutoff_angstrom: float) -> Pairs:
+    """Return all pairs of ``positions`` (atom, 3) closer than ``cutoff_angstrom``; nothing is periodic."""
+    found = neighbour_list(*open_box(positions, cutoff_angstrom), cutoff_angstrom)
+    first, second = np.asarray(found.query_point_indices), np.asarray(found.point_indices)
+    vector = positions[second] - positions[first]
+    return Pairs(first, second, vector, np.sqrt((vector**2).sum(axis=1)))
+
+
+def open_box(positions: np.ndarray, cutoff_angstrom: float) -> tuple[Any, np.ndarray]:
+    """Return freud's box, so large that no periodic image comes within the cutoff, and the positions in it (float32).
+
+    Raises
+    ------
+    ConfigurationError
+        If the positions are not (atom, 3) and finite, or the cutoff is not positive.
+    """
+    import freud
+
+    require_positions(positions)
+    if not cutoff_angstrom > 0:
+        raise ConfigurationError(f"the cutoff is {cutoff_angstrom} Å; a positive distance is needed")
+    if len(positions) == 0:
+        return freud.box.Box.cube(1.0), np.zeros((0, 3), dtype=np.float32)
+    low, high = positions.min(axis=0), positions.max(axis=0)
+    sides = high - low + 2.5 * cutoff_angstrom + 1
+    return freud.box.Box(*sides), (positions - (low + high) / 2).astype(np.float32)
+
+
+def neighbour_list(box: Any, points: np.ndarray, cutoff_angstrom: float) -> Any:
+    """Return freud's list of the neighbours of ``points`` (atom, 3) within ``cutoff_angstrom``."""
+    import freud
+
+    query = freud.locality.AABBQuery(box, points).query(points, {"r_max": cutoff_angstrom, "exclude_ii": True})
+    return query.toNeighborList()
+
+
+def connected_sets(count: int, first: np.ndarray, second: np.ndarray, member: np.ndarray, fewest: int) -> np.ndarray:
+    """Return the number of the connected set of each of ``count`` atoms, (atom,); -1 for atoms in none.
+
+    ``first`` and ``second`` are bonds; atoms that are not a ``member`` (atom,) boolean are in no set, sets of less than
+    ``fewest`` atoms are none. The largest set is 0.
+    """
+    bond = member[first] & member[second]
+    graph = coo_matrix((np.ones(int(bond.sum())), (first[bond], second[bond])), shape=(count, count))
+    label = connected_components(graph, directed=False)[1]
+    label = np.where(member, label, -1)
+    names, inverse, sizes = np.unique(label, return_inverse=True, return_counts=True)
+    sizes = np.where(names < 0, 0, sizes)
+    rank = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable")
+    kept = np.where(sizes >= max(fewest, 1), rank, -1)
+    return kept[inverse]

@@ -1,0 +1,183 @@
+"""Mistilt and thickness of a specimen from its patterns: the adaptive propagator, with slices tied together.
+
+With free slices the tilt is an exact gauge: drifting slices under an upright propagator give the same patterns. Tied
+slices determine it, and object, tilt and thickness then come out of one quasi-Newton search from vacuum and any tilt.
+Two things make that search fast where a descent crawls: curvatures learnt across units, and the object's frame in the
+middle of the stack, where a change of tilt does not move the columns as a whole.
+
+Source: Sha et al., Sci. Adv. 8, eabn2275 (2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stemtomo.algorithms.ptychography import adaptive
+from stemtomo.algorithms.ptychography.adaptive import Geometry, Stack
+from stemtomo.algorithms.ptychography.quasi_newton import Iterate, Point, minimise
+from stemtomo.backend import Array, array_namespace, fft2, real_dtype, to_device_of, to_host
+
+#: Share of the peak illumination in the object's inverse curvature.
+_DAMPING = 0.1
+#: Shares of the bound on the curvature in tilt and thickness that are seen: most of what they change is phase on the
+#: detector. They only shape the first step; the search learns the rest.
+_TILT_SEEN, _THICKNESS_SEEN = 0.05, 0.3
+_LARGEST_TILT_STEP_RAD, _LARGEST_THICKNESS_STEP = 2e-3, 0.05
+#: The geometry stands still: what it may change over the last iterations.
+_STILL_ITERATIONS, _STILL_TILT_RAD, _STILL_THICKNESS = 10, 3e-5, 2e-3
+
+
+@dataclass(frozen=True)
+class Data:
+    """Patterns and probe of one part."""
+
+    probe: Array
+    """Modes (mode, y, x) in their plane (see :class:`~stemtomo.algorithms.ptychography.adaptive.Stack`)."""
+    counts: Array
+    """(position, qy, qx), zero frequency first."""
+    mask: Array | None = None
+    """(qy, qx) bool, False where the detector tells nothing."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted specimen."""
+
+    geometry: Geometry
+    phase: Array
+    """u: (1, Y, X) of tied slices, each of which is this; else (slice, Y, X)."""
+    loss: float
+    """Per pattern."""
+    path: list[tuple[float, float, float]] = field(default_factory=list)
+    """Tilt x and y in rad and slice thickness in Å after every iteration."""
+
+
+def fit_object(
+    geometry: Geometry,
+    stack: Stack,
+    data: Data,
+    where: np.ndarray,
+    iterations: int,
+    phase: Array | None = None,
+    smoothness: float = 0.0,
+) -> Fit:
+    """Fit the object alone, from ``phase`` or vacuum, under a given geometry.
+
+    ``smoothness`` is the penalty on |u|² between neighbouring free slices, in the loss's unit per rad². With an upright
+    geometry and :mod:`stemtomo.algorithms.ptychography.drift` afterwards it is the fixed-propagator method.
+    """
+
+    def evaluate(point: Point) -> tuple[float, Point]:
+        sums, _ = adaptive.gradients(point[0], data.probe, geometry, stack, data.counts, where, data.mask)
+        penalty, slope = _roughness(point[0], smoothness)
+        return sums.loss + penalty, (sums.phase + slope,)
+
+    begin = vacuum(stack, data.probe) if phase is None else phase
+    found = minimise(evaluate, (begin,), (_object_scale(geometry, stack, data, where),), iterations)
+    return Fit(geometry, found.point[0], found.loss / len(where))
+
+
+def _roughness(phase: Array, weight: float) -> tuple[float, Array]:
+    xp = array_namespace(phase)
+    slope = xp.zeros_like(phase)
+    if len(phase) == 1 or weight == 0:
+        return 0.0, slope
+    jumps = phase[1:] - phase[:-1]
+    slope[1:] += jumps
+    slope[:-1] -= jumps
+    factor = real_dtype(phase).type(2 * weight)
+    return weight * float(xp.vdot(jumps, jumps).real), factor * slope
+
+
+def fit(
+    start: Geometry,
+    stack: Stack,
+    data: Data,
+    where: np.ndarray,
+    iterations: int,
+    phase: Array | None = None,
+    free: tuple[bool, bool] = (True, True),
+    on_iteration: Callable[[int, float, Geometry], None] | None = None,
+) -> Fit:
+    """Fit object, tilt and thickness together, until the geometry stands still or ``iterations`` are over.
+
+    ``free`` says whether the tilt and whether the thickness are looked for.
+    """
+    path: list[tuple[float, float, float]] = []
+
+    def evaluate(point: Point) -> tuple[float, Point]:
+        trial = _geometry(point[1:])
+        sums, _ = adaptive.gradients(point[0], data.probe, trial, stack, data.counts, where, data.mask)
+        slopes = _geometry_slopes(sums, trial, stack)
+        return sums.loss, (sums.phase, *(slope * wanted for slope, wanted in zip(slopes, free, strict=True)))
+
+    def follow(iterate: Iterate) -> bool:
+        reached = _geometry(iterate.point[1:])
+        path.append((*reached.tilt_rad_xy.tolist(), reached.slice_thickness_angstrom))
+        if on_iteration is not None:
+            on_iteration(len(path), iterate.loss / len(where), reached)
+        return stands_still(path)
+
+    begin = vacuum(stack, data.probe) if phase is None else phase
+    found = minimise(
+        evaluate,
+        (begin, *_point(start)),
+        (_object_scale(start, stack, data, where), *_scales(start, stack, data, len(where))),
+        iterations,
+        largest_step=(None, _LARGEST_TILT_STEP_RAD, _LARGEST_THICKNESS_STEP * start.slice_thickness_angstrom),
+        on_iteration=follow,
+    )
+    return Fit(_geometry(found.point[1:]), found.point[0], found.loss / len(where), path)
+
+
+def vacuum(stack: Stack, probe: Array) -> Array:
+    """Return u of an empty object, (1, Y, X) tied, else (slice, Y, X)."""
+    dtype = probe.dtype if stack.kind == "complex" else real_dtype(probe)
+    return array_namespace(probe).zeros((1 if stack.tied else stack.slices, *stack.grid.shape_yx), dtype=dtype)
+
+
+def stands_still(path: list[tuple[float, float, float]]) -> bool:
+    """Whether tilt (x, y, rad) and slice thickness (Å) changed by next to nothing over the last iterations."""
+    if len(path) <= _STILL_ITERATIONS:
+        return False
+    recent = np.array(path[-_STILL_ITERATIONS - 1 :])
+    spread = np.ptp(recent, axis=0)
+    return bool(spread[:2].max() < _STILL_TILT_RAD and spread[2] < _STILL_THICKNESS * recent[-1, 2])
+
+
+def _point(geometry: Geometry) -> Point:
+    return np.array(geometry.tilt_rad_xy, dtype=np.float64), np.array([geometry.slice_thickness_angstrom])
+
+
+def _geometry(point: Point) -> Geometry:
+    return Geometry(point[0], float(point[1][0]))
+
+
+def _geometry_slopes(sums: adaptive.Sums, geometry: Geometry, stack: Stack) -> Point:
+    slopes = to_host(adaptive.geometry_slopes(sums.entry, sums.gaps, geometry, stack, geometry.tilt_rad_xy))
+    return slopes[:2], slopes[2:]
+
+
+def _object_scale(geometry: Geometry, stack: Stack, data: Data, where: np.ndarray) -> Array:
+    """Inverse curvature of the object: as many slices move together as there are, so it goes with their square."""
+    illumination = adaptive.illumination(data.probe, geometry, stack, where)
+    together = stack.slices if stack.tied else 1
+    weight = 2 * stack.slices * together * ((1 - _DAMPING) * illumination + _DAMPING * illumination.max())
+    return (1 / weight)[None]
+
+
+def _scales(geometry: Geometry, stack: Stack, data: Data, positions: int) -> Point:
+    """Inverse curvatures of tilt and thickness, from how wide the probe's spectrum is."""
+    shape, pixel = data.probe.shape[-2:], stack.grid.pixel_angstrom_yx
+    ky, kx = (np.fft.fftfreq(n, p) for n, p in zip(shape, pixel, strict=True))
+    square = to_device_of(ky[:, None] ** 2 + kx**2, data.probe)
+    power = (array_namespace(data.probe).abs(fft2(data.probe)) ** 2).sum(axis=0)
+    electrons = float(power.sum()) * positions * (stack.slices - 1) ** 2
+    mean_square = float((power * square).sum() / power.sum())
+    mean_fourth = float((power * square**2).sum() / power.sum())
+    tilt = 2 * electrons * (2 * np.pi * geometry.slice_thickness_angstrom) ** 2 * mean_square / 2
+    thickness = 2 * electrons * (np.pi * stack.wavelength) ** 2 * mean_fourth
+    return np.array(1 / (_TILT_SEEN * tilt)), np.array(1 / (_THICKNESS_SEEN * thickness))

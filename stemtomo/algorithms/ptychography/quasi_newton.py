@@ -1,0 +1,128 @@
+"""L-BFGS over several arrays of different units at once, from sums over parts alone.
+
+The function's value and gradient are all it asks of the data, so they may come from anywhere; the inverse diagonal of
+the curvature that it is given makes objects, angles and thicknesses comparable. Source: Nocedal and Wright, Numerical
+Optimization (2006), algorithms 7.4 and 7.5.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from stemtomo.backend import Array, array_namespace
+
+#: Values of the variables: arrays, real or complex, in a fixed order.
+Point = tuple[Array, ...]
+
+_SUFFICIENT_DECREASE = 1e-4
+_SHORTEN = 0.4
+_SHORTEST = 1e-3
+
+
+class Iterate(NamedTuple):
+    """What the search has reached."""
+
+    point: Point
+    loss: float
+    evaluations: int
+
+
+def minimise(
+    evaluate: Callable[[Point], tuple[float, Point]],
+    start: Point,
+    inverse_curvature: Point,
+    iterations: int,
+    *,
+    largest_step: Sequence[float | None] | None = None,
+    memory: int = 8,
+    on_iteration: Callable[[Iterate], bool] | None = None,
+) -> Iterate:
+    """Return the last iterate of a search with backtracking; every iterate is lower than the one before.
+
+    Parameters
+    ----------
+    evaluate
+        Value and gradient (Wirtinger, 2 dL/d conj(z), for complex arrays) at a point.
+    inverse_curvature
+        Positive inverse diagonal, of the variables' shapes or scalars.
+    largest_step
+        Largest change per iteration of any element of each variable; ``None`` for no limit.
+    on_iteration
+        Called after every iteration; True ends the search.
+    """
+    point = start
+    loss, gradient = evaluate(point)
+    pairs: deque[tuple[Point, Point, float]] = deque(maxlen=memory)
+    evaluations = 1
+    for _ in range(iterations):
+        direction = _direction(gradient, pairs, inverse_curvature)
+        slope = _dot(gradient, direction)
+        if slope >= 0:
+            pairs.clear()
+            direction = _direction(gradient, pairs, inverse_curvature)
+            slope = _dot(gradient, direction)
+        step = _allowed(direction, largest_step)
+        while True:
+            trial = _add(point, direction, step)
+            trial_loss, trial_gradient = evaluate(trial)
+            evaluations += 1
+            if trial_loss <= loss + _SUFFICIENT_DECREASE * step * slope or step < _SHORTEST:
+                break
+            step *= _SHORTEN
+        if trial_loss > loss:
+            break
+        change, turn = _add(trial, point, -1.0), _add(trial_gradient, gradient, -1.0)
+        curvature = _dot(change, turn)
+        if curvature > 0:
+            pairs.append((change, turn, 1 / curvature))
+        point, loss, gradient = trial, trial_loss, trial_gradient
+        if on_iteration is not None and on_iteration(Iterate(point, loss, evaluations)):
+            break
+    return Iterate(point, loss, evaluations)
+
+
+def _direction(gradient: Point, pairs: Sequence[tuple[Point, Point, float]], inverse_curvature: Point) -> Point:
+    """The two-loop recursion, with the newest pair scaling the inverse diagonal."""
+    found, along = gradient, []
+    for change, turn, inverse in reversed(pairs):
+        along.append(inverse * _dot(change, found))
+        found = _add(found, turn, -along[-1])
+    scale = 1.0
+    if pairs:
+        change, turn, inverse = pairs[-1]
+        scale = 1 / (inverse * _dot(turn, _scaled(turn, inverse_curvature, 1.0)))
+    found = _scaled(found, inverse_curvature, -scale)
+    for (change, turn, inverse), amount in zip(pairs, reversed(along), strict=True):
+        # The sign is turned already: `found` is downhill from here on.
+        found = _add(found, change, -amount - inverse * _dot(turn, found))
+    return found
+
+
+def _allowed(direction: Point, largest_step: Sequence[float | None] | None) -> float:
+    step = 1.0
+    for array, largest in zip(direction, largest_step or (None,) * len(direction), strict=True):
+        if largest is not None:
+            reach = float(array_namespace(array).abs(array).max())
+            step = min(step, largest / reach) if reach > 0 else step
+    return step
+
+
+def _dot(a: Point, b: Point) -> float:
+    return sum(float(array_namespace(x).vdot(x, y).real) for x, y in zip(a, b, strict=True))
+
+
+def _add(a: Point, b: Point, factor: float) -> Point:
+    return tuple(x + _like(factor, x) * y for x, y in zip(a, b, strict=True))
+
+
+def _scaled(a: Point, diagonal: Point, factor: float) -> Point:
+    return tuple(_like(factor, x) * (x * d) for x, d in zip(a, diagonal, strict=True))
+
+
+def _like(factor: float, array: Array) -> np.floating:
+    """``factor`` in the precision of ``array``, which it then does not change."""
+    return np.zeros(0, array.dtype).real.dtype.type(factor)

@@ -1,0 +1,170 @@
+"""What joint tomography lays out before it starts: the box, a view per tilt, and the patterns in parts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from stemtomo import backend
+from stemtomo.algorithms.joint.solver import Patterns, gradients
+from stemtomo.algorithms.joint.view import Box, View
+from stemtomo.algorithms.ptychography.solver import Model
+from stemtomo.algorithms.ptychography.windows import ObjectGrid, tile
+from stemtomo.backend import Array
+from stemtomo.distributed.windows import Window
+from stemtomo.errors import ConfigurationError
+from stemtomo.geometry import Optics, Pose
+from stemtomo.io.store import Store
+from stemtomo.physics.electron import wavelength_angstrom
+from stemtomo.physics.probe import probe_wave
+from stemtomo.pipeline.ptychography import grid_of, incident_electrons, load_counts
+from stemtomo.pipeline.settings.joint import JointSettings
+
+#: Patterns times pixels times slices of one part: seconds of work for a core.
+_PIXEL_SLICES_PER_PART = 4_000_000_000
+#: Slices in a depth of field, unless the thickness of a slice is given.
+_SLICES_PER_DEPTH_OF_FIELD = 10
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """One tilt of a store: its views, its positions in tiles, and where the counts are."""
+
+    path: str
+    number: int
+    single: View
+    view: View
+    grid: ObjectGrid
+    recorded: np.ndarray
+    tiles: tuple[np.ndarray, ...]
+    optics: Optics
+
+    @property
+    def windows(self) -> list[Window]:
+        """Part of the object that each tile sees."""
+        return [self.local(where)[1] for where in self.tiles]
+
+    def local(self, where: np.ndarray) -> tuple[ObjectGrid, Window]:
+        """Return the grid of the positions ``where``, and its window of the object."""
+        if self.grid.periodic or len(self.tiles) == 1:
+            grid = replace(self.grid, corners=self.grid.corners[where], shifts_px=self.grid.shifts_px[where])
+            return grid, ((0, self.grid.shape_yx[0]), (0, self.grid.shape_yx[1]))
+        return tile(self.grid, where)
+
+
+def tilts_of(store: Store, settings: JointSettings) -> list[Tilt]:
+    """Return every tilt of ``store``, from its metadata alone.
+
+    Raises
+    ------
+    ConfigurationError
+        If pixels of the objects are not square, or differ between tilts: voxels are cubes.
+    """
+    box = box_of(store, settings)
+    found = []
+    for number in range(store.tilt_count):
+        scan, detector, optics = store.scan(number), store.detector(number), store.optics(number)
+        grid = grid_of(scan, detector)
+        recorded = np.flatnonzero(store.valid(number))
+        grid = replace(grid, corners=grid.corners[recorded], shifts_px=grid.shifts_px[recorded])
+        pose = store.pose(number)
+        per_slice = voxels_per_slice(settings, box, optics)
+        single = View.whole(pose, box, grid.shape_yx, box.shape_zyx[0])
+        view = single if settings.single_slice else View.whole(pose, box, grid.shape_yx, per_slice)
+        work = len(recorded) * math.prod(detector.shape_yx) * view.slices
+        tiles = settings.tiles or max(1, work // _PIXEL_SLICES_PER_PART)
+        cuts = tuple(part for part in np.array_split(np.arange(len(recorded)), tiles) if part.size)
+        found.append(Tilt(str(store.path), number, single, view, grid, recorded, cuts, optics))
+    return found
+
+
+def box_of(store: Store, settings: JointSettings) -> Box:
+    """Return the box of the specimen: as wide as the scanned field, and as deep as it is wide along x."""
+    scan = store.scan(0)
+    pixels = np.array([store.detector(i).object_pixel_angstrom_yx for i in range(store.tilt_count)])
+    if np.ptp(pixels) > 1e-6 * pixels.max():
+        raise ConfigurationError(
+            f"{store.path}: object pixels are {pixels.min():.5g} to {pixels.max():.5g} Å; joint tomography needs the"
+            " same square pixel at every tilt: crop the patterns to a square with one reciprocal pixel"
+        )
+    voxel = float(pixels.mean())
+    poses: list[Pose] = [store.pose(i) for i in range(store.tilt_count)]
+    extent_y, extent_x = scan.extent_angstrom_yx
+    width = _even(settings.extent_angstrom or extent_x, voxel)
+    height = _even(extent_y, voxel)
+    if any(pose.phi_rad or pose.psi_rad for pose in poses):
+        width = height = max(width, height)  # turns about x and z mix y with the other axes
+    return Box((width, height, width), voxel)
+
+
+def voxels_per_slice(settings: JointSettings, box: Box, optics: Optics) -> int:
+    """Return how many planes of voxels make a slice."""
+    wanted = settings.slice_thickness_angstrom
+    if wanted is None:
+        depth_of_field = wavelength_angstrom(optics.energy_ev) / optics.semiangle_rad**2
+        wanted = depth_of_field / _SLICES_PER_DEPTH_OF_FIELD
+    return min(max(1, round(wanted / box.voxel_angstrom)), box.shape_zyx[0])
+
+
+def first_probe(tilt: Tilt, electrons: float, settings: JointSettings) -> np.ndarray:
+    """Return the probe (1, y, x) of the metadata in the plane of the rotation centre: a single mode."""
+    pixel = tilt.view.box.voxel_angstrom
+    dtype = np.complex64 if settings.precision == "single" else np.complex128
+    probe = probe_wave(
+        tilt.optics,
+        tilt.grid.window_yx,
+        (pixel, pixel),
+        plane_z_angstrom=0.0,
+        intensity=electrons,
+        soft_edge=settings.soft_edge,
+        dtype=dtype,
+    )
+    return probe[None]
+
+
+def electrons_of(tilt: Tilt, settings: JointSettings) -> float:
+    """Return the electrons of the probe of ``tilt``; reads its patterns."""
+    counts = load_counts(Store.open(tilt.path), tilt.number)
+    return incident_electrons(tilt.path, tilt.number, counts, settings.electrons_per_pattern)
+
+
+def load_tile(job: tuple[Tilt, int], resident: bool) -> dict[str, Any]:
+    """Return the state of one tile: its counts in memory, or only where they are."""
+    tilt, index = job
+    where = tilt.tiles[index]
+    state = {"tilt": tilt, "numbers": where, "grid": tilt.local(where)[0]}
+    return {**state, "counts": _counts(tilt, where)} if resident else state
+
+
+def tile_gradients(
+    state: dict[str, Any], view: View, loss: str, wanted: np.ndarray | None, probe: Array, slices: Array
+) -> dict[str, Any]:
+    """Return the sums of one tile over the positions ``wanted`` (``None`` is all), split into windows and totals.
+
+    ``probe`` is the wave at the view's first slice.
+    """
+    tilt: Tilt = state["tilt"]
+    batch = state["numbers"] if wanted is None else wanted
+    if not np.isin(state["numbers"], batch).any():
+        return {"windows": None, "totals": None}
+    wavelength = wavelength_angstrom(tilt.optics.energy_ev)
+    dtype = np.dtype(probe.dtype)
+    gaps = tuple(backend.to_device_of(gap, probe) for gap in view.propagators(tilt.grid.window_yx, wavelength, dtype))
+    model = Model(state["grid"], gaps, loss, "phase")  # type: ignore[arg-type]
+    counts = state["counts"] if "counts" in state else _counts(tilt, state["numbers"])
+    sums = gradients(Patterns(model, counts, state["numbers"]), slices, probe, batch)
+    assert sums is not None
+    windows = {"phase": sums["phase"], "illumination": sums["illumination"]}
+    return {"windows": windows, "totals": {key: sums[key] for key in ("probe", "loss", "positions")}}
+
+
+def _counts(tilt: Tilt, where: np.ndarray) -> Array:
+    counts = load_counts(Store.open(tilt.path), tilt.number)[where]
+    return backend.to_device(counts) if backend.gpu_available() else counts
+
+
+def _even(extent_angstrom: float, voxel_angstrom: float) -> int:
+    return 2 * max(1, math.ceil(round(extent_angstrom / voxel_angstrom / 2, 6)))

@@ -1,0 +1,263 @@
+"""Joint tomography on the engine: a visit of one tilt, an epoch of all tilts, and what a checkpoint holds.
+
+The volume lives on one worker and is sent to where a tilt is turned; patterns stay where they were loaded. Per visit a
+tilt's slices go to its tiles, whose gradients come back as sums over windows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from operator import getitem
+from typing import Any
+
+import numpy as np
+
+from stemtomo import backend
+from stemtomo.algorithms.joint import solver
+from stemtomo.algorithms.joint.view import View, slices_adjoint
+from stemtomo.algorithms.ptychography.solver import CURVATURE, illumination
+from stemtomo.algorithms.ptychography.windows import spread_batches
+from stemtomo.algorithms.tomography.alignment import without_translation
+from stemtomo.backend import Array
+from stemtomo.distributed import Executor, Handle, Parts
+from stemtomo.physics.electron import wavelength_angstrom
+from stemtomo.physics.propagation import fresnel_propagator, propagate
+from stemtomo.pipeline.joint_parts import Tilt, load_tile, tile_gradients
+from stemtomo.pipeline.settings.joint import JointSettings
+
+
+@dataclass
+class Standing:
+    """Where a reconstruction stands after an epoch: what a checkpoint holds, and what the next epoch needs."""
+
+    volume: Parts
+    """One part: ``coefficients`` (z, y, x) in rad per voxel, ``support`` or ``None``, and FISTA's momentum."""
+    probes: list[Handle]
+    shifts_px: np.ndarray
+    losses: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class JointRun:
+    """What all epochs of one reconstruction share."""
+
+    executor: Executor
+    tilts: list[Tilt]
+    settings: JointSettings
+    patterns: list[Parts]
+
+    @classmethod
+    def prepare(cls, executor: Executor, tilts: list[Tilt], settings: JointSettings) -> JointRun:
+        """Load the patterns of every tilt where its tiles will be worked on."""
+        jobs = [(tilt, index) for tilt in tilts for index in range(len(tilt.tiles))]
+        loaded = Parts.create(executor, load_tile, jobs, settings.resident)
+        patterns, first = [], 0
+        for tilt in tilts:
+            last = first + len(tilt.tiles)
+            patterns.append(Parts(executor, loaded.handles[first:last], loaded.places[first:last]))
+            first = last
+        return cls(executor, tilts, settings, patterns)
+
+    def start(self, probes: list[Array], shifts_px: np.ndarray, volume: np.ndarray | None = None) -> Standing:
+        """Return the first standing: an empty volume, or ``volume`` (z, y, x) in rad per voxel."""
+        dtype = np.float32 if self.settings.precision == "single" else np.float64
+        shape = self.tilts[0].view.box.shape_zyx
+        first = np.zeros(shape, dtype) if volume is None else volume.astype(dtype)
+        kept = Parts.create(self.executor, _placed, [{"coefficients": first, "support": None}])
+        sent = [self.executor.broadcast(probe) for probe in probes]
+        return Standing(kept, sent, shifts_px)
+
+    @property
+    def constraint(self) -> solver.Constraint:
+        """What every volume must obey."""
+        told = self.settings
+        return solver.Constraint(told.positivity, told.soft_threshold_rad, told.element_width_px)
+
+    def sweep(self, now: Standing, epoch: int, step: float, batches: int, single: bool) -> Standing:
+        """Return the standing after one visit of every tilt, in a random order; waits for the loss."""
+        rng = np.random.default_rng((self.settings.seed, epoch))
+        rule = solver.SweepRule(step, self.settings.damping, batches)
+        probes, shifts, losses = list(now.probes), np.array(now.shifts_px), []
+        volume = now.volume.handles[0]
+        for index in rng.permutation(len(self.tilts)):
+            view = self._view(index, shifts[index], single)
+            view_handle = self.executor.submit(_fitted, view, volume)
+            visit = self._visit(index, view_handle, volume, probes[index], rule, int(rng.integers(1 << 31)))
+            volume = self.executor.submit(_close, volume, visit, view_handle, self.constraint, step)
+            losses.append(self.executor.submit(getitem, visit, "loss"))
+            if self.settings.probe != "fixed":
+                self._refine_probe(probes, index, visit, view_handle)
+            if self._refines_shifts(epoch, single):
+                shifts[index] += self.executor.gather(self.executor.submit(_shift, visit, self._curvature))
+        if self._refines_shifts(epoch, single):
+            shifts = without_translation(shifts, np.stack([tilt.view.pose.rotation for tilt in self.tilts]))
+        loss = float(np.sum(self.executor.gather(losses)))
+        parts = replace(now.volume, handles=(volume,))
+        return Standing(parts, probes, shifts, [*now.losses, loss / self._pixels])
+
+    def accelerate(self, now: Standing) -> Standing:
+        """Return the standing after one accelerated step along the sum of all tilts; waits for the loss."""
+        volume, probes, collected = now.volume.handles[0], list(now.probes), []
+        for index in range(len(self.tilts)):
+            view = self.executor.submit(_fitted, self._view(index, now.shifts_px[index], False), volume)
+            slices = self.executor.submit(_ahead, volume, view, self.constraint)
+            sums = self._sums(index, view, slices, probes[index], None)
+            collected.append(self.executor.submit(_collect, sums, view, self._curvature))
+            if self.settings.probe == "free":
+                self._refine_probe(probes, index, self.executor.submit(_visited, sums), view)
+        total = Parts(self.executor, tuple(collected), (None,) * len(collected)).sum()
+        volume = self.executor.submit(_accelerated, volume, total, self.constraint)
+        loss = float(self.executor.gather(self.executor.submit(getitem, total, "loss")))
+        return Standing(
+            replace(now.volume, handles=(volume,)), probes, now.shifts_px, [*now.losses, loss / self._pixels]
+        )
+
+    def find_support(self, now: Standing) -> Standing:
+        """Return the standing with the support around what the volume shows."""
+        found = now.volume.map(_supported, self.constraint, self.tilts[0].view.box.voxel_angstrom)
+        return replace(now, volume=found)
+
+    def _visit(
+        self, index: int, view: Handle, volume: Handle, probe: Handle, rule: solver.SweepRule, seed: int
+    ) -> Handle:
+        state = self.executor.submit(_open, volume, view, self.constraint)
+        peak = None
+        if self.settings.whole_illumination:
+            peak = self.executor.submit(_peak, probe, view, self.tilts[index])
+        count = len(self.tilts[index].recorded)
+        for wanted in spread_batches(count, rule.batches or count, seed):
+            slices = self.executor.submit(getitem, state, "slices")
+            sums = self._sums(index, view, slices, probe, None if rule.batches == 1 else wanted)
+            state = self.executor.submit(_descend, state, sums, rule, self._curvature, peak)
+        return state
+
+    def _sums(self, index: int, view: Handle, slices: Handle, probe: Handle, wanted: np.ndarray | None) -> Handle:
+        tilt, parts = self.tilts[index], self.patterns[index]
+        wave = self.executor.submit(_at_first_slice, probe, view, tilt)
+        cuts = [slices] if len(parts) == 1 else parts.cut(slices, tilt.windows)
+        local = parts.map(tile_gradients, view, self.settings.loss, wanted, wave, each=[cuts])
+        windows = local.pick("windows").sum_into(tilt.grid.shape_yx, tilt.windows)
+        return self.executor.submit(_joined, windows, local.pick("totals").sum())
+
+    def _refine_probe(self, probes: list[Handle], index: int, visit: Handle, view: Handle) -> None:
+        step = self.settings.probe_step
+        moved = self.executor.submit(_new_probe, probes[index], visit, view, self.tilts[index], step, self._curvature)
+        if self.settings.probe == "shared":
+            probes[:] = [moved] * len(probes)
+        else:
+            probes[index] = moved
+
+    def _refines_shifts(self, epoch: int, single: bool) -> bool:
+        first = max(2, self.settings.single_slice_epochs // 2)
+        return self.settings.refine_shifts and epoch >= first
+
+    def _view(self, index: int, shift_px: np.ndarray, single: bool) -> View:
+        tilt = self.tilts[index]
+        return replace(tilt.single if single else tilt.view, shift_px=(float(shift_px[0]), float(shift_px[1])))
+
+    @property
+    def _curvature(self) -> float:
+        return CURVATURE[self.settings.loss]
+
+    @property
+    def _pixels(self) -> int:
+        return sum(len(tilt.recorded) * int(np.prod(tilt.grid.window_yx)) for tilt in self.tilts)
+
+
+# -- tasks ------------------------------------------------------------------------------------------------------------
+
+
+def _placed(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, "coefficients": _on_device(state["coefficients"])}
+
+
+def _on_device(array: np.ndarray) -> Array:
+    return backend.to_device(array) if backend.gpu_available() else array
+
+
+def _fitted(view: View, volume: dict[str, Any]) -> View:
+    """Return ``view`` without the slices that the support leaves empty."""
+    if volume["support"] is None or view.slices == 1:
+        return view
+    return view.within(backend.to_host(volume["support"]))
+
+
+def _open(volume: dict[str, Any], view: View, constraint: solver.Constraint) -> dict[str, Any]:
+    slices = solver.start_slices(volume["coefficients"], view, constraint)
+    return {"start": slices, "slices": slices, "loss": 0.0, "probe": 0.0, "positions": 0, "phase": 0.0, "light": 0.0}
+
+
+def _descend(
+    state: dict[str, Any], sums: dict[str, Any], rule: solver.SweepRule, curvature: float, peak: float | None
+) -> dict[str, Any]:
+    slices = solver.descended(state["slices"], sums, rule, curvature, peak)
+    summed = {key: state[key] + sums[key] for key in ("loss", "probe", "positions", "phase")}
+    return {**state, **summed, "slices": slices, "light": state["light"] + sums["illumination"]}
+
+
+def _peak(probe: Array, view: View, tilt: Tilt) -> float:
+    return float(illumination(_at_first_slice(probe, view, tilt), tilt.grid).max())
+
+
+def _visited(sums: dict[str, Any]) -> dict[str, Any]:
+    return {"probe": sums["probe"], "positions": sums["positions"]}
+
+
+def _joined(windows: dict[str, Any], totals: dict[str, Any]) -> dict[str, Any]:
+    return {**windows, **totals}
+
+
+def _close(
+    volume: dict[str, Any], visit: dict[str, Any], view: View, constraint: solver.Constraint, share: float
+) -> dict[str, Any]:
+    change = visit["slices"] - visit["start"]
+    found = solver.turned_back(volume["coefficients"], change, view, constraint, volume["support"], share)
+    return {"coefficients": found, "support": volume["support"]}
+
+
+def _shift(visit: dict[str, Any], curvature: float) -> np.ndarray:
+    return solver.shift_step(visit["start"], visit["phase"], visit["light"], curvature)
+
+
+def _ahead(volume: dict[str, Any], view: View, constraint: solver.Constraint) -> Array:
+    return solver.start_slices(volume.get("ahead", volume["coefficients"]), view, constraint)
+
+
+def _collect(sums: dict[str, Any], view: View, curvature: float) -> dict[str, Any]:
+    planes = view.slices * view.voxels_per_slice
+    bound = 2 * curvature * float(sums["illumination"].max()) * planes
+    return {"volume": slices_adjoint(sums["phase"], view), "loss": sums["loss"], "bound": bound}
+
+
+def _accelerated(volume: dict[str, Any], total: dict[str, Any], constraint: solver.Constraint) -> dict[str, Any]:
+    now = solver.Momentum(
+        volume["coefficients"],
+        volume.get("ahead", volume["coefficients"]),
+        volume.get("t", 1.0),
+        volume.get("loss", float("inf")),
+        volume.get("step", solver.Momentum.step),
+    )
+    new = solver.accelerated(now, total["volume"], total["loss"], total["bound"], constraint, volume["support"])
+    momentum = {"ahead": new.ahead, "t": new.t, "loss": new.loss, "step": new.step}
+    return {"coefficients": new.coefficients, "support": volume["support"], **momentum}
+
+
+def _supported(volume: dict[str, Any], constraint: solver.Constraint, voxel_angstrom: float) -> dict[str, Any]:
+    shown = solver.elements(volume["coefficients"], constraint.element_width_px)
+    return {**volume, "support": solver.auto_support(shown, voxel_angstrom)}
+
+
+def _at_first_slice(probe: Array, view: View, tilt: Tilt) -> Array:
+    return propagate(_on_device(probe).copy(), _to_first_slice(probe, view, tilt))
+
+
+def _to_first_slice(probe: Array, view: View, tilt: Tilt) -> Array:
+    pixel = (view.box.voxel_angstrom, view.box.voxel_angstrom)
+    wavelength = wavelength_angstrom(tilt.optics.energy_ev)
+    distance = view.first_slice_z_angstrom
+    return _on_device(fresnel_propagator(probe.shape[-2:], pixel, wavelength, distance, dtype=probe.dtype))
+
+
+def _new_probe(probe: Array, visit: dict[str, Any], view: View, tilt: Tilt, step: float, curvature: float) -> Array:
+    gradient = propagate(visit["probe"].copy(), _to_first_slice(probe, view, tilt).conj())
+    return solver.probe_step(probe, gradient, visit["positions"], step, curvature)

@@ -1,0 +1,128 @@
+"""Steps of the joint reconstruction: gradients by finite differences, constraints, and gauges that cannot be told."""
+
+import numpy as np
+import pytest
+
+from stemtomo.algorithms.joint import solver
+from stemtomo.algorithms.joint.view import Box, View, slices_adjoint
+from stemtomo.algorithms.ptychography.model import Model, State, patterns
+from stemtomo.algorithms.ptychography.windows import object_grid
+from stemtomo.geometry import Detector, Optics, Pose, Scan
+from stemtomo.physics.electron import wavelength_angstrom
+from stemtomo.physics.probe import probe_wave
+
+DETECTOR = Detector((16, 16), 1 / 6.4)
+OPTICS = Optics(energy_ev=300e3, semiangle_rad=25e-3, aberrations={"C10": 60.0})
+BOX = Box((16, 16, 16), 0.4)
+GRID = object_grid(Scan((3, 3), (1.7, 1.3)).positions(), (16, 16), (0.4, 0.4))
+VIEW = View.whole(Pose(0.5, phi_rad=0.1), BOX, GRID.shape_yx, 4)
+PROBE = probe_wave(OPTICS, (16, 16), (0.4, 0.4), intensity=500.0, dtype=np.complex128)[None]
+WAVELENGTH = wavelength_angstrom(300e3)
+
+
+def scene(loss="anscombe"):
+    model = Model(GRID, VIEW.propagators((16, 16), WAVELENGTH, np.dtype(complex)), loss, "phase")
+    rng = np.random.default_rng(0)
+    truth = rng.random(BOX.shape_zyx) * 0.05
+    slices = solver.start_slices(truth, VIEW, solver.Constraint())
+    counts = rng.poisson(patterns(State(slices, PROBE), model, np.arange(9)))
+    return truth, solver.Patterns(model, counts, np.arange(9))
+
+
+def loss_at(volume, seen, view=VIEW, width=0.0):
+    slices = solver.start_slices(volume, view, solver.Constraint(element_width_px=width))
+    return solver.gradients(seen, slices, PROBE)
+
+
+@pytest.mark.parametrize("loss", ["amplitude", "anscombe", "poisson"])
+def test_the_gradient_in_the_volume_is_the_slope_of_the_loss(loss):
+    truth, seen = scene(loss)
+    volume = 0.7 * truth
+    gradient = slices_adjoint(loss_at(volume, seen)["phase"], VIEW)
+    direction = np.random.default_rng(5).normal(size=volume.shape)
+    h = 1e-6
+    slope = (loss_at(volume + h * direction, seen)["loss"] - loss_at(volume - h * direction, seen)["loss"]) / (2 * h)
+    assert np.vdot(gradient, direction) == pytest.approx(slope, rel=1e-6)
+
+
+def test_elements_are_their_own_adjoint_and_keep_the_total():
+    a, b = np.random.default_rng(1).normal(size=(2, 12, 10, 8))
+    assert np.vdot(solver.elements(a, 0.8), b) == pytest.approx(np.vdot(a, solver.elements(b, 0.8)), rel=1e-12)
+    assert solver.elements(a, 0.8).sum() == pytest.approx(a.sum(), rel=1e-12)
+
+
+def test_an_element_is_a_gaussian_of_the_stated_width():
+    point = np.zeros((24, 24, 24))
+    point[12, 12, 12] = 1
+    blob = solver.elements(point, 1.5)
+    x = np.arange(24) - 12
+    np.testing.assert_allclose(blob.sum(axis=(0, 1)), np.exp(-(x**2) / 4.5) / np.sqrt(2 * np.pi) / 1.5, atol=1e-6)
+
+
+def test_batches_of_a_scan_add_up_to_all_of_it():
+    truth, seen = scene()
+    slices = solver.start_slices(0.5 * truth, VIEW, solver.Constraint())
+    whole = solver.gradients(seen, slices, PROBE)
+    parts = [solver.gradients(seen, slices, PROBE, np.array(where)) for where in ([0, 3, 8], [1, 2, 4, 5, 6, 7])]
+    assert solver.gradients(seen, slices, PROBE, np.array([99])) is None
+    for key in ("phase", "probe", "illumination", "loss", "positions"):
+        np.testing.assert_allclose(parts[0][key] + parts[1][key], whole[key], rtol=1e-10, atol=1e-10)
+
+
+def test_steps_on_one_view_lower_the_loss_until_noise_is_left():
+    truth, seen = scene()
+    volume = np.zeros_like(truth)
+    losses = []
+    for _ in range(40):
+        slices = solver.start_slices(volume, VIEW, solver.Constraint())
+        sums = solver.gradients(seen, slices, PROBE)
+        losses.append(sums["loss"])
+        change = solver.descended(slices, sums, solver.SweepRule(batches=1), 1.0, None) - slices
+        volume = solver.turned_back(volume, change, VIEW, solver.Constraint(), None, 1.0)
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < loss_at(truth, seen)["loss"]
+
+
+def test_the_step_of_the_shift_points_to_where_the_specimen_is():
+    _, seen = scene("amplitude")
+    z, y, x = np.indices(BOX.shape_zyx) - 8
+    volume = 0.3 * np.exp(-(z**2 + y**2 + x**2) / 8.0)
+    there = View(VIEW.pose, BOX, GRID.shape_yx, 4, 0, 4, (0.3, -0.2))
+    model = seen.model
+    slices = solver.start_slices(volume, there, solver.Constraint())
+    exact = solver.Patterns(model, patterns(State(slices, PROBE), model, np.arange(9)), np.arange(9))
+    shift = np.zeros(2)
+    for _ in range(12):
+        view = View(VIEW.pose, BOX, GRID.shape_yx, 4, 0, 4, tuple(shift))
+        slices = solver.start_slices(volume, view, solver.Constraint())
+        sums = solver.gradients(exact, slices, PROBE)
+        shift = shift + solver.shift_step(slices, sums["phase"], sums["illumination"], 1.0)
+    np.testing.assert_allclose(shift, (0.3, -0.2), atol=0.01)
+
+
+def test_what_a_constraint_leaves_obeys_it():
+    values = np.random.default_rng(2).normal(size=(6, 6, 6))
+    support = np.random.default_rng(3).random((6, 6, 6)) > 0.5
+    kept = solver.constrained(values, solver.Constraint(True, 0.1), support)
+    assert kept.min() == 0
+    assert not kept[~support].any()
+    np.testing.assert_array_equal(kept[support], np.maximum(values[support] - 0.1, 0))
+    signed = solver.constrained(values, solver.Constraint(False, 0.1), None)
+    np.testing.assert_allclose(signed, np.sign(values) * np.maximum(np.abs(values) - 0.1, 0))
+
+
+def test_a_loss_that_rises_starts_the_momentum_anew_from_the_last_iterate():
+    rng = np.random.default_rng(4)
+    now = solver.Momentum(rng.random((4, 4, 4)), rng.random((4, 4, 4)), 3.0, 1.0, 4.0)
+    back = solver.accelerated(now, np.ones((4, 4, 4)), 2.0, 10.0, solver.Constraint(), None)
+    assert back.t == 1
+    assert back.step == 2
+    np.testing.assert_array_equal(back.ahead, now.coefficients)
+
+
+def test_the_support_holds_the_specimen_and_leaves_most_of_the_box():
+    z, y, x = np.indices((40, 40, 40)) - 20
+    ball = (z**2 + y**2 + x**2 < 8**2).astype(float)
+    support = solver.auto_support(ball, 0.4)
+    assert support[ball > 0].all()
+    assert support.mean() < 0.4

@@ -1,0 +1,146 @@
+"""Joint refinement of poses and volume: what was wrong by 3 px and 1.5 degrees comes back, also in blocks."""
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from stemtomo.algorithms.tomography.alignment import without_translation
+from stemtomo.algorithms.tomography.poses import error_deg
+from stemtomo.algorithms.tomography.solver import Measurement
+from stemtomo.distributed.threads import ThreadExecutor
+from stemtomo.geometry import TiltSeries
+from stemtomo.io.provenance import Provenance
+from stemtomo.physics.projection import TiltGeometry, render
+from stemtomo.pipeline.alignment import align, aligned_geometry
+from stemtomo.pipeline.atoms import find_atoms
+from stemtomo.pipeline.config import AlignmentSettings, AtomSettings, TomographySettings
+from stemtomo.pipeline.descent import Problem
+from stemtomo.pipeline.joint_alignment import binned, refine_poses, scales_of
+from stemtomo.pipeline.reconstruction import reconstruct
+from stemtomo.pipeline.tomography import tomography
+from tests.algorithms.tomography import phantom
+from tests.pipeline.projected import projected_store
+
+EDGE, TILTS = 36, 21
+NOMINAL = TiltSeries.from_degrees(np.linspace(-70, 70, TILTS))
+
+
+def _series(pixels=3.0, degrees=1.5, seed=1):
+    """Return atoms, true rotations and shifts, wrong by up to ``pixels`` and ``degrees``, evenly drawn."""
+    rng = np.random.default_rng(seed)
+    turns = Rotation.from_rotvec(np.radians(rng.uniform(-degrees, degrees, (TILTS, 3)))).as_matrix()
+    return phantom.ball(60, 5.5, 2.4), NOMINAL.rotations @ turns, rng.uniform(-pixels, pixels, (TILTS, 2))
+
+
+def _errors(geometry, rotations, shifts):
+    """Return root mean square errors: in px; in degrees out of the plane about x and y, and in the plane."""
+    wrong = without_translation(geometry.shifts_px - shifts, rotations)
+    return np.sqrt(np.mean(wrong**2)), np.sqrt(np.mean(error_deg(geometry.rotations, rotations) ** 2, axis=0))
+
+
+def _solved(images, geometry):
+    measured = Measurement(images, np.ones(images.shape, bool), np.ones(len(images), np.float32), 0.5)
+    settings = TomographySettings(iterations=40, refine_shifts=False)
+    found = reconstruct(Problem(measured, geometry, 1.0, 1.0), settings, ThreadExecutor(1))
+    return render(found.coefficients, 2, 0.5)
+
+
+def test_three_pixels_and_one_and_a_half_degrees_come_back():
+    atoms, rotations, shifts = _series()
+    images = phantom.images(*atoms, rotations, shifts, (EDGE, EDGE)).astype(np.float32)
+    start = TiltGeometry(NOMINAL.rotations, np.zeros((TILTS, 2)), (EDGE,) * 3, (EDGE, EDGE))
+    assert _errors(start, rotations, shifts)[0] > 1.4
+    found = refine_poses(images, np.ones(images.shape, bool), start, AlignmentSettings(), ThreadExecutor(1))
+    pixels, degrees = _errors(found.geometry, rotations, shifts)
+    assert pixels < 0.1
+    assert degrees[0] < 0.05
+    assert degrees[1] < 0.05
+    assert degrees[2] < 0.1
+    # The volume with the poses found, turned and moved as a whole onto the true ones, beside that of the true poses.
+    common = Rotation.from_matrix(rotations @ found.geometry.rotations.transpose(0, 2, 1)).mean().as_matrix()
+    turned = common @ found.geometry.rotations
+    seen = rotations.transpose(0, 2, 1)[:, :2]
+    offset = np.linalg.lstsq(seen.reshape(-1, 3), (shifts - found.geometry.shifts_px).ravel(), rcond=None)[0]
+    there = TiltGeometry(turned, found.geometry.shifts_px + seen @ offset, (EDGE,) * 3, (EDGE, EDGE))
+    truth = TiltGeometry(rotations, shifts, (EDGE,) * 3, (EDGE, EDGE))
+    assert np.corrcoef(_solved(images, there).ravel(), _solved(images, truth).ravel())[0, 1] > 0.99
+
+
+def test_nothing_is_turned_where_the_angles_are_right():
+    atoms, _, shifts = _series(degrees=0.0)
+    images = phantom.images(*atoms, NOMINAL.rotations, shifts, (EDGE, EDGE)).astype(np.float32)
+    start = TiltGeometry(NOMINAL.rotations, np.zeros((TILTS, 2)), (EDGE,) * 3, (EDGE, EDGE))
+    settings = AlignmentSettings(joint_iterations=60, refine_in_plane=False)
+    found = refine_poses(images, np.ones(images.shape, bool), start, settings, ThreadExecutor(1))
+    assert np.abs(_errors(found.geometry, NOMINAL.rotations, shifts)[1]).max() < 0.12
+
+
+def test_magnifications_are_found_where_asked_for():
+    atoms, rotations, shifts = _series(pixels=0.5, degrees=0.0)
+    scales = np.exp(np.random.default_rng(4).uniform(-0.02, 0.02, TILTS))
+    scales /= np.exp(np.log(scales).mean())
+    views = []
+    for k, s in enumerate(scales):
+        one = slice(k, k + 1)
+        views.append(
+            phantom.images(atoms[0] * s, atoms[1] * s * s, rotations[one], shifts[one], (EDGE, EDGE), 0.35 * s)
+        )
+    images = np.concatenate(views).astype(np.float32)
+    start = TiltGeometry(NOMINAL.rotations, np.zeros((TILTS, 2)), (EDGE,) * 3, (EDGE, EDGE))
+    settings = AlignmentSettings(refine_magnification=True, joint_iterations=80)
+    found = refine_poses(images, np.ones(images.shape, bool), start, settings, ThreadExecutor(1)).geometry
+    assert np.std(scales) > 0.01
+    assert np.abs(found.scales - scales).max() < 2.5e-3
+
+
+def test_blocks_do_not_change_the_poses():
+    atoms, rotations, shifts = _series()
+    images = phantom.images(*atoms, rotations, shifts, (EDGE, EDGE)).astype(np.float32)
+    start = TiltGeometry(NOMINAL.rotations, np.zeros((TILTS, 2)), (EDGE,) * 3, (EDGE, EDGE))
+    settings = AlignmentSettings(joint_iterations=30, joint_bins=(2,))
+    found = []
+    for blocks in (1, 3):
+        joint = refine_poses(images, np.ones(images.shape, bool), start, settings, ThreadExecutor(1), blocks=blocks)
+        found.append(joint.geometry)
+    np.testing.assert_allclose(found[1].shifts_px, found[0].shifts_px, atol=1e-3)
+    np.testing.assert_allclose(found[1].rotations, found[0].rotations, atol=1e-5)
+
+
+def test_align_stores_the_poses_and_tomography_and_atoms_use_them(tmp_path):
+    atoms, rotations, shifts = _series(seed=3)
+    series = TiltSeries.from_degrees(np.linspace(-70, 70, TILTS))
+    store = projected_store(tmp_path / "s.zarr", series, atoms, shifts, (EDGE, EDGE))
+    phase = store.read("projections").load()
+    images = phantom.images(*atoms, rotations, shifts, (EDGE, EDGE))
+    scale = float(phase["phase"].values.sum() / phantom.images(*atoms, series.rotations, shifts, (EDGE, EDGE)).sum())
+    phase["phase"].values[:] = scale * images
+    store.write("projections", phase, Provenance.start("projections", {"turned": True}))
+    numbers = align(store, AlignmentSettings(refine_angles=True, joint_iterations=60))
+    assert numbers["method"].endswith("+joint")
+    assert 0.5 < numbers["angle_change_rms_deg"] < 3
+    geometry = aligned_geometry(store.read("projections"), store.read("alignment"))
+    assert _errors(geometry, rotations, shifts)[1].max() < 0.15
+    assert np.sqrt(np.mean(error_deg(series.rotations, rotations) ** 2)) > 0.7
+    told = tomography(store, TomographySettings(iterations=30, refine_shifts=False))
+    assert told["r1"] < 0.2
+    found = find_atoms(store, AtomSettings(species=("Cu", "Au")))
+    assert found["refinement"] == "done"
+    assert found["explained_variance"] > 0.99
+
+
+def test_scales_leave_48_to_128_pixels_and_coarse_pixels_know_where_they_are():
+    assert scales_of((48, 48), AlignmentSettings()) == (1,)
+    assert scales_of((256, 200), AlignmentSettings()) == (4, 2)
+    assert scales_of((800, 800), AlignmentSettings()) == (16, 8)
+    assert scales_of((300, 20), AlignmentSettings(joint_bins=(3, 1))) == (3, 1)
+    position = np.array([[2.0, -1.2, 0.0]])
+    image = phantom.images(position, np.ones(1), np.eye(3)[None], np.zeros((1, 2)), (51, 50), 1.0)
+    valid = np.ones(image.shape, bool)
+    valid[0, 0, 0] = False
+    coarse, seen, offset = binned(image, valid, 3)
+    assert coarse.shape == (1, 17, 16)
+    assert not seen[0, 0, 0]
+    assert seen[0].sum() == 17 * 16 - 1
+    x = np.arange(16) - 8
+    at = coarse[0].sum(axis=0) @ x / coarse.sum()
+    assert at == pytest.approx((2.0 / phantom.PIXEL_ANGSTROM - offset[0]) / 3, abs=0.01)
