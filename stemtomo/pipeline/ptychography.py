@@ -12,7 +12,11 @@ import xarray as xr
 
 from stemtomo import backend
 from stemtomo.algorithms.ptychography import solver
+from stemtomo.algorithms.ptychography.advice import advise
+from stemtomo.algorithms.ptychography.model import start_modes
 from stemtomo.algorithms.ptychography.noise import expected_loss
+from stemtomo.algorithms.ptychography.padding import commensurate, to_detector_pixels, window_of
+from stemtomo.algorithms.ptychography.regularisation import blurred_along_beam, depth_blur_angstrom
 from stemtomo.algorithms.ptychography.windows import ObjectGrid, object_grid
 from stemtomo.distributed import Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
@@ -58,7 +62,8 @@ def ptychography(
     -------
     dict
         ``loss``: per tilt, the loss per pixel after every epoch; ``noise_floor``: per tilt, what counting noise alone
-        leaves of it; ``computed``: number of tilts that were not there already.
+        leaves of it; ``advice``: per tilt, sentences on what to change where it went wrong; ``computed``: number of
+        tilts that were not there already.
 
     Raises
     ------
@@ -83,6 +88,7 @@ def ptychography(
     return {
         "loss": [result["loss"].values.tolist() for result in results],
         "noise_floor": [float(result.attrs["noise_floor"]) for result in results],
+        "advice": [_advice(store, job, result) for job, result in zip(jobs, results, strict=True)],
         "computed": len(todo),
     }
 
@@ -99,7 +105,7 @@ def plan_row(
 ) -> PlanRow:
     """Say the same for a series that is not ingested yet, with frames of ``itemsize`` bytes per pixel."""
     frames = scan.count * int(np.prod(detector.shape_yx)) * itemsize
-    pixels = int(np.prod(grid_of(scan, detector).shape_yx)) * settings.slices
+    pixels = int(np.prod(grid_of(scan, detector, padding_of(scan, settings)).shape_yx)) * settings.slices
     # Object, momentum, transmission, its gradient and the step, in single precision; frames once, as they are stored.
     working = pixels * (8 + 8 + 8 + 8 + 16)
     return PlanRow(
@@ -111,8 +117,10 @@ def plan_row(
     )
 
 
-def grid_of(scan: Scan, detector: Detector) -> ObjectGrid:
+def grid_of(scan: Scan, detector: Detector, padding: float = 0.0) -> ObjectGrid:
     """Return the object grid that the positions of ``scan`` reach on ``detector``.
+
+    With a ``padding`` its windows are larger than the detector by that share at least, and its pixels smaller.
 
     Raises
     ------
@@ -120,8 +128,12 @@ def grid_of(scan: Scan, detector: Detector) -> ObjectGrid:
         If a periodic specimen is not a whole number of object pixels.
     """
     period = scan.extent_angstrom_yx if scan.periodic else None
+    pixel, shape = detector.object_pixel_angstrom_yx, detector.shape_yx
+    extent = (pixel[0] * shape[0], pixel[1] * shape[1])
+    window = window_of(shape, padding, extent, scan.step_angstrom_yx if scan.rotation_rad == 0 else None)
     try:
-        return object_grid(scan.positions(), detector.shape_yx, detector.object_pixel_angstrom_yx, period)
+        grid = object_grid(scan.positions(), window, (extent[0] / window[0], extent[1] / window[1]), period)
+        return grid if window == shape else commensurate(grid, shape)
     except ValueError as error:
         raise ConfigurationError(
             f"scan.periodic: {error}; correct scan.step_angstrom or detector.pixel_inv_angstrom"
@@ -130,14 +142,23 @@ def grid_of(scan: Scan, detector: Detector) -> ObjectGrid:
 
 def build_model(scan: Scan, detector: Detector, optics: Optics, settings: PtychographySettings) -> solver.Model:
     """Return what a reconstruction of one tilt holds fixed."""
-    grid = grid_of(scan, detector)
+    grid = grid_of(scan, detector, padding_of(scan, settings))
     propagator = fresnel_propagator(
-        detector.shape_yx,
+        grid.window_yx,
         grid.pixel_angstrom_yx,
         wavelength_angstrom(optics.energy_ev),
         settings.slice_thickness_angstrom or 0.0,
     )
-    return solver.Model(grid, (propagator,) * (settings.slices - 1), settings.loss, settings.object)
+    return solver.Model(
+        grid, (propagator,) * (settings.slices - 1), settings.loss, settings.object, detector_yx=detector.shape_yx
+    )
+
+
+def padding_of(scan: Scan, settings: PtychographySettings) -> float:
+    """Return the share by which windows are larger than the detector."""
+    if settings.detector_padding is not None:
+        return settings.detector_padding
+    return 0.0 if settings.slices == 1 or scan.periodic else 0.125
 
 
 def first_slice_z_angstrom(settings: PtychographySettings) -> float:
@@ -170,6 +191,14 @@ def load_counts(store: Store, index: int) -> np.ndarray:
     return rolled
 
 
+def _advice(store: Store, job: _Job, result: xr.Dataset) -> list[str]:
+    optics, thickness = store.optics(job.tilt), job.settings.slice_thickness_angstrom
+    depth = 2 * depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
+    losses = result["loss"].values.tolist()
+    thickness = thickness if thickness is not None and job.settings.slices > 1 else 0.0
+    return advise(losses, float(result.attrs["noise_floor"]), thickness, depth)
+
+
 class _Job(NamedTuple):
     path: Path
     tilt: int
@@ -197,24 +226,28 @@ def _reconstruct(job: _Job) -> float:
     grid = replace(whole, corners=whole.corners[recorded], shifts_px=whole.shifts_px[recorded])
     probe = probe_wave(
         optics,
-        detector.shape_yx,
+        grid.window_yx,
         grid.pixel_angstrom_yx,
         plane_z_angstrom=first_slice_z_angstrom(settings),
         intensity=electrons,
     )
-    model = solver.Model(grid, tuple(place(h) for h in model.propagators), model.loss, model.kind)
+    model = replace(model, grid=grid, propagators=tuple(place(h) for h in model.propagators))
     curvature = solver.CURVATURE[settings.loss]
     rule = solver.Nesterov(settings.step, settings.probe_step, settings.momentum, settings.damping, curvature)
-    schedule = solver.steps(settings.epochs, rule, settings.batches, settings.settling_epochs)
+    schedule = solver.steps(settings.epochs, rule, settings.batches_per_epoch, settings.settling_of(settings.epochs))
+    blur = depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
+    blur = blur if settings.depth_blur_angstrom is None else settings.depth_blur_angstrom
+    width = blur / (settings.slice_thickness_angstrom or blur or 1.0)
     rules, batches = zip(*schedule, strict=True)
     state, losses = solver.solve(
-        solver.State.start(model, place(probe)),
+        solver.State.start(model, place(start_modes(probe, settings.probe_modes))),
         model,
         place(counts),
         rules=rules,
         batches=batches,
         probe_start=settings.probe_update_start_epoch,
         seed=settings.seed + job.tilt,
+        regularise=lambda now, _: replace(now, phase=blurred_along_beam(now.phase, width)),
     )
     pixels = float(np.prod(detector.shape_yx))
     dataset = _dataset(state, model, [loss / pixels for loss in losses], settings, optics)
@@ -241,19 +274,28 @@ def incident_electrons(path: str, tilt: int, counts: np.ndarray, said: float | N
 def _dataset(
     state: solver.State, model: solver.Model, losses: list[float], settings: PtychographySettings, optics: Optics
 ) -> xr.Dataset:
-    phase = backend.to_host(state.phase)
+    window, detector = model.grid.window_yx, model.detector_yx or model.grid.window_yx
+    phase = to_detector_pixels(backend.to_host(state.phase), window, detector)
     transmission = np.exp(1j * phase).astype(np.complex64)
-    illumination = backend.to_host(solver.illumination(state.probe, model.grid))
+    pixels = window[0] * window[1] / (detector[0] * detector[1])
+    lit = backend.to_host(solver.illumination(state.probe, model.grid))
+    illumination = np.maximum(to_detector_pixels(lit, window, detector), 0) * np.float32(pixels)
+    modes = to_detector_pixels(backend.to_host(state.probe), window, detector) * np.float32(np.sqrt(pixels))
+    powers = np.sum(np.abs(modes) ** 2, axis=(1, 2))
     return xr.Dataset(
         {
             "object": (("slice", "y", "x"), transmission),
             "phase_sum": (("y", "x"), phase.real.sum(axis=0).astype(np.float32)),
             "illumination": (("y", "x"), illumination),
-            "probe": (("probe_y", "probe_x"), backend.to_host(state.probe[0])),
+            "probe": (("probe_y", "probe_x"), modes[0]),
             "loss": (("epoch",), np.array(losses)),
         },
         attrs={
-            "pixel_angstrom": list(model.grid.pixel_angstrom_yx),
+            "pixel_angstrom": [
+                p * w / d for p, w, d in zip(model.grid.pixel_angstrom_yx, window, detector, strict=True)
+            ],
+            "window_px": list(window),
+            "mode_power": (powers / powers.sum()).tolist(),
             "slice_thickness_angstrom": settings.slice_thickness_angstrom or 0.0,
             "first_slice_z_angstrom": first_slice_z_angstrom(settings),
             "energy_kev": optics.energy_ev / 1e3,
