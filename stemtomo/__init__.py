@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stemtomo.pipeline.alignment import align
     from stemtomo.pipeline.atoms import find_atoms
     from stemtomo.pipeline.calibrate import calibrate
-    from stemtomo.pipeline.ingest import ingest
+    from stemtomo.pipeline.ingest_series import ingest
     from stemtomo.pipeline.joint import joint
     from stemtomo.pipeline.lattice import lattice
     from stemtomo.pipeline.order import order
@@ -42,7 +42,7 @@ _HOME = {
     "align": "stemtomo.pipeline.alignment",
     "calibrate": "stemtomo.pipeline.calibrate",
     "find_atoms": "stemtomo.pipeline.atoms",
-    "ingest": "stemtomo.pipeline.ingest",
+    "ingest": "stemtomo.pipeline.ingest_series",
     "joint": "stemtomo.pipeline.joint",
     "lattice": "stemtomo.pipeline.lattice",
     "load_configuration": "stemtomo.pipeline.references",

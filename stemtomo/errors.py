@@ -31,3 +31,7 @@ class StoreError(StemtomoError, OSError):
 
 class MemoryPlanError(StemtomoError, MemoryError):
     """A plan does not fit the memory it was given; the text names both numbers and what would fit."""
+
+
+class AcquisitionWarning(UserWarning):
+    """Something of an acquisition looks wrong, but does not keep it from being used; said once for each tilt."""

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import stemtomo
 from stemtomo.errors import StoreError
 from stemtomo.geometry import Detector, Optics, Pose, Scan
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
+from stemtomo.pipeline.settings.analysis import LatticeSettings, StrainSettings, TrackSettings
 from stemtomo.reporting import report
 from stemtomo.reporting.figures import scale_bar_length
 from stemtomo.reporting.markup import number
+from tests.algorithms.atoms.crystalline import fcc
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TILTS, PIXELS = 3, 24
@@ -240,3 +243,27 @@ def test_a_browser_renders_the_page(page, tmp_path):
     balls = coloured(canvas_alone)
     assert balls > 40 * 100  # each ball covers more than 100 pixels
     assert coloured(page) > balls + 200_000  # and the pictures are there
+
+
+def test_order_lattice_strain_and_states_are_shown_and_turn(tmp_path):
+    store = add_frames(tmp_path / "alloy.zarr")
+    rng = np.random.default_rng(0)
+    sites = fcc(3.85, 11.0)
+    species = np.where(np.rint(2 * sites[:, 2] / 3.85).astype(int) % 2 == 0, "Fe", "Pt")
+    known = {name: ("atom", np.ones(len(sites))) for name in ("intensity", "width_angstrom", "fit_residual")}
+    columns = {axis: ("atom", sites[:, i] + rng.normal(0, 0.05, len(sites))) for i, axis in enumerate("xyz")}
+    atoms = xr.Dataset({**columns, "species": ("atom", species), **known})
+    store.write("atoms", atoms, Provenance.start("find_atoms", {}))
+    stemtomo.order(store)
+    stemtomo.lattice(store, LatticeSettings(crystal="fcc", a_angstrom=3.85))
+    stemtomo.strain(store, StrainSettings(crystal="fcc", a_angstrom=3.85))
+    stemtomo.track([store, store], TrackSettings(order="chemical"))
+    page = report(store).read_text(encoding="utf-8")
+    assert not re.search(r"https?://|@import|url\(", page)
+    for anchor in ("atoms", "order", "grains", "lattice", "strain", "tracking"):
+        data = json.loads(re.search(rf'id="{anchor}-data">(.*?)</script>', page, re.S).group(1))
+        assert len(data["kind"]) == len(data["x"]) > 100
+        assert max(data["kind"]) < len(data["species"])
+        assert f'data-atoms="{anchor}-data"' in page
+    for text in ("Pair distribution", "L1_0", "occupied sites", "Resolution 9.4 Å", "persistence"):
+        assert text in page

@@ -21,6 +21,9 @@ FRAMES = "frames"
 PROGRESS = "progress"
 """Attribute of an unfinished tilt: number of shards, and runs [start, stop) of those on the disk."""
 
+NOTED = "noted"
+"""Attribute of a tilt: what was counted of its frames while they were copied (saturated, dead, empty ...)."""
+
 FrameCodec = Literal["auto", "lz4", "zstd"]
 """How chunks are coded: "auto" by their density where they are counts, else behind bitshuffle by the one named."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ import numpy as np
 from stemtomo.errors import AcquisitionError
 from stemtomo.io.formats.records import Run, runs_of
 from stemtomo.io.formats.tilts import TiltFiles
+from stemtomo.io.prepared import PreparedFrames, mapped
 from stemtomo.io.series import SeriesOfFiles
 from stemtomo.io.sources import FrameSource, Shape
 
@@ -103,7 +104,7 @@ def without_gaps(source: FrameSource) -> FrameSource:
         If it holds more frames than its scan, or none at all.
     """
     if isinstance(source, TiltFiles | SeriesOfFiles):
-        return replace(source, sources=tuple(without_gaps(part) for part in source.sources))
+        return mapped(source, without_gaps)
     if isinstance(source, Gapped):
         missing, readable = source.missing(), source.tolerant()
     else:
@@ -126,6 +127,8 @@ def missing_runs(source: FrameSource, tilt: int) -> list[Run]:
         return missing_runs(source.sources[file], inside)
     if isinstance(source, SeriesOfFiles):
         return missing_runs(source.sources[tilt], 0)
+    if isinstance(source, PreparedFrames):
+        return missing_runs(source.source, tilt)
     if not isinstance(source, MaskedFrames):
         return []
     count = math.prod(source.shape[1:3])

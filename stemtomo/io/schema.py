@@ -99,6 +99,7 @@ GROUPS: dict[str, GroupSchema] = {
     "ptychography": GroupSchema(
         stage="ptychography",
         per_tilt=True,
+        revision=2,
         variables={
             "object": Variable(("slice", "y", "x"), "1", "complex", "transmission of every slice"),
             "phase_sum": Variable(_IMAGE, "rad", "real", "phase summed over the slices"),
@@ -147,7 +148,6 @@ GROUPS: dict[str, GroupSchema] = {
             "phi_deg": _optional(_TILT, "deg", "refined angle"),
             "psi_deg": _optional(_TILT, "deg", "refined angle"),
             "magnification": _optional(_TILT, "1", "by which the projection is larger than the volume"),
-            "intensity_factor": _optional(_TILT, "1", "by which tomography multiplies the projection"),
         },
         revision=2,
     ),
@@ -190,6 +190,7 @@ GROUPS: dict[str, GroupSchema] = {
             "width_angstrom": Variable(_ATOM, "Å", "real", "standard deviation of the fitted Gaussian"),
             "fit_residual": Variable(_ATOM, "1", "real", "relative residual of the fit"),
         },
+        revision=2,
     ),
     "order": GroupSchema(
         stage="order",

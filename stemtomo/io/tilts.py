@@ -151,7 +151,7 @@ class StoredTilts:
         if any(current.get(part) != value for part, value in geometry.items()):
             done = self.recorded_frames(index)
             self._withdraw_series_mark()
-            kept = {key: current[key] for key in (frame_arrays.MISSING,) if key in current}
+            kept = {key: current[key] for key in (frame_arrays.MISSING, frame_arrays.NOTED) if key in current}
             write_group(folder, {**wanted, **kept, **frame_arrays.progress_attrs(array, done)})
         return array
 
@@ -248,8 +248,13 @@ class StoredTilts:
         attrs = self.tilt_attrs(index)
         return frame_arrays.valid_positions(attrs, Scan.from_attrs(attrs["scan"]).shape_yx)
 
-    def complete_tilt(self, index: int, provenance: Provenance) -> None:
+    def complete_tilt(self, index: int, provenance: Provenance, noted: Mapping[str, Any] | None = None) -> None:
         """Mark tilt ``index`` complete; the mark takes the place of the record of shards.
+
+        Parameters
+        ----------
+        noted
+            What was counted of its frames while they were copied; kept as the attribute ``noted``.
 
         Raises
         ------
@@ -261,6 +266,8 @@ class StoredTilts:
         if done != expected:
             raise StoreError(f"{self.path}: tilt {index} has {done} of {expected} shards, so it is not complete")
         attrs = {key: value for key, value in self.tilt_attrs(index).items() if key != frame_arrays.PROGRESS}
+        if noted is not None:
+            attrs[frame_arrays.NOTED] = dict(noted)
         write_group(self._tilt(index), {**attrs, MARK: provenance.to_attrs()})
 
     def complete_tilts(self, provenance: Provenance) -> None:

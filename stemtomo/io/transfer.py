@@ -11,6 +11,7 @@ from stemtomo.io.formats.records import ScannedFrames
 from stemtomo.io.formats.tilts import TiltFiles
 from stemtomo.io.gaps import MaskedFrames
 from stemtomo.io.layout import check_values
+from stemtomo.io.prepared import PreparedFrames
 from stemtomo.io.raw import ArrayFile
 from stemtomo.io.schema import CHUNK_POSITIONS
 from stemtomo.io.series import SeriesOfFiles
@@ -65,6 +66,8 @@ def _finest(source: FrameSource) -> str:
         return _finest(source.source)
     if isinstance(source, SeriesOfFiles | TiltFiles):
         return _finest(source.sources[0])
+    if isinstance(source, MaskedFrames | PreparedFrames):
+        return _finest(source.source)
     if isinstance(source, ArrayFile):
         return "chunk" if set(source.layout.axes[-2:]) == {"ky", "kx"} else "shard"
     if isinstance(source, ScannedFrames) and not isinstance(source.records, DatasetRecords):

@@ -34,7 +34,29 @@ class FrameSums(NamedTuple):
     superpixels: Array
 
 
-def frame_sums(frames: Array, weights: Array, labels: np.ndarray | None = None) -> FrameSums:
+class Lines(NamedTuple):
+    """What is known of weights and labels line by line, see :func:`prepare`; for frames on the host."""
+
+    even: np.ndarray
+    inside: np.ndarray
+    used: np.ndarray
+    last: np.ndarray
+    runs: np.ndarray
+    first: np.ndarray
+    superpixels: int
+
+
+def prepare(weights: np.ndarray, labels: np.ndarray | None = None) -> Lines:
+    """Look through weights and labels once, for all the blocks that :func:`frame_sums` sums under them."""
+    labels = np.full(weights.shape[1:], -1) if labels is None else np.ascontiguousarray(labels, dtype=np.int64)
+    even = _even_lines(np.ascontiguousarray(weights))
+    inside, used, last, runs, first = _label_bands(labels)
+    return Lines(even, inside, used, last, runs, first, max(0, int(labels.max()) + 1))
+
+
+def frame_sums(
+    frames: Array, weights: Array, labels: np.ndarray | None = None, lines: Lines | None = None
+) -> FrameSums:
     """Sum every frame under every weight and in every superpixel, and all frames pixel by pixel, reading each once.
 
     Parameters
@@ -45,6 +67,8 @@ def frame_sums(frames: Array, weights: Array, labels: np.ndarray | None = None) 
         (weight, ky, kx), float32 or float64: masks of 0 and 1, or coordinates for first moments.
     labels
         (ky, kx), whole numbers on the host: the superpixel that a pixel belongs to, -1 for none.
+    lines
+        What :func:`prepare` says of both, where many blocks are summed on the host.
 
     Raises
     ------
@@ -64,23 +88,21 @@ def frame_sums(frames: Array, weights: Array, labels: np.ndarray | None = None) 
         runs, count = _label_runs(labels)
         weighted, total, maximum, binned = _on_device(flat, weights, runs, count)
     else:
-        weighted, total, maximum, binned = _on_host(flat, np.ascontiguousarray(weights), labels)
-        count = binned.shape[1]
+        lines = prepare(weights, labels) if lines is None else lines
+        count = lines.superpixels
+        weighted, total, maximum, binned = _on_host(flat, np.ascontiguousarray(weights), lines)
     return FrameSums(weighted.reshape(*scan, len(weights)), total, maximum, binned.reshape(*scan, count))
 
 
-def _on_host(flat: np.ndarray, weights: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, ...]:
+def _on_host(flat: np.ndarray, weights: np.ndarray, lines: Lines) -> tuple[np.ndarray, ...]:
     pixels, kind = flat.shape[1:], flat.dtype
-    labels = np.full(pixels, -1) if labels is None else np.ascontiguousarray(labels, dtype=np.int64)
-    count = max(0, int(labels.max()) + 1)
     weighted = np.zeros((len(flat), len(weights)), dtype=weights.dtype)
-    binned = np.zeros((len(flat), count), dtype=weights.dtype)
+    binned = np.zeros((len(flat), lines.superpixels), dtype=weights.dtype)
     # Few small whole numbers add up exactly in 32 bits, at half the traffic of float64.
     narrow = kind.kind == "u" and kind.itemsize <= 2 and len(flat) <= _FRAMES_IN_32_BITS
     total, maximum = np.zeros(pixels, np.uint32 if narrow else np.float64), np.array(flat[0])
     line = np.empty(pixels[1], weights.dtype if kind.itemsize <= 2 else np.float64)
-    bands = _label_bands(labels)
-    _frame_sums(flat, weights, _even_lines(weights), *bands, weighted, total, maximum, binned, line)
+    _frame_sums(flat, weights, *lines[:-1], weighted, total, maximum, binned, line)
     return weighted, total.astype(np.float64, copy=False), maximum, binned
 
 

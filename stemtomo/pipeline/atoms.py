@@ -12,7 +12,7 @@ from stemtomo.algorithms.atoms.classification import Classes, classify, order_by
 from stemtomo.algorithms.atoms.completion import CompletionRules, complete_atoms
 from stemtomo.algorithms.atoms.projected import ProjectedImages
 from stemtomo.algorithms.atoms.refinement import RefinedAtoms
-from stemtomo.algorithms.atoms.tracing import TracedAtoms, trace_atoms
+from stemtomo.algorithms.atoms.tracing import TracedAtoms, measure_atoms, trace_atoms
 from stemtomo.algorithms.atoms.uncertainty import position_uncertainty
 from stemtomo.distributed import Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
@@ -150,7 +150,8 @@ def _found(path: str, source: str, settings: AtomSettings, names: tuple[str, ...
     model = _traced_model(traced, "not asked for")
     if settings.refine:
         model = _refined_model(store, source, traced, classify(traced.integrated, count).labels, settings)
-    return _dataset(model, classify(model.intensity, count), names)
+    dataset = _dataset(model, classify(model.intensity, count), names)
+    return dataset.assign(_measured(dataset, model, volume, settings))
 
 
 def _traced_model(traced: TracedAtoms, reason: str) -> _Model:
@@ -236,9 +237,7 @@ def _projected_jointly(store: Store) -> ProjectedImages:
 def _dataset(model: _Model, classes: Classes, names: tuple[str, ...] | None) -> xr.Dataset:
     labels = classes.labels if names is None else np.array(names)[classes.labels]
     traced, added = model.traced, model.origin < 0
-    residual, integrated = (
-        np.where(added, np.nan, values[model.origin]) for values in (traced.residual, traced.integrated)
-    )
+    residual, integrated = traced.residual[model.origin], traced.integrated[model.origin]
     per_atom = {
         "x": (model.positions[:, 0], "Å", ""),
         "y": (model.positions[:, 1], "Å", ""),
@@ -269,6 +268,24 @@ def _dataset(model: _Model, classes: Classes, names: tuple[str, ...] | None) -> 
         "explained_variance": refined.explained if refined else None,
     }
     return xr.Dataset(variables, attrs=attrs)
+
+
+def _measured(dataset: xr.Dataset, model: _Model, volume: xr.Dataset, settings: AtomSettings) -> dict[str, xr.Variable]:
+    """Return what tracing says of each atom; of added ones, which it did not see, what it says at their places."""
+    added = model.origin < 0
+    names = {"fit_residual": "residual", "traced_intensity": "integrated"}
+    variables = {name: dataset[name].variable.copy() for name in names}
+    if added.any():
+        measured = measure_atoms(
+            volume["potential"].values,
+            float(volume.attrs["voxel_angstrom"]),
+            model.positions[added],
+            smoothing_angstrom=settings.smoothing_angstrom,
+            minimum_distance_angstrom=settings.minimum_distance_angstrom,
+        )
+        for name, field in names.items():
+            variables[name].values[added] = getattr(measured, field)
+    return variables
 
 
 def _numbers(result: xr.Dataset) -> dict[str, Any]:

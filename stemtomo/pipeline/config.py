@@ -37,6 +37,7 @@ from stemtomo.pipeline.settings import (
 )
 
 __all__ = [
+    "OPTIONAL_STAGES",
     "STAGES",
     "AlignmentSettings",
     "AtomSettings",
@@ -74,6 +75,9 @@ STAGES: Mapping[str, str] = {
     "find_atoms": "atoms",
     "score": "score",
 }
+
+#: Stages that a run leaves out unless the configuration asks for them.
+OPTIONAL_STAGES = frozenset({"joint", "score"})
 
 
 class ResourceSettings(Section):

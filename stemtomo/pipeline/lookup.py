@@ -20,7 +20,7 @@ from stemtomo.algorithms.imaging.virtual import (
 from stemtomo.errors import ConfigurationError, FormatError
 from stemtomo.geometry import Detector, Optics
 from stemtomo.io.schema import FRAME_DIMS
-from stemtomo.kernels.masks import frame_sums
+from stemtomo.kernels.masks import frame_sums, prepare
 from stemtomo.pipeline.config import QuicklookSettings
 
 #: Frames are summed in bands of this many bytes, which stay near the processor.
@@ -47,7 +47,7 @@ class BlockLook:
     def __init__(self, region: tuple[int, int, int, int], weights: np.ndarray, labels: np.ndarray) -> None:
         self._origin = (region[0], region[2])
         self._shape = (region[1] - region[0], region[3] - region[2])
-        self._told = (weights, labels)
+        self._told = (weights, labels, prepare(weights, labels))
         self._images: dict[str, np.ndarray] = {}
         self._patterns: dict[str, np.ndarray] | None = None
 

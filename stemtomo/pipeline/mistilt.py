@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.fft
 
 from stemtomo.algorithms.ptychography import adaptive, mistilt
 from stemtomo.algorithms.ptychography.adaptive import Geometry, Stack
+from stemtomo.algorithms.ptychography.model import start_modes
 from stemtomo.algorithms.ptychography.windows import ObjectGrid
 from stemtomo.backend import Array, to_device_of
-from stemtomo.geometry import Detector, Optics, Scan
+from stemtomo.geometry import Optics, Scan
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.probe import probe_wave
 from stemtomo.pipeline.config import PtychographySettings
@@ -50,17 +50,6 @@ class Found(NamedTuple):
         }
 
 
-def windowed(detector: Detector, padding: float) -> Detector:
-    """Return ``detector`` grown by the share ``padding`` to the window that the waves live in, even, fast to FFT.
-
-    What scatters beyond the recorded pixels would fold back into a window of their size; there it is unknown instead.
-    """
-    if padding == 0:
-        return detector
-    shape = tuple(2 * scipy.fft.next_fast_len(int(np.ceil((1 + padding) * n / 2))) for n in detector.shape_yx)
-    return Detector((shape[0], shape[1]), detector.pixel_inv_angstrom)
-
-
 def find(
     optics: Optics,
     scan: Scan,
@@ -84,7 +73,7 @@ def find(
     stack = Stack(grid, wavelength_angstrom(optics.energy_ev), slices, entry, True, settings.loss, settings.object)
     plane = optics.defocus_plane_z_angstrom if settings.c1_at == "entrance" else 0.0
     probe = probe_wave(optics, grid.window_yx, grid.pixel_angstrom_yx, plane_z_angstrom=plane, intensity=electrons)
-    data = mistilt.Data(to_device_of(probe[None], counts), counts)
+    data = mistilt.Data(to_device_of(start_modes(probe, settings.probe_modes), counts), counts)
     start = Geometry(np.asarray(settings.mistilt_mrad) / 1e3, thickness)
     free = (settings.refine_mistilt, settings.refine_thickness)
     if slices == 1 or not any(free):

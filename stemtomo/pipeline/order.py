@@ -11,7 +11,7 @@ import xarray as xr
 
 from stemtomo.algorithms.atoms.chemical import PHASES, VARIANT_AXIS, VARIANT_PHASE, chemical_order, ordered_grains
 from stemtomo.algorithms.atoms.frames import Frames, fcc_frames, grains_of
-from stemtomo.algorithms.atoms.neighbours import connected_sets, neighbour_pairs
+from stemtomo.algorithms.atoms.neighbours import bonds, connected_sets
 from stemtomo.algorithms.atoms.order import bond_order
 from stemtomo.algorithms.atoms.pair_distribution import (
     PairDistribution,
@@ -171,8 +171,8 @@ def _regions(positions: np.ndarray, crystalline: np.ndarray, cutoff: float, fewe
     inside = np.flatnonzero(crystalline)
     result = np.full(len(positions), -1)
     if len(inside):
-        bonds = neighbour_pairs(positions[inside], cutoff)
-        result[inside] = connected_sets(len(inside), bonds.first, bonds.second, np.ones(len(inside), bool), fewest)
+        first, second = bonds(positions[inside], cutoff)
+        result[inside] = connected_sets(len(inside), first, second, np.ones(len(inside), bool), fewest)
     return result
 
 

@@ -25,6 +25,7 @@ def plan(configuration: Configuration, workers: int = 1, until: str | None = Non
     """
     from stemtomo.pipeline import alignment, atoms, projections, ptychography, quicklook, tomography
     from stemtomo.pipeline.ingest import open_input, plan_ingest
+    from stemtomo.pipeline.preparation import prepared, prepared_detector
 
     source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
     tilts = source.shape[0]
@@ -32,12 +33,14 @@ def plan(configuration: Configuration, workers: int = 1, until: str | None = Non
     detector = configuration.to_detector((source.shape[3], source.shape[4]))
     optics = configuration.to_optics()
     configuration.to_tilts(tilts)
+    raw, source = source, prepared(source, configuration.ingest)
+    detector = prepared_detector(detector, configuration.ingest)
     itemsize, pixel = source.dtype.itemsize, detector.object_pixel_angstrom_yx
     field = projections.field_px(scan, pixel, configuration.projections)
     depth = configuration.tomography.depth_angstrom
     planes = field[1] if depth is None else math.ceil(depth / pixel[0])
     rows = [
-        plan_ingest(source, configuration.ingest),
+        plan_ingest(raw, configuration.ingest),
         quicklook.plan_row(scan, detector, itemsize, tilts, configuration.quicklook),
         ptychography.plan_row(scan, detector, optics, itemsize, tilts, configuration.ptychography),
         projections.plan_row(scan, detector, tilts, configuration.projections),
@@ -46,7 +49,8 @@ def plan(configuration: Configuration, workers: int = 1, until: str | None = Non
         atoms.plan_row((planes, *field)),
     ]
     stages = list(STAGES)
-    return MemoryPlan(rows if until is None else rows[: stages.index(until) + 1])
+    last = len(stages) if until is None else stages.index(until)
+    return MemoryPlan([row for row in rows if stages.index(row.stage) <= last])
 
 
 def worker_limits(executor: Executor, resources: ResourceSettings) -> tuple[int, int, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ def solve_with_positions(
     batches: Sequence[int],
     seed: int,
     tied: bool,
+    regularise: Callable[[solver.State, int], solver.State] | None = None,
 ) -> tuple[solver.State, solver.Model, list[float]]:
     """Run the solver, with positions from the epoch on that the settings say; return the model with them in it.
 
@@ -36,6 +38,8 @@ def solve_with_positions(
         (position, 2), x and y, where the scan has the recorded positions.
     tied
         The slices stay tied.
+    regularise
+        Called after every update with the state and the epoch; returns the state to go on with.
     """
     epochs = len(rules)
     first = settings.refine_positions_from_epoch
@@ -44,15 +48,16 @@ def solve_with_positions(
     if settings.refine_scan_affine:
         bounds.insert(2, first + round(_AFFINE_AFTER * (epochs - first)))
     losses: list[float] = []
-    for number, (begin, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
         parameters: list[solver.Parameter] = []
         if number and begin < end:
             moved = state.extra.get(Positions.name)
             now = model if moved is None else replace(model, grid=moved_grid(model.grid, to_host(moved)))
             curvature = seen_curvature(state, now)
-            parameters.append(Positions(told_angstrom, curvature, keep_affine=number == 2))
+            positions = Positions(told_angstrom, curvature, keep_affine=number == 2)
+            parameters.append(positions)
             if moved is None:
-                moved = parameters[0].start(curvature)
+                moved = positions.start(curvature)
             state = replace(state, extra={**state.extra, Positions.name: moved})
         state, some = solver.solve(
             state,
@@ -64,6 +69,7 @@ def solve_with_positions(
             seed=seed,
             tied_epochs=epochs if tied else 0,
             parameters=parameters,
+            regularise=regularise,
             first_epoch=begin,
         )
         losses += some

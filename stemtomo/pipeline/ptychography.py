@@ -12,7 +12,10 @@ import xarray as xr
 
 from stemtomo import backend
 from stemtomo.algorithms.ptychography import solver
+from stemtomo.algorithms.ptychography.advice import advise
 from stemtomo.algorithms.ptychography.noise import expected_loss
+from stemtomo.algorithms.ptychography.padding import commensurate, to_detector_pixels, window_of
+from stemtomo.algorithms.ptychography.regularisation import blurred_along_beam, depth_blur_angstrom
 from stemtomo.algorithms.ptychography.windows import ObjectGrid, object_grid
 from stemtomo.distributed import Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
@@ -25,7 +28,7 @@ from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.propagation import fresnel_propagator
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.mistilt import find as find_geometry
-from stemtomo.pipeline.mistilt import tilted_propagator, windowed
+from stemtomo.pipeline.mistilt import tilted_propagator
 from stemtomo.pipeline.positions import affine_attrs, position_variables, solve_with_positions
 from stemtomo.pipeline.progress import Progress, Silent
 
@@ -60,8 +63,9 @@ def ptychography(
     -------
     dict
         ``loss``: per tilt, the loss per pixel after every epoch; ``noise_floor``: per tilt, what counting noise alone
-        leaves of it; ``mistilt_mrad``, ``thickness_angstrom``: per tilt, what was told or found; ``computed``:
-        number of tilts that were not there already.
+        leaves of it; ``advice``: per tilt, sentences on what to change where it went wrong; ``mistilt_mrad``,
+        ``thickness_angstrom``: per tilt, what was told or found; ``computed``: number of tilts that were not there
+        already.
 
     Raises
     ------
@@ -88,6 +92,7 @@ def ptychography(
         "noise_floor": [float(result.attrs["noise_floor"]) for result in results],
         "mistilt_mrad": [list(result.attrs["mistilt_mrad"]) for result in results],
         "thickness_angstrom": [float(result.attrs["thickness_angstrom"]) for result in results],
+        "advice": [_advice(store, job, result) for job, result in zip(jobs, results, strict=True)],
         "computed": len(todo),
     }
 
@@ -104,7 +109,7 @@ def plan_row(
 ) -> PlanRow:
     """Say the same for a series that is not ingested yet, with frames of ``itemsize`` bytes per pixel."""
     frames = scan.count * int(np.prod(detector.shape_yx)) * itemsize
-    pixels = int(np.prod(grid_of(scan, windowed(detector, settings.padding)).shape_yx)) * settings.slices
+    pixels = int(np.prod(grid_of(scan, detector, padding_of(scan, settings)).shape_yx)) * settings.slices
     # Object, momentum, transmission, its gradient and the step, in single precision; frames once, as they are stored.
     working = pixels * (8 + 8 + 8 + 8 + 16)
     return PlanRow(
@@ -116,8 +121,10 @@ def plan_row(
     )
 
 
-def grid_of(scan: Scan, detector: Detector) -> ObjectGrid:
+def grid_of(scan: Scan, detector: Detector, padding: float = 0.0) -> ObjectGrid:
     """Return the object grid that the positions of ``scan`` reach on ``detector``.
+
+    With a ``padding`` its windows are larger than the detector by that share at least, and its pixels smaller.
 
     Raises
     ------
@@ -125,8 +132,12 @@ def grid_of(scan: Scan, detector: Detector) -> ObjectGrid:
         If a periodic specimen is not a whole number of object pixels.
     """
     period = scan.extent_angstrom_yx if scan.periodic else None
+    pixel, shape = detector.object_pixel_angstrom_yx, detector.shape_yx
+    extent = (pixel[0] * shape[0], pixel[1] * shape[1])
+    window = window_of(shape, padding, extent, scan.step_angstrom_yx if scan.rotation_rad == 0 else None)
     try:
-        return object_grid(scan.positions(), detector.shape_yx, detector.object_pixel_angstrom_yx, period)
+        grid = object_grid(scan.positions(), window, (extent[0] / window[0], extent[1] / window[1]), period)
+        return grid if window == shape else commensurate(grid, shape)
     except ValueError as error:
         raise ConfigurationError(
             f"scan.periodic: {error}; correct scan.step_angstrom or detector.pixel_inv_angstrom"
@@ -135,14 +146,23 @@ def grid_of(scan: Scan, detector: Detector) -> ObjectGrid:
 
 def build_model(scan: Scan, detector: Detector, optics: Optics, settings: PtychographySettings) -> solver.Model:
     """Return what a reconstruction of one tilt holds fixed."""
-    grid = grid_of(scan, detector)
+    grid = grid_of(scan, detector, padding_of(scan, settings))
     propagator = fresnel_propagator(
-        detector.shape_yx,
+        grid.window_yx,
         grid.pixel_angstrom_yx,
         wavelength_angstrom(optics.energy_ev),
         settings.slice_thickness_angstrom or 0.0,
     )
-    return solver.Model(grid, (propagator,) * (settings.slices - 1), settings.loss, settings.object)
+    return solver.Model(
+        grid, (propagator,) * (settings.slices - 1), settings.loss, settings.object, detector_yx=detector.shape_yx
+    )
+
+
+def padding_of(scan: Scan, settings: PtychographySettings) -> float:
+    """Return the share by which windows are larger than the detector."""
+    if settings.detector_padding is not None:
+        return settings.detector_padding
+    return 0.0 if settings.slices == 1 or scan.periodic else 0.125
 
 
 def first_slice_z_angstrom(settings: PtychographySettings) -> float:
@@ -175,6 +195,14 @@ def load_counts(store: Store, index: int) -> np.ndarray:
     return rolled
 
 
+def _advice(store: Store, job: _Job, result: xr.Dataset) -> list[str]:
+    optics, thickness = store.optics(job.tilt), job.settings.slice_thickness_angstrom
+    depth = 2 * depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
+    losses = result["loss"].values.tolist()
+    thickness = thickness if thickness is not None and job.settings.slices > 1 else 0.0
+    return advise(losses, float(result.attrs["noise_floor"]), thickness, depth)
+
+
 class _Job(NamedTuple):
     path: Path
     tilt: int
@@ -198,7 +226,7 @@ def _reconstruct(job: _Job) -> float:
     electrons = incident_electrons(str(store.path), job.tilt, counts, settings.electrons_per_pattern)
     counts = place(counts)
     recorded = np.flatnonzero(store.valid(job.tilt))
-    whole = grid_of(scan, windowed(detector, settings.padding))
+    whole = grid_of(scan, detector, padding_of(scan, settings))
     grid = replace(whole, corners=whole.corners[recorded], shifts_px=whole.shifts_px[recorded])
     found = find_geometry(optics, scan, grid, recorded, counts, electrons, settings)
     propagator = tilted_propagator(found, grid, wavelength_angstrom(optics.energy_ev))
@@ -210,11 +238,23 @@ def _reconstruct(job: _Job) -> float:
         state = replace(state, phase=found.phase)
     curvature = solver.CURVATURE[settings.loss]
     rule = solver.Nesterov(settings.step, settings.probe_step, settings.momentum, settings.damping, curvature)
-    schedule = solver.steps(settings.epochs, rule, settings.batches, settings.settling_epochs)
+    schedule = solver.steps(settings.epochs, rule, settings.batches_per_epoch, settings.settling_of(settings.epochs))
+    blur = depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
+    blur = blur if settings.depth_blur_angstrom is None else settings.depth_blur_angstrom
+    width = blur / (settings.slice_thickness_angstrom or blur or 1.0)
     rules, batches = zip(*schedule, strict=True)
     told = scan.positions()[recorded]
     state, model, losses = solve_with_positions(
-        state, model, counts, told, settings, rules, batches, seed=settings.seed + job.tilt, tied=found.tied
+        state,
+        model,
+        counts,
+        told,
+        settings,
+        rules,
+        batches,
+        seed=settings.seed + job.tilt,
+        tied=found.tied,
+        regularise=lambda now, _: replace(now, phase=blurred_along_beam(now.phase, width)),
     )
     state = solver.untied(state, model.slices)
     pixels = float(np.prod(detector.shape_yx))
@@ -245,19 +285,28 @@ def incident_electrons(path: str, tilt: int, counts: np.ndarray, said: float | N
 def _dataset(
     state: solver.State, model: solver.Model, losses: list[float], settings: PtychographySettings, optics: Optics
 ) -> xr.Dataset:
-    phase = backend.to_host(state.phase)
+    window, detector = model.grid.window_yx, model.detector_yx or model.grid.window_yx
+    phase = to_detector_pixels(backend.to_host(state.phase), window, detector)
     transmission = np.exp(1j * phase).astype(np.complex64)
-    illumination = backend.to_host(solver.illumination(state.probe, model.grid))
+    pixels = window[0] * window[1] / (detector[0] * detector[1])
+    lit = backend.to_host(solver.illumination(state.probe, model.grid))
+    illumination = np.maximum(to_detector_pixels(lit, window, detector), 0) * np.float32(pixels)
+    modes = to_detector_pixels(backend.to_host(state.probe), window, detector) * np.float32(np.sqrt(pixels))
+    powers = np.sum(np.abs(modes) ** 2, axis=(1, 2))
     return xr.Dataset(
         {
             "object": (("slice", "y", "x"), transmission),
             "phase_sum": (("y", "x"), phase.real.sum(axis=0).astype(np.float32)),
             "illumination": (("y", "x"), illumination),
-            "probe": (("probe_y", "probe_x"), backend.to_host(state.probe[0])),
+            "probe": (("probe_y", "probe_x"), modes[0]),
             "loss": (("epoch",), np.array(losses)),
         },
         attrs={
-            "pixel_angstrom": list(model.grid.pixel_angstrom_yx),
+            "pixel_angstrom": [
+                p * w / d for p, w, d in zip(model.grid.pixel_angstrom_yx, window, detector, strict=True)
+            ],
+            "window_px": list(window),
+            "mode_power": (powers / powers.sum()).tolist(),
             "slice_thickness_angstrom": settings.slice_thickness_angstrom or 0.0,
             "first_slice_z_angstrom": first_slice_z_angstrom(settings),
             "energy_kev": optics.energy_ev / 1e3,

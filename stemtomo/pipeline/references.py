@@ -36,7 +36,7 @@ def load_configuration(path: str | Path, overrides: Iterable[str] = ()) -> Confi
     Parameters
     ----------
     path
-        TOML file. Relative ``input.path`` and ``score.truth`` in it are taken from its folder.
+        TOML file. Relative ``input.path``, ``score.truth`` and ``ingest.dead_pixels`` in it are taken from its folder.
     overrides
         Strings ``section.key=value``; the value is TOML, or a plain string where it is not. Relative paths in
         them are taken from the current folder.
@@ -48,7 +48,7 @@ def load_configuration(path: str | Path, overrides: Iterable[str] = ()) -> Confi
     """
     path = Path(path)
     raw = _read_toml(path)
-    for section, key in (("input", "path"), ("score", "truth")):
+    for section, key in (("input", "path"), ("score", "truth"), ("ingest", "dead_pixels")):
         value = raw.get(section, {}).get(key) if isinstance(raw.get(section), dict) else None
         if isinstance(value, str) and not is_reference(value):
             raw[section][key] = str(path.parent / Path(value).expanduser())

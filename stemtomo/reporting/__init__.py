@@ -10,8 +10,8 @@ from typing import Any
 from stemtomo import __version__
 from stemtomo.errors import StoreError
 from stemtomo.io.store import Store
-from stemtomo.pipeline.config import STAGES
-from stemtomo.reporting import calibration, experiment, markup, resolution, specimen
+from stemtomo.pipeline.config import OPTIONAL_STAGES, STAGES
+from stemtomo.reporting import analysis, calibration, experiment, markup, resolution, specimen
 from stemtomo.reporting.markup import Raw
 from stemtomo.reporting.results import Results
 
@@ -24,6 +24,10 @@ _TITLES = {
     "volume": "Volume",
     "resolution": "Resolution",
     "atoms": "Atoms",
+    "order": "Order",
+    "lattice": "Lattice",
+    "strain": "Strain",
+    "tracking": "States",
     "score": "Score",
     "provenance": "Provenance",
 }
@@ -77,6 +81,10 @@ def render(results: Results) -> str:
         "volume": specimen.volume(results),
         "resolution": resolution.resolution(results),
         "atoms": specimen.atoms(results),
+        "order": analysis.order(results),
+        "lattice": analysis.lattice(results),
+        "strain": analysis.strain(results),
+        "tracking": analysis.tracking(results),
         "score": specimen.score(results),
         "provenance": provenance(results),
     }
@@ -88,7 +96,7 @@ def render(results: Results) -> str:
         + _missing(results)
         + "".join(parts.values())
     )
-    script = f"<script>{_resource('atoms.js')}</script>" if 'id="atoms-data"' in parts["atoms"] else ""
+    script = f"<script>{_resource('atoms.js')}</script>" if any("data-atoms=" in p for p in parts.values()) else ""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{escape(name)} - stemtomo report</title><link rel="icon" href="data:,">'
@@ -183,7 +191,8 @@ def _headline(results: Results) -> list[tuple[str, str, str]]:
 
 
 def _missing(results: Results) -> str:
-    missing = [stage for stage in STAGES if results.complete(stage) < len(results.groups(stage)) and stage != "score"]
+    expected = [stage for stage in STAGES if results.complete(stage) or stage not in OPTIONAL_STAGES]
+    missing = [stage for stage in expected if results.complete(stage) < len(results.groups(stage))]
     if not missing:
         return ""
     partial = [

@@ -1,8 +1,8 @@
 // Atoms in 3D on a plain canvas: orthographic, painted from back to front, turned with the mouse, the finger or the arrow keys.
-(() => {
+document.querySelectorAll("canvas[data-atoms]").forEach((canvas) => {
   "use strict";
-  const data = JSON.parse(document.getElementById("atoms-data").textContent);
-  const canvas = document.getElementById("atoms-canvas");
+  const data = JSON.parse(document.getElementById(canvas.dataset.atoms).textContent);
+  const controls = canvas.closest(".atoms");
   const pen = canvas.getContext("2d");
   const n = data.x.length;
   const middle = (v) => { let lo = Infinity, hi = -Infinity; for (const a of v) { if (a < lo) lo = a; if (a > hi) hi = a; } return (lo + hi) / 2; };
@@ -13,7 +13,7 @@
     points[3 * i] = data.x[i] - centre[0]; points[3 * i + 1] = data.y[i] - centre[1]; points[3 * i + 2] = data.z[i] - centre[2];
     reach = Math.max(reach, Math.hypot(points[3 * i], points[3 * i + 1], points[3 * i + 2]));
   }
-  const visible = data.species.map(() => true);
+  const visible = data.species.map((kind) => kind.shown !== false);
   const order = new Uint32Array(n), depth = new Float32Array(n), screen = new Float32Array(2 * n);
   let zoom = 1, width = 0, height = 0, ratio = 1, pending = false;
   // Rows are the screen's right, down and away from the viewer in sample coordinates. The start looks along the beam, slightly turned.
@@ -121,14 +121,14 @@
     const step = { ArrowLeft: [-0.1, 0], ArrowRight: [0.1, 0], ArrowUp: [0, -0.1], ArrowDown: [0, 0.1] }[event.key];
     if (step) { event.preventDefault(); turn(...step); }
   });
-  for (const button of document.querySelectorAll("[data-view]")) {
+  for (const button of controls.querySelectorAll("[data-view]")) {
     button.addEventListener("click", () => { view = views[button.dataset.view].map((row) => row.slice()); zoom = 1; draw(); });
   }
-  for (const box of document.querySelectorAll("[data-kind]")) {
+  for (const box of controls.querySelectorAll("[data-kind]")) {
     box.addEventListener("change", () => { visible[Number(box.dataset.kind)] = box.checked; draw(); });
   }
   window.addEventListener("resize", fit);
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { sprites.clear(); draw(); });
   turn(0.5, 0.3);
   fit();
-})();
+});

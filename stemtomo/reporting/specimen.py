@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from stemtomo.reporting import figures, markup
+from stemtomo.reporting.atoms3d import BALL_ANGSTROM, Kind, canvas
 from stemtomo.reporting.figures import COLOURS, Picture
 from stemtomo.reporting.results import Results, thumbnail
 
@@ -15,8 +16,6 @@ MIRROR = (
     "and these atoms are mirrored in z; check the sign once with a specimen of known handedness."
 )
 _SLICE = 700
-_MOST_ATOMS_DRAWN = 60_000
-_BALL_ANGSTROM = 0.85
 
 
 def volume(results: Results) -> str:
@@ -115,31 +114,13 @@ def score(results: Results) -> str:
 
 
 def _canvas(data: xr.Dataset, species: np.ndarray, names: list[str]) -> str:
-    step = max(1, -(-species.size // _MOST_ATOMS_DRAWN))
-    columns = {axis: np.round(np.asarray(data[axis], dtype=float)[::step], 3).tolist() for axis in ("x", "y", "z")}
-    radii = [_BALL_ANGSTROM * (1 + 0.15 * min(index, 6)) for index in range(len(names))]
-    colours = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
-    labels = [_label(name) for name in names]
-    shown = [{"name": n, "colour": c, "radius": r} for n, c, r in zip(labels, colours, radii, strict=True)]
-    content = {
-        **columns,
-        "kind": [names.index(name) for name in species[::step]],
-        "species": shown,
-        "radius": max(radii),
-    }
-    boxes = "".join(
-        f'<label><input type="checkbox" checked data-kind="{index}">'
-        f'<i class="swatch" style="background:{colour}"></i>{markup.escape(label)}</label>'
-        for index, (label, colour) in enumerate(zip(labels, colours, strict=True))
-    )
-    views = "".join(f'<button type="button" data-view="{axis}">along {axis}</button>' for axis in "zyx")
-    some = f"; every {step}th atom is drawn" if step > 1 else ""
-    return (
-        '<div class="atoms"><canvas id="atoms-canvas" tabindex="0" role="img" aria-label="Atoms in three dimensions">'
-        f'</canvas><div class="bar">{boxes}<span style="flex:1"></span>{views}'
-        f'<span class="soft">drag to turn, wheel to zoom{some}</span></div></div>'
-        + markup.data_script("atoms-data", content)
-    )
+    positions = np.stack([np.asarray(data[axis], dtype=float) for axis in "xyz"], axis=-1)
+    kinds = [
+        Kind(_label(name), COLOURS[index % len(COLOURS)], BALL_ANGSTROM * (1 + 0.15 * min(index, 6)))
+        for index, name in enumerate(names)
+    ]
+    numbers = {name: index for index, name in enumerate(names)}
+    return canvas("atoms", positions, np.array([numbers[name] for name in species]), kinds)
 
 
 def _label(name: str) -> str:

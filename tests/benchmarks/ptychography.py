@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.fft
 from scipy import ndimage
 
 from stemtomo.algorithms.ptychography import solver
+from stemtomo.algorithms.ptychography.model import start_modes
+from stemtomo.algorithms.ptychography.padding import commensurate, to_detector_pixels, window_of
+from stemtomo.algorithms.ptychography.regularisation import blurred_along_beam, depth_blur_angstrom
 from stemtomo.algorithms.ptychography.windows import object_grid
-from stemtomo.backend import CACHE_BYTES
+from stemtomo.backend import CACHE_BYTES, aligned_empty
 from stemtomo.geometry import Detector, Optics, Scan
+from stemtomo.kernels import fourier
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.probe import probe_wave
 from stemtomo.physics.propagation import fresnel_propagator
@@ -53,17 +60,19 @@ SIX_SLICES = Conditions(
 )
 
 
-def prepare(conditions: Conditions) -> tuple[solver.State, solver.Model]:
-    """Return vacuum, the probe and the model of one tilt."""
+def prepare(conditions: Conditions, padding: float = 0.0, modes: int = 1) -> tuple[solver.State, solver.Model]:
+    """Return vacuum, the probe and the model of one tilt; windows are larger than the detector by ``padding``."""
     detector = conditions.detector
-    grid = object_grid(conditions.scan.positions(), detector.shape_yx, detector.object_pixel_angstrom_yx)
+    extent = tuple(p * n for p, n in zip(detector.object_pixel_angstrom_yx, detector.shape_yx, strict=True))
+    window = window_of(detector.shape_yx, padding, extent)
+    grid = object_grid(conditions.scan.positions(), window, (extent[0] / window[0], extent[1] / window[1]))
+    grid = commensurate(grid, detector.shape_yx) if padding else grid
     wavelength = wavelength_angstrom(conditions.optics.energy_ev)
-    propagator = fresnel_propagator(
-        detector.shape_yx, grid.pixel_angstrom_yx, wavelength, conditions.thickness_angstrom
-    )
-    model = solver.Model(grid, (propagator,) * (conditions.slices - 1), "anscombe")
-    probe = probe_wave(conditions.optics, detector.shape_yx, grid.pixel_angstrom_yx, intensity=conditions.electrons)
-    return solver.State.start(model, probe), model
+    propagator = fresnel_propagator(window, grid.pixel_angstrom_yx, wavelength, conditions.thickness_angstrom)
+    gaps = (propagator,) * (conditions.slices - 1)
+    model = solver.Model(grid, gaps, "anscombe", detector_yx=detector.shape_yx)
+    probe = probe_wave(conditions.optics, window, grid.pixel_angstrom_yx, intensity=conditions.electrons)
+    return solver.State.start(model, start_modes(probe, modes)), model
 
 
 def simulated_counts(state: solver.State, model: solver.Model) -> np.ndarray:
@@ -75,11 +84,18 @@ def simulated_counts(state: solver.State, model: solver.Model) -> np.ndarray:
 
 
 def solve(
-    state: solver.State, model: solver.Model, counts: np.ndarray, batches: int, epochs: int
+    state: solver.State, model: solver.Model, counts: np.ndarray, batches: int, epochs: int, blur_slices: float = 0.0
 ) -> tuple[solver.State, list[float]]:
-    """Run ``epochs`` with object and probe updated from the first on."""
+    """Run ``epochs`` with object and probe updated from the first on, in larger batches after the fifth."""
     rules = [solver.Nesterov(probe_step=0.1)] * epochs
-    return solver.solve(state, model, counts, rules=rules, batches=[batches] * epochs, probe_start=0)
+    counts_of_batches = [batches if epoch < 5 else 8 for epoch in range(epochs)]
+
+    def regularise(now: solver.State, _: int) -> solver.State:
+        return replace(now, phase=blurred_along_beam(now.phase, blur_slices))
+
+    return solver.solve(
+        state, model, counts, rules=rules, batches=counts_of_batches, probe_start=0, regularise=regularise
+    )
 
 
 def transforms(model: solver.Model) -> int:
@@ -88,29 +104,76 @@ def transforms(model: solver.Model) -> int:
     return per_pattern * len(model.grid.corners)
 
 
-def fft_floor(model: solver.Model) -> float:
-    """Return the processor seconds of these FFTs alone, by scipy.fft, in place and in the cache."""
+def fft_floor(model: solver.Model, modes: int = 1) -> tuple[float, str]:
+    """Return the processor seconds of these FFTs alone, in place and in the cache, and the library that is fastest."""
     edge = model.grid.window_yx
     batch = max(1, CACHE_BYTES // (8 * edge[0] * edge[1]))
-    waves = np.random.default_rng(0).normal(size=(batch, *edge)).astype(np.complex64)
-    rounds = max(1, transforms(model) // batch)
+    count = modes * transforms(model)
+    rounds = max(1, count // batch)
+    found = {}
+    for name, transform in _libraries(batch, edge).items():
 
-    def transform() -> None:
-        for _ in range(rounds):
-            scipy.fft.fft2(waves, norm="ortho", overwrite_x=True)
+        def repeat(transform: Callable[[], Any] = transform) -> None:
+            for _ in range(rounds):
+                transform()
 
-    return cpu_seconds(transform) * transforms(model) / (rounds * batch)
+        found[name] = cpu_seconds(repeat) * count / (rounds * batch)
+    fastest = min(found, key=lambda name: found[name])
+    return found[fastest], fastest
+
+
+def _libraries(batch: int, edge: tuple[int, int]) -> dict[str, Callable[[], Any]]:
+    """Return what transforms a batch of waves in place, by library; scipy is always there."""
+    waves = aligned_empty((batch, *edge), np.complex64)
+    waves[:] = np.random.default_rng(0).normal(size=waves.shape)
+    found: dict[str, Callable[[], Any]] = {
+        "scipy": lambda: scipy.fft.fft2(waves, norm="ortho", overwrite_x=True),
+        "stemtomo": lambda: fourier.fft2(waves, overwrite=True),
+    }
+    if importlib.util.find_spec("pyfftw"):
+        import pyfftw
+
+        plan = pyfftw.FFTW(waves, waves, axes=(1, 2), flags=("FFTW_MEASURE",), threads=1)
+        waves[:] = 0
+        found["pyfftw"] = plan.execute
+    if importlib.util.find_spec("mkl_fft"):
+        import mkl_fft
+
+        found["mkl"] = lambda: mkl_fft.fft2(waves, axes=(1, 2), norm="ortho", out=waves)
+    if importlib.util.find_spec("ducc0"):
+        import ducc0
+
+        found["ducc0"] = lambda: ducc0.fft.c2c(waves, axes=(1, 2), out=waves, inorm=1, nthreads=1)
+    return found
 
 
 def benchmark() -> list[Row]:
-    """Measure one tilt of one slice and one of six."""
+    """Measure one tilt of one slice and one of six, with and without padding, and how the cost grows."""
     rows = []
-    for name, conditions in (("24x24 of 64x64, 1 slice", SINGLE_SLICE), ("32x32 of 96x96, 6 slices", SIX_SLICES)):
-        state, model = prepare(conditions)
+    cases = [
+        ("24x24 of 64x64, 1 slice", SINGLE_SLICE, 0.0, 1),
+        ("32x32 of 96x96, 6 slices", SIX_SLICES, 0.0, 1),
+        ("32x32 of 96x96, 6 slices, padded to 108", SIX_SLICES, 0.125, 1),
+        ("32x32 of 96x96, 3 slices", SIX_SLICES._replace(slices=3), 0.0, 1),
+        ("32x32 of 96x96, 12 slices", SIX_SLICES._replace(slices=12), 0.0, 1),
+        ("32x32 of 96x96, 6 slices, 4 modes", SIX_SLICES, 0.0, 4),
+    ]
+    for name, conditions, padding, modes in cases:
+        state, model = prepare(conditions, padding, modes)
         counts, batches = simulated_counts(state, model), conditions.batches
-        cost = cpu_seconds(lambda s=state, m=model, c=counts, b=batches: solve(s, m, c, b, 1))
-        rows.append(cost_row("ptychography", name, cost, "CPU s/epoch", fft_floor(model)))
-    return rows + strontium_titanate()
+        cost = cpu_seconds(lambda s=state, m=model, c=counts, b=batches: solve(s, m, c, b, 1), repeats=2)
+        floor, library = fft_floor(model, modes)
+        rows.append(cost_row("ptychography", f"{name} (FFTs: {library})", cost, "CPU s/epoch", floor))
+    return [*rows, *strontium_titanate(5), *strontium_titanate(20), *peers()]
+
+
+def peers() -> list[Row]:
+    """Say which other programs are installed beside this one; they are not timed here."""
+    names = {"PtyRAD": "ptyrad", "quantem": "quantem", "pty-chi": "ptychi"}
+    found = {name: importlib.util.find_spec(module) is not None for name, module in names.items()}
+    return [
+        Row("peer", f"{name}: {'installed' if there else 'absent'}", float(there), "") for name, there in found.items()
+    ]
 
 
 def strontium_titanate(epochs: int = 5) -> list[Row]:
@@ -120,22 +183,20 @@ def strontium_titanate(epochs: int = 5) -> list[Row]:
         return []
     with np.load(folder / "data.npz") as data, np.load(folder / "truth.npz") as truth:
         patterns, projected = data["patterns_counts"], truth["projected_phase_rad"]
-    counts = np.roll(patterns.reshape(-1, 96, 96), (-48, -48), axis=(-2, -1))
-    state, model = prepare(SIX_SLICES._replace(electrons=float(counts.sum(axis=(1, 2)).mean())))
-    state, _ = solve(state, model, counts, SIX_SLICES.batches, epochs)
+    counts = np.ascontiguousarray(np.roll(patterns.reshape(-1, 96, 96), (-48, -48), axis=(-2, -1)))
+    state, model = prepare(SIX_SLICES._replace(electrons=float(counts.sum(axis=(1, 2)).mean())), padding=0.125)
+    optics = SIX_SLICES.optics
+    width = depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
+    state, _ = solve(state, model, counts, SIX_SLICES.batches, epochs, width / SIX_SLICES.thickness_angstrom)
     spectrum = np.fft.fftshift(np.fft.fft2(projected))[48:144, 48:144]
     expected = np.fft.ifft2(np.fft.ifftshift(spectrum)).real / 4
-    found = state.phase.sum(axis=0)
-    blur = 0.3 / model.grid.pixel_angstrom_yx[0]
+    found = to_detector_pixels(state.phase.sum(axis=0), model.grid.window_yx, (96, 96))
+    blur = 0.3 / SIX_SLICES.detector.object_pixel_angstrom_yx[0]
+    blurred = (ndimage.gaussian_filter(found, blur), ndimage.gaussian_filter(expected, blur, mode="wrap"))
     work = f"correlation after {epochs} epochs"
     return [
         Row("strontium titanate", work, _correlation(found, expected), "r"),
-        Row(
-            "strontium titanate",
-            f"{work}, 0.3 Å blur",
-            _correlation(*(ndimage.gaussian_filter(image, blur) for image in (found, expected))),
-            "r",
-        ),
+        Row("strontium titanate", f"{work}, 0.3 Å blur", _correlation(*blurred), "r"),
     ]
 
 

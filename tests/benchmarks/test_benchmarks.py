@@ -21,9 +21,11 @@ def test_an_epoch_of_ptychography_is_mostly_ffts():
 
 def test_an_iteration_of_tomography_costs_no_more_than_twice_a_plain_projector():
     rows = tomography.benchmark((128,))
-    cost, correlation = figures(rows, "tomography")
+    cost, correlation, converged = figures(rows, "tomography")
     assert cost.ratio is None or cost.ratio < 2
     assert correlation.figure > 0.85
+    assert converged.figure > 0.976
+    assert all(row.figure > 5 for row in rows if row.benchmark == "astra over stemtomo")
 
 
 def test_frames_stream():

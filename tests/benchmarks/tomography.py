@@ -98,6 +98,43 @@ def projector_rows(edge: int = 128) -> list[Row]:
     return rows
 
 
+def astra_seconds(edge: int) -> tuple[float, float] | None:
+    """Return the processor seconds of projecting and back-projecting in astra ("linear"); ``None`` without it."""
+    try:
+        import astra
+    except ImportError:
+        return None
+    angles, slices = np.deg2rad(ANGLES_DEG), 16
+    box = astra.create_vol_geom(edge, edge)
+    projector = astra.create_projector("linear", astra.create_proj_geom("parallel", 1.0, edge, angles), box)
+    operator = astra.OpTomo(projector)
+    planes = np.random.default_rng(0).random((slices, edge * edge), dtype=np.float32)
+    rows = [operator.FP(plane) for plane in planes]
+    there = cpu_seconds(lambda: [operator.FP(plane) for plane in planes], 2)
+    back = cpu_seconds(lambda: [operator.BP(row) for row in rows], 2)
+    astra.projector.delete(projector)
+    return there * edge / slices, back * edge / slices
+
+
+def astra_rows(edge: int) -> list[Row]:
+    """Compare the projector and its adjoint about y with astra's in the same run."""
+    theirs = astra_seconds(edge)
+    if theirs is None:
+        return []
+    where = geometry(edge)
+    volume = np.random.default_rng(0).random((edge,) * 3, dtype=np.float32)
+    images = project(where, volume, where.whole_volume, where.whole_image)
+    ours = (
+        cpu_seconds(lambda: project(where, volume, where.whole_volume, where.whole_image)),
+        cpu_seconds(lambda: backproject(where, images, where.whole_image, where.whole_volume)),
+    )
+    names = ("project", "back-project")
+    return [
+        Row("astra over stemtomo", f"{edge}^3, {name}", other / own, "times the CPU s", own, None)
+        for name, own, other in zip(names, ours, theirs, strict=True)
+    ]
+
+
 def accuracy_rows(edge: int = 128, atoms: int = 1304, width_px: float = 1.8, iterations: int = 10) -> list[Row]:
     """Reconstruct Gaussian atoms from projections that are written down, not computed by the package."""
     rng = np.random.default_rng(0)
@@ -165,4 +202,5 @@ def benchmark(edges: tuple[int, ...] = (128, 256)) -> list[Row]:
     for edge in edges:
         work = f"{edge}^3, {len(ANGLES_DEG)} tilts"
         rows.append(cost_row("tomography", work, iteration_seconds(edge), "CPU s/iteration", floor_seconds(edge)))
-    return rows + accuracy_rows() + resire_rows()
+        rows += astra_rows(edge)
+    return rows + accuracy_rows() + accuracy_rows(iterations=100) + resire_rows()

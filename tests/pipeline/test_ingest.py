@@ -335,7 +335,7 @@ def test_missing_frames_are_named_before_a_store_is_made(tmp_path: Path) -> None
 def test_a_disk_that_is_clearly_too_small_is_named_at_once(
     dtype: str, free: int, message: str, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stemtomo.pipeline.ingest.free_bytes", lambda path: free)
+    monkeypatch.setattr("stemtomo.pipeline.intake.free_bytes", lambda path: free)
     source = open_frames(**write(tmp_path, counts(SHAPE, dtype), "npy"))
     with pytest.raises(StoreError, match=message + ".*make room or choose another store"):
         ingest(tmp_path / "s.zarr", source, *experiment(SHAPE))
@@ -345,7 +345,7 @@ def test_a_disk_that_is_clearly_too_small_is_named_at_once(
 def test_counts_that_compress_are_not_refused_for_their_raw_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stemtomo.pipeline.ingest.free_bytes", lambda path: 50_000)
+    monkeypatch.setattr("stemtomo.pipeline.intake.free_bytes", lambda path: 50_000)
     sparse = (counts(SHAPE) > 198).astype("<u2")
     ingest(tmp_path / "s.zarr", open_frames(**write(tmp_path, sparse, "npy")), *experiment(SHAPE))
     np.testing.assert_array_equal(Store.open(tmp_path / "s.zarr").frames(1)[:], sparse[1])

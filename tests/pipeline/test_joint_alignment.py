@@ -1,10 +1,13 @@
 """Joint refinement of poses and volume: what was wrong by 3 px and 1.5 degrees comes back, also in blocks."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from stemtomo.algorithms.tomography.alignment import without_translation
+from stemtomo.algorithms.tomography.alignment import centre_of_mass, common_line, without_translation
 from stemtomo.algorithms.tomography.poses import error_deg
 from stemtomo.algorithms.tomography.solver import Measurement
 from stemtomo.distributed.threads import ThreadExecutor
@@ -21,6 +24,7 @@ from stemtomo.pipeline.tomography import tomography
 from tests.algorithms.tomography import phantom
 from tests.pipeline.projected import projected_store
 
+DATA = Path(os.environ.get("STEMTOMO_DATA", Path(__file__).parents[3] / "shared" / "data")) / "fept_workshop"
 EDGE, TILTS = 36, 21
 NOMINAL = TiltSeries.from_degrees(np.linspace(-70, 70, TILTS))
 
@@ -144,3 +148,27 @@ def test_scales_leave_48_to_128_pixels_and_coarse_pixels_know_where_they_are():
     x = np.arange(16) - 8
     at = coarse[0].sum(axis=0) @ x / coarse.sum()
     assert at == pytest.approx((2.0 / phantom.PIXEL_ANGSTROM - offset[0]) / 3, abs=0.01)
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the FePt series of the GENFIRE workshop (set STEMTOMO_DATA)")
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_the_misaligned_series_of_fept_comes_back(noise):
+    """Multislice images that were moved by whole pixels, found by comparing them with the clean ones."""
+    with np.load(DATA / "data.npz") as data:
+        clean, moved = (data[key].transpose(2, 1, 0)[:-1].astype(np.float32) for key in ("proj", "proj_misaligned"))
+        phi, theta, psi = data["tilt_euler_zyx_deg"][:-1].T
+    spectra = np.fft.fft2(moved) * np.conj(np.fft.fft2(clean))
+    peaks = [np.unravel_index(np.argmax(image), image.shape) for image in np.fft.ifft2(spectra).real]
+    shifts = np.array([[(x + 34) % 68 - 34, (y + 34) % 68 - 34] for y, x in peaks], float)
+    moved = moved + noise * moved.max() * np.random.default_rng(0).normal(size=moved.shape).astype(np.float32)
+    series = TiltSeries.from_degrees(theta, phi, psi)
+    valid = np.ones(moved.shape, bool)
+    start = centre_of_mass(moved, valid, series.rotations)
+    start = common_line(moved, valid, np.radians(theta), start.shifts_px)
+    geometry = TiltGeometry(series.rotations, start.shifts_px, (68, 68, 68), (68, 68))
+    problem = Problem(Measurement(moved, valid, np.ones(len(moved), np.float32), 0.5), geometry, 1.0, 1.0)
+    found = reconstruct(problem, TomographySettings(iterations=100), ThreadExecutor(1)).shifts_px
+    wrong = without_translation(found - shifts, series.rotations)
+    assert np.sqrt(np.mean(shifts**2)) > 1
+    assert np.sqrt(np.mean(wrong**2)) < 0.2

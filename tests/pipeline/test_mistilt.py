@@ -14,7 +14,6 @@ from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.probe import probe_wave
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.mistilt import windowed
 from stemtomo.pipeline.ptychography import ptychography
 from tests import mistilted
 from tests.data import needs
@@ -45,7 +44,7 @@ def crystal(tmp_path_factory):
     y, x = (0.32 * (np.indices(grid.shape_yx)[axis] - grid.shape_yx[axis] // 2) for axis in (0, 1))
     lattice = np.cos(2 * np.pi * x / 2.8) + np.cos(2 * np.pi * y / 2.8)
     phase = (0.3 * np.exp(4 * (lattice - 2))).astype(np.complex64)[None]
-    probe = probe_wave(OPTICS, DETECTOR.shape_yx, grid.pixel_angstrom_yx, intensity=1e5)[None]
+    probe = probe_wave(OPTICS, DETECTOR.shape_yx, grid.pixel_angstrom_yx, intensity=1e6)[None]
     expected = adaptive.patterns(phase, probe, Geometry(TILT_RAD, THICKNESS), stack, np.arange(100))
     counts = np.random.default_rng(0).poisson(expected)
     return write(tmp_path_factory.mktemp("mistilt") / "a.zarr", counts, OPTICS, SCAN, DETECTOR), phase[0].real
@@ -57,17 +56,18 @@ def test_the_stage_finds_and_keeps_the_geometry(crystal):
         slices=SLICES,
         slice_thickness_angstrom=0.8 * THICKNESS,
         object="complex",
+        detector_padding=0.0,
         refine_mistilt=True,
         refine_thickness=True,
         mistilt_patterns=100,
         epochs=2,
         settling_epochs=1,
         probe_update_start_epoch=9,
-        electrons_per_pattern=1e5,
+        electrons_per_pattern=1e6,
     )
     numbers = ptychography(store, settings, executor=ThreadExecutor(1))
-    np.testing.assert_allclose(numbers["mistilt_mrad"][0], [6, -3], atol=0.4)
-    assert numbers["thickness_angstrom"][0] == pytest.approx(100.0, abs=2.0)
+    np.testing.assert_allclose(numbers["mistilt_mrad"][0], [6, -3], atol=0.15)
+    assert numbers["thickness_angstrom"][0] == pytest.approx(100.0, abs=1.0)
     result = store.read("ptychography/000").compute()
     assert result.attrs["mistilt_mrad"] == numbers["mistilt_mrad"][0]
     assert result.attrs["slice_thickness_angstrom"] == pytest.approx(numbers["thickness_angstrom"][0] / SLICES)
@@ -77,13 +77,6 @@ def test_the_stage_finds_and_keeps_the_geometry(crystal):
     inner = (slice(22, -22), slice(22, -22))
     assert np.corrcoef(result["phase_sum"].values[inner].ravel(), phase[inner].ravel())[0, 1] > 0.9
     assert ptychography(store, settings, executor=ThreadExecutor(1))["computed"] == 0
-
-
-def test_a_window_is_larger_than_the_detector_even_and_fast():
-    assert windowed(DETECTOR, 0.0) is DETECTOR
-    grown = windowed(Detector((96, 90), 0.03), 0.33)
-    assert grown.shape_yx == (128, 120)
-    assert grown.pixel_inv_angstrom == 0.03
 
 
 def test_a_tilt_cannot_be_looked_for_in_two_slices():
@@ -106,7 +99,7 @@ def test_positions_come_back_with_the_affine_map_of_the_scan(crystal, tmp_path):
         refine_positions_from_epoch=6,
         refine_scan_affine=True,
         probe_update_start_epoch=99,
-        electrons_per_pattern=1e5,
+        electrons_per_pattern=1e6,
     )
     numbers = ptychography(other, settings, executor=ThreadExecutor(1))
     result = other.read("ptychography/000")
@@ -128,7 +121,7 @@ def test_strontium_titanate_off_zone_from_a_store(tmp_path):
         slices=6,
         slice_thickness_angstrom=1.2 * thickness / 6,
         object="complex",
-        padding=0.33,
+        detector_padding=0.33,
         c1_at="entrance",
         refine_mistilt=True,
         refine_thickness=True,

@@ -52,6 +52,15 @@ def test_every_atom_of_the_particle_is_found_named_and_placed(cuau):
 
 
 @needs("cuau_tilt")
+def test_two_thirds_of_the_errors_are_within_the_stated_uncertainty(cuau):
+    store = Store.open(cuau[0])
+    atoms, score = store.read("atoms").load(), store.read("score").load()
+    found = score["found_atom"].values
+    within = [np.abs(score[f"deviation_{axis}"].values) < atoms[f"sigma_{axis}"].values[found] for axis in "xyz"]
+    assert 0.6 < np.mean(within) < 0.76
+
+
+@needs("cuau_tilt")
 def test_two_workers_give_the_bits_of_threads(cuau, client, tmp_path):
     path, _ = cuau
     run(settings("cuau_tilt", "data.npz", tmp_path / "cluster.zarr"), executor=executor(client))

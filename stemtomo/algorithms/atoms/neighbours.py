@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from stemtomo.algorithms.atoms.blocks import require_positions
+from stemtomo.algorithms.atoms.blocks import atom_blocks, require_positions
 from stemtomo.errors import ConfigurationError
 
 
@@ -27,6 +27,22 @@ def neighbour_pairs(positions: np.ndarray, cutoff_angstrom: float) -> Pairs:
     first, second = np.asarray(found.query_point_indices), np.asarray(found.point_indices)
     vector = positions[second] - positions[first]
     return Pairs(first, second, vector, np.sqrt((vector**2).sum(axis=1)))
+
+
+def bonds(
+    positions: np.ndarray, cutoff_angstrom: float, atoms_per_block: int = 50_000
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs of ``positions`` (atom, 3) closer than the cutoff, each once, found block by block."""
+    firsts, seconds = [], []
+    for block in atom_blocks(positions, atoms_per_block, cutoff_angstrom):
+        found = neighbour_list(*open_box(positions[block.around], cutoff_angstrom), cutoff_angstrom)
+        first, second = np.asarray(found.query_point_indices), np.asarray(found.point_indices)
+        own = first < len(block.own)
+        first, second = block.around[first[own]].astype(np.int32), block.around[second[own]].astype(np.int32)
+        once = first < second
+        firsts.append(first[once])
+        seconds.append(second[once])
+    return np.concatenate(firsts), np.concatenate(seconds)
 
 
 def open_box(positions: np.ndarray, cutoff_angstrom: float) -> tuple[Any, np.ndarray]:
@@ -64,7 +80,7 @@ def connected_sets(count: int, first: np.ndarray, second: np.ndarray, member: np
     ``fewest`` atoms are none. The largest set is 0.
     """
     bond = member[first] & member[second]
-    graph = coo_matrix((np.ones(int(bond.sum())), (first[bond], second[bond])), shape=(count, count))
+    graph = coo_matrix((np.ones(int(bond.sum()), dtype=np.int8), (first[bond], second[bond])), shape=(count, count))
     label = connected_components(graph, directed=False)[1]
     label = np.where(member, label, -1)
     names, inverse, sizes = np.unique(label, return_inverse=True, return_counts=True)

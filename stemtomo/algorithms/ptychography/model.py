@@ -177,6 +177,26 @@ def probes_adjoint(gradient: Array, grid: ObjectGrid, where: np.ndarray) -> Arra
     return shifted_probes_adjoint(gradient, to_device_of(grid.shifts_px[where], gradient))
 
 
+def start_modes(probe: np.ndarray, count: int, share: float = 0.02) -> np.ndarray:
+    """Return ``count`` orthogonal modes (mode, y, x) of the intensity of ``probe`` (y, x), the others ``share`` each.
+
+    They are the probe and its derivatives along x, y, xx, xy ...: what a source of some size makes of a probe.
+    """
+    ky, kx = (np.fft.fftfreq(length) for length in probe.shape)
+    spectrum = np.fft.fft2(probe)
+    found: list[np.ndarray] = []
+    orders = ((total - along_y, along_y) for total in range(count) for along_y in range(total + 1))
+    for (order_x, order_y), _ in zip(orders, range(count), strict=False):
+        mode = np.fft.ifft2(spectrum * kx[None, :] ** order_x * ky[:, None] ** order_y).ravel()
+        for other in found:
+            mode = mode - np.vdot(other, mode) * other
+        found.append(mode / np.linalg.norm(mode))
+    power = np.full(count, share)
+    power[0] = 1 - share * (count - 1)
+    modes = np.sqrt(power)[:, None] * np.stack(found) * np.linalg.norm(probe)
+    return modes.reshape(count, *probe.shape).astype(probe.dtype)
+
+
 def orthogonal_modes(state: State) -> State:
     """Return ``state`` with the modes rotated among themselves until orthogonal, strongest first.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -14,6 +15,38 @@ class IngestSettings(Section):
 
     shard_mib: Positive = Field(
         default=128.0, description="Size of one shard (one write, one task) in MiB before compression."
+    )
+    codec: Literal["auto", "lz4", "zstd"] = Field(
+        default="auto",
+        description="How frames are packed: auto, counts by their density (read by stemtomo and Zarr beside it); lz4 "
+        "or zstd behind bitshuffle, which every Zarr reader knows.",
+    )
+    missing: Literal["stop", "mask"] = Field(
+        default="stop",
+        description="Frames that were lost or never came: stop, or leave their positions out with a mask.",
+    )
+    crop: tuple[int, int, int, int] | None = Field(
+        default=None, description="Pixels of the detector that are kept, [ky0, ky1, kx0, kx1), before binning."
+    )
+    bin: int = Field(default=1, ge=1, le=64, description="Edge of the squares of pixels that are added up.")
+    dead_pixels: Path | None = Field(
+        default=None,
+        description="An .npy (ky, kx) that is true where a pixel is dead or hot; its value becomes the median of its "
+        "neighbours.",
+    )
+    narrow: bool = Field(
+        default=False,
+        description="Store whole numbers in the smallest type that holds them all; looks at all frames first.",
+    )
+    nonfinite_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the values of a tilt that may be NaN or infinite; they become the median of their "
+        "neighbours.",
+    )
+    saturation_counts: Positive | None = Field(
+        default=None, description="Counts at which a pixel is saturated; the largest of the type if not given."
     )
 
 

@@ -100,11 +100,6 @@ class AlignmentSettings(Section):
         le=1,
         description="Part of the brightest pixel at which the joint refinement cuts.",
     )
-    normalise: Literal["none", "total", "rows"] = Field(
-        default="none",
-        description="Scale the projections to the same total, or to the same sums over each row at right angles to "
-        "the tilt axis.",
-    )
 
 
 class TomographySettings(Section):

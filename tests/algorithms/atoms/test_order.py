@@ -7,7 +7,7 @@ from ase.build import bulk
 from stemtomo.algorithms.atoms.blocks import atom_blocks
 from stemtomo.algorithms.atoms.chemical import PHASES, VARIANT_AXIS, VARIANT_PHASE, chemical_order, ordered_grains
 from stemtomo.algorithms.atoms.frames import cubic_rotations, fcc_frames, grains_of, misorientation
-from stemtomo.algorithms.atoms.neighbours import connected_sets, neighbour_pairs
+from stemtomo.algorithms.atoms.neighbours import bonds, connected_sets, neighbour_pairs
 from stemtomo.algorithms.atoms.order import FCC_Q4, FCC_Q6, bond_order
 from stemtomo.algorithms.atoms.pair_distribution import (
     body_of,
@@ -73,6 +73,9 @@ def test_pairs_are_those_of_all_distances():
     distance = np.linalg.norm(positions[:, None] - positions, axis=-1)
     assert len(pairs.first) == int((distance < 2.0).sum()) - 200
     np.testing.assert_allclose(pairs.distance, distance[pairs.first, pairs.second])
+    first, second = bonds(positions, 2.0, 30)
+    once = pairs.first < pairs.second
+    assert set(zip(first, second, strict=True)) == set(zip(pairs.first[once], pairs.second[once], strict=True))
 
 
 def test_connected_sets_are_numbered_by_size():
