@@ -8,12 +8,22 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import catch_up, first_look, pipelines, ptychography, streaming, tomography, two_workers
+from tests.benchmarks import (
+    catch_up,
+    codecs,
+    first_look,
+    pipelines,
+    ptychography,
+    streaming,
+    tomography,
+    two_workers,
+)
 from tests.benchmarks.measure import Row, machine, print_result, python, table
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "ptychography": ptychography.benchmark,
     "tomography": tomography.benchmark,
+    "codecs": codecs.benchmark,
     "streaming": streaming.benchmark,
     "first_look": first_look.first_look_rows,
     "watch": catch_up.catch_up_rows,
