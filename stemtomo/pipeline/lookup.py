@@ -20,7 +20,7 @@ from stemtomo.algorithms.imaging.virtual import (
 from stemtomo.errors import ConfigurationError, FormatError
 from stemtomo.geometry import Detector, Optics
 from stemtomo.io.schema import FRAME_DIMS
-from stemtomo.kernels.masks import frame_sums, prepare
+from stemtomo.kernels.masks import FrameSums, frame_sums, prepare
 from stemtomo.pipeline.config import QuicklookSettings
 
 #: Frames are summed in bands of this many bytes, which stay near the processor.
@@ -51,8 +51,8 @@ class BlockLook:
         self._images: dict[str, np.ndarray] = {}
         self._patterns: dict[str, np.ndarray] | None = None
 
-    def add(self, y: int, x: int, frames: np.ndarray) -> None:
-        """Look at ``frames`` (y, x, ky, kx), which begin at position (y, x)."""
+    def add(self, y: int, x: int, frames: np.ndarray) -> FrameSums:
+        """Look at ``frames`` (y, x, ky, kx), which begin at position (y, x); return what was seen of them."""
         look = frame_sums(frames, *self._told)
         y, x = y - self._origin[0], x - self._origin[1]
         for name, part in (("weighted", look.weighted), ("superpixels", look.superpixels)):
@@ -61,6 +61,7 @@ class BlockLook:
             self._images[name][y : y + part.shape[0], x : x + part.shape[1]] = part
         found = {"sum": look.pattern_sum, "maximum": look.pattern_maximum}
         self._patterns = found if self._patterns is None else merge_patterns([self._patterns, found])
+        return look
 
     def result(self) -> dict[str, Any]:
         """Return ``images`` (sums per position) and ``patterns`` (sum and maximum over the positions)."""
