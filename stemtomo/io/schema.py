@@ -89,6 +89,7 @@ GROUPS: dict[str, GroupSchema] = {
     "calibration": GroupSchema(
         stage="calibrate",
         per_tilt=True,
+        revision=2,
         variables={
             "parallax": _optional(_IMAGE, "1", "tilt-corrected bright field over its mean"),
             "icom_phase": _optional(_IMAGE, "rad", "phase integrated from the centre of mass"),

@@ -148,12 +148,15 @@ def lazy_quicklook(
     if max(lazy.numblocks[2:]) > 1:
         raise FormatError(f"patterns are cut into chunks {lazy.chunks[2:]}; rechunk with ky=-1, kx=-1 first")
     weights, blocks = detectors(optics, detector, settings or QuicklookSettings())
-    result = _lazy_dataset(lazy, weights, blocks)
+    valid = np.asarray(data["valid"]) if isinstance(data, xr.Dataset) and "valid" in data else None
+    result = _lazy_dataset(lazy, weights, blocks, lazy.shape[0] * lazy.shape[1] if valid is None else int(valid.sum()))
+    if valid is not None:
+        result = result.assign(valid=(("y", "x"), valid, {"units": "1"}))
     kept = {name: coordinate for name, coordinate in frames.coords.items() if set(coordinate.dims) <= set(FRAME_DIMS)}
     return result.assign_coords(kept)
 
 
-def _lazy_dataset(lazy: dask.array.Array, weights: np.ndarray, blocks: Superpixels) -> xr.Dataset:
+def _lazy_dataset(lazy: dask.array.Array, weights: np.ndarray, blocks: Superpixels, frames: int) -> xr.Dataset:
     shared = delayed((weights, blocks.labels), pure=True)
     looks = [[delayed(_look_at_block)(block, shared) for block in row] for row in lazy.to_delayed()[:, :, 0, 0]]
 
@@ -169,14 +172,13 @@ def _lazy_dataset(lazy: dask.array.Array, weights: np.ndarray, blocks: Superpixe
         return dask.array.concatenate(joined, axis=0)
 
     patterns = delayed(merge_patterns)([look["patterns"] for row in looks for look in row])
-    pixels, positions = lazy.shape[2:], lazy.shape[0] * lazy.shape[1]
-    total = dask.array.from_delayed(patterns["sum"], pixels, dtype=np.float64)
-    maximum = dask.array.from_delayed(patterns["maximum"], pixels, dtype=lazy.dtype)
+    total = dask.array.from_delayed(patterns["sum"], lazy.shape[2:], dtype=np.float64)
+    maximum = dask.array.from_delayed(patterns["maximum"], lazy.shape[2:], dtype=lazy.dtype)
     # Blocks along the last axis are single, so the six images come from one task each.
     images = image("weighted", len(weights)).map_blocks(_stacked_images, dtype=np.float32)
     named = VirtualImages(*(images[..., index] for index in range(len(VirtualImages._fields))))
     stack = image("superpixels", blocks.pixels.size) if blocks.pixels.size else None
-    return look_dataset(named, (total / positions).astype(np.float32), maximum, stack, blocks)
+    return look_dataset(named, (total / max(1, frames)).astype(np.float32), maximum, stack, blocks)
 
 
 def _look_at_block(block: np.ndarray, shared: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
