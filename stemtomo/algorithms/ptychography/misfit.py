@@ -1,0 +1,32 @@
+"""The loss of every position: where in a scan the model and the patterns disagree."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stemtomo.algorithms.ptychography.model import Model, State, probes_at, transmission_of
+from stemtomo.backend import Array, to_device_of, to_host, together_bytes
+from stemtomo.kernels import patches
+from stemtomo.physics import multislice
+
+
+def misfit(state: State, model: Model, counts: Array) -> np.ndarray:
+    """Return the loss of every position of ``model``, (position,) float64, in host memory.
+
+    Parameters
+    ----------
+    counts
+        Their patterns, (position, qy, qx), zero frequency first, electrons.
+    """
+    transmission = transmission_of(state, model.slices)
+    modes, found = len(state.probe), np.zeros(len(model.grid.corners))
+    chunk = max(1, together_bytes(state.probe) // state.probe.nbytes)
+    for start in range(0, len(found), chunk):
+        where = np.arange(start, min(start + chunk, len(found)))
+        waves = probes_at(state.probe, model.grid, where).reshape(-1, *state.probe.shape[1:])
+        corners = to_device_of(np.repeat(model.grid.corners[where], modes, axis=0), state.probe)
+        spectra, _ = multislice.forward(waves, transmission, corners, model.propagators)
+        numbers = to_device_of(where.astype(np.int64), spectra)
+        losses = patches.residual(spectra, counts, model.loss, where=numbers, modes=modes, mask=model.mask)
+        found[where] = to_host(losses)
+    return found
