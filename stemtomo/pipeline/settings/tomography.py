@@ -159,4 +159,9 @@ class TomographySettings(Section):
         description="Refine the shift of every projection against the volume, in the first half of the iterations; "
         "only if the specimen is wholly in view.",
     )
+    stream: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Keep the volume in files, a few blocks at a time in memory (fista, resire): where it would fill "
+        "most of the workers' memory, always, never.",
+    )
     checkpoint_every: Count = Field(default=25, description="Iterations between two checkpoints.")
