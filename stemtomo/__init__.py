@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stemtomo.pipeline.alignment import align
     from stemtomo.pipeline.atoms import find_atoms
     from stemtomo.pipeline.calibrate import calibrate
+    from stemtomo.pipeline.import_stack import import_stack
     from stemtomo.pipeline.ingest_series import ingest
     from stemtomo.pipeline.joint import joint
     from stemtomo.pipeline.lattice import lattice
@@ -42,6 +43,7 @@ _HOME = {
     "align": "stemtomo.pipeline.alignment",
     "calibrate": "stemtomo.pipeline.calibrate",
     "find_atoms": "stemtomo.pipeline.atoms",
+    "import_stack": "stemtomo.pipeline.import_stack",
     "ingest": "stemtomo.pipeline.ingest_series",
     "joint": "stemtomo.pipeline.joint",
     "lattice": "stemtomo.pipeline.lattice",
@@ -73,6 +75,7 @@ __all__ = [
     "align",
     "calibrate",
     "find_atoms",
+    "import_stack",
     "ingest",
     "joint",
     "lattice",

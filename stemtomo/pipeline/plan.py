@@ -8,7 +8,9 @@ from stemtomo.distributed import Executor, MemoryPlan, available_memory_bytes
 from stemtomo.pipeline.config import STAGES, Configuration, ResourceSettings
 
 
-def plan(configuration: Configuration, workers: int = 1, until: str | None = None) -> MemoryPlan:
+def plan(
+    configuration: Configuration, workers: int = 1, until: str | None = None, memory_bytes: int | None = None
+) -> MemoryPlan:
     """Return the tasks, memory and bytes of every stage of ``configuration``; nothing is computed or written.
 
     Parameters
@@ -17,6 +19,8 @@ def plan(configuration: Configuration, workers: int = 1, until: str | None = Non
         Number of tasks that run at once, which decides into how many blocks a volume is cut.
     until
         Last stage to plan; all if not given.
+    memory_bytes
+        Memory of all workers together, which decides whether a volume is kept in files.
 
     Raises
     ------
@@ -32,7 +36,7 @@ def plan(configuration: Configuration, workers: int = 1, until: str | None = Non
     scan = configuration.to_scan((source.shape[1], source.shape[2]))
     detector = configuration.to_detector((source.shape[3], source.shape[4]))
     optics = configuration.to_optics()
-    configuration.to_tilts(tilts)
+    rotations = configuration.to_tilts(tilts).rotations
     raw, source = source, prepared(source, configuration.ingest)
     detector = prepared_detector(detector, configuration.ingest)
     itemsize, pixel = source.dtype.itemsize, detector.object_pixel_angstrom_yx
@@ -45,7 +49,7 @@ def plan(configuration: Configuration, workers: int = 1, until: str | None = Non
         ptychography.plan_row(scan, detector, optics, itemsize, tilts, configuration.ptychography),
         projections.plan_row(scan, detector, tilts, configuration.projections),
         alignment.plan_row(field, tilts),
-        tomography.plan_row(field, tilts, pixel[0], configuration.tomography, workers),
+        tomography.plan_row(field, rotations, pixel[0], configuration.tomography, workers, memory_bytes),
         atoms.plan_row((planes, *field)),
     ]
     stages = list(STAGES)
