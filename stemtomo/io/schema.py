@@ -109,6 +109,12 @@ GROUPS: dict[str, GroupSchema] = {
             "loss": Variable(("epoch",), "1", "real", "misfit after every epoch"),
             "position_x": _optional(("position",), "Å", "refined probe positions, of recorded patterns in scan order"),
             "position_y": _optional(("position",), "Å", "refined probe positions, of recorded patterns in scan order"),
+            "held_out_loss": _optional(("epoch",), "1", "misfit of patterns held out, after every epoch"),
+            "background": _optional(("ky", "kx"), "counts", "electrons counted beside the waves, per pattern"),
+            "variation_modes": Variable(
+                ("variation", "window_y", "window_x"), "1", "complex", "what the probe varies by", required=False
+            ),
+            "variation_weights": _optional(("position", "variation"), "1", "how much of it at each recorded position"),
             "mistilt_x_mrad": _optional(("geometry_iteration",), "mrad", "mistilt while it was looked for"),
             "mistilt_y_mrad": _optional(("geometry_iteration",), "mrad", "mistilt while it was looked for"),
             "thickness_angstrom": _optional(("geometry_iteration",), "Å", "thickness while it was looked for"),

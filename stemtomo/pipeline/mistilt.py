@@ -36,6 +36,16 @@ class Found(NamedTuple):
         """Whether the geometry was found, with tied slices, which stay tied: free ones would trade it for a drift."""
         return len(self.path) > 0
 
+    def tree(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of it; probe and phase are in the state of the solver by then."""
+        tilt = np.asarray(self.geometry.tilt_rad_xy)
+        return {"tilt_rad_xy": tilt, "thickness": self.geometry.slice_thickness_angstrom, "path": self.path}
+
+    @classmethod
+    def of_tree(cls, tree: dict[str, Any], probe: Array) -> Found:
+        """Return what :meth:`tree` kept, with a ``probe`` to go on with."""
+        return cls(Geometry(tree["tilt_rad_xy"], float(tree["thickness"])), probe, None, tree["path"])
+
     def variables(self) -> dict[str, tuple[tuple[str], np.ndarray]]:
         """Return the path as variables of the result, where there is one."""
         names = ("mistilt_x_mrad", "mistilt_y_mrad", "thickness_angstrom") if self.tied else ()
@@ -58,6 +68,7 @@ def find(
     counts: Array,
     electrons: float,
     settings: PtychographySettings,
+    mask: Array | None = None,
 ) -> Found:
     """Return the geometry of a tilt, found from its patterns where the settings say so, and what follows from it.
 
@@ -65,6 +76,8 @@ def find(
     ----------
     grid
         Windows of the ``recorded`` positions (flat indices into the scan), in the order of ``counts``.
+    mask
+        (qy, qx) bool, zero frequency first, False where the detector tells nothing.
     """
     slices, thickness = settings.slices, settings.slice_thickness_angstrom or 0.0
     # A probe that is told on the entrance surface goes half a slice; one in the middle of the stack goes back to the
@@ -73,7 +86,7 @@ def find(
     stack = Stack(grid, wavelength_angstrom(optics.energy_ev), slices, entry, True, settings.loss, settings.object)
     plane = optics.defocus_plane_z_angstrom if settings.c1_at == "entrance" else 0.0
     probe = probe_wave(optics, grid.window_yx, grid.pixel_angstrom_yx, plane_z_angstrom=plane, intensity=electrons)
-    data = mistilt.Data(to_device_of(start_modes(probe, settings.probe_modes), counts), counts)
+    data = mistilt.Data(to_device_of(start_modes(probe, settings.probe_modes), counts), counts, mask)
     start = Geometry(np.asarray(settings.mistilt_mrad) / 1e3, thickness)
     free = (settings.refine_mistilt, settings.refine_thickness)
     if slices == 1 or not any(free):

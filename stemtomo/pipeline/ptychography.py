@@ -15,9 +15,9 @@ from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.advice import advise
 from stemtomo.algorithms.ptychography.noise import expected_loss
 from stemtomo.algorithms.ptychography.padding import commensurate, to_detector_pixels, window_of
-from stemtomo.algorithms.ptychography.regularisation import blurred_along_beam, depth_blur_angstrom
+from stemtomo.algorithms.ptychography.regularisation import depth_blur_angstrom
 from stemtomo.algorithms.ptychography.windows import ObjectGrid, object_grid
-from stemtomo.distributed import Executor, PlanRow
+from stemtomo.distributed import Checkpoint, Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
 from stemtomo.errors import ConfigurationError, FormatError
 from stemtomo.geometry import Detector, Optics, Scan
@@ -27,10 +27,11 @@ from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.propagation import fresnel_propagator
 from stemtomo.pipeline.config import PtychographySettings
+from stemtomo.pipeline.mistilt import Found, tilted_propagator
 from stemtomo.pipeline.mistilt import find as find_geometry
-from stemtomo.pipeline.mistilt import tilted_propagator
-from stemtomo.pipeline.positions import affine_attrs, position_variables, solve_with_positions
+from stemtomo.pipeline.positions import affine_attrs, position_variables
 from stemtomo.pipeline.progress import Progress, Silent
+from stemtomo.pipeline.solving import Solved, Tilt, extra_variables, solve_tilt
 
 GROUP = "ptychography"
 
@@ -212,8 +213,11 @@ class _Job(NamedTuple):
 
 
 def _job(store: Store, index: int, settings: PtychographySettings) -> _Job:
-    source = f"tilt/{tilt_name(index)}"
-    provenance = Provenance.start(GROUP, settings.model_dump(), {source: store.fingerprint(source)})
+    sources = [f"tilt/{tilt_name(index)}"]
+    calibration = f"calibration/{tilt_name(index)}"
+    if settings.mask_bad_pixels and store.fingerprint(calibration) is not None:
+        sources.append(calibration)
+    provenance = Provenance.start(GROUP, settings.model_dump(), {name: store.fingerprint(name) for name in sources})
     return _Job(store.path, index, f"{GROUP}/{tilt_name(index)}", settings, provenance)
 
 
@@ -228,42 +232,51 @@ def _reconstruct(job: _Job) -> float:
     recorded = np.flatnonzero(store.valid(job.tilt))
     whole = grid_of(scan, detector, padding_of(scan, settings))
     grid = replace(whole, corners=whole.corners[recorded], shifts_px=whole.shifts_px[recorded])
-    found = find_geometry(optics, scan, grid, recorded, counts, electrons, settings)
+    mask = good_pixels(store, job.tilt) if settings.mask_bad_pixels else None
+    mask = None if mask is None else place(mask)
+    checkpoint = Checkpoint(store.checkpoint_path(job.group), job.provenance.fingerprint)
+    saved: Any = checkpoint.latest()
+    if saved is None:
+        found = find_geometry(optics, scan, grid, recorded, counts, electrons, settings, mask)
+    else:
+        found = Found.of_tree(saved.shared["beside"], place(saved.shared["state"]["probe"]))
     propagator = tilted_propagator(found, grid, wavelength_angstrom(optics.energy_ev))
     propagators = (propagator,) * (settings.slices - 1)
-    model = solver.Model(grid, propagators, settings.loss, settings.object, detector.shape_yx)
+    model = solver.Model(
+        grid, propagators, settings.loss, settings.object, detector.shape_yx, mask, settings.detector_blur_px
+    )
     settings = settings.model_copy(update={"slice_thickness_angstrom": found.geometry.slice_thickness_angstrom})
     state = solver.State.start(model, found.probe, tied=found.tied)
     if found.phase is not None:
         state = replace(state, phase=found.phase)
-    curvature = solver.CURVATURE[settings.loss]
-    rule = solver.Nesterov(settings.step, settings.probe_step, settings.momentum, settings.damping, curvature)
-    schedule = solver.steps(settings.epochs, rule, settings.batches_per_epoch, settings.settling_of(settings.epochs))
     blur = depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
     blur = blur if settings.depth_blur_angstrom is None else settings.depth_blur_angstrom
     width = blur / (settings.slice_thickness_angstrom or blur or 1.0)
-    rules, batches = zip(*schedule, strict=True)
     told = scan.positions()[recorded]
-    state, model, losses = solve_with_positions(
-        state,
-        model,
-        counts,
-        told,
-        settings,
-        rules,
-        batches,
-        seed=settings.seed + job.tilt,
-        tied=found.tied,
-        regularise=lambda now, _: replace(now, phase=blurred_along_beam(now.phase, width)),
-    )
-    state = solver.untied(state, model.slices)
-    pixels = float(np.prod(detector.shape_yx))
-    dataset = _dataset(state, model, [loss / pixels for loss in losses], settings, optics)
+    tilt = Tilt(model, counts, told, width, found.tied, settings.seed + job.tilt)
+    solved = solve_tilt(tilt, state, settings, checkpoint, found.tree())
+    dataset = _dataset(solved, settings, detector, optics)
     dataset = dataset.assign(found.variables()).assign_attrs(found.attrs(settings.slices))
     if settings.refine_positions_from_epoch is not None:
-        dataset = dataset.assign(position_variables(told, state)).assign_attrs(scan_affine=affine_attrs(told, state))
+        dataset = dataset.assign(position_variables(told, solved.state))
+        dataset = dataset.assign_attrs(scan_affine=affine_attrs(told, solved.state))
     store.write(job.group, dataset, job.provenance)
-    return losses[-1] / pixels
+    checkpoint.clear()
+    return float(dataset["loss"][-1])
+
+
+def good_pixels(store: Store, index: int) -> np.ndarray | None:
+    """Return (qy, qx) bool, zero frequency first, False where a calibration found a pixel dead or hot, if there is one.
+
+    ``None`` where the tilt is not calibrated, or all pixels are good.
+    """
+    group = f"calibration/{tilt_name(index)}"
+    if store.fingerprint(group) is None:
+        return None
+    bad = store.read(group)["bad_pixels"].values != 0
+    if not bad.any():
+        return None
+    return np.roll(~bad, tuple(-round(c) for c in store.detector(index).centre_yx), axis=(-2, -1))
 
 
 def incident_electrons(path: str, tilt: int, counts: np.ndarray, said: float | None) -> float:
@@ -282,41 +295,48 @@ def incident_electrons(path: str, tilt: int, counts: np.ndarray, said: float | N
     return said
 
 
-def _dataset(
-    state: solver.State, model: solver.Model, losses: list[float], settings: PtychographySettings, optics: Optics
-) -> xr.Dataset:
-    window, detector = model.grid.window_yx, model.detector_yx or model.grid.window_yx
-    phase = to_detector_pixels(backend.to_host(state.phase), window, detector)
+def _dataset(solved: Solved, settings: PtychographySettings, detector: Detector, optics: Optics) -> xr.Dataset:
+    model, state = solved.model, solver.untied(solved.state, solved.model.slices)
+    window, seen = model.grid.window_yx, detector.shape_yx
+    phase = to_detector_pixels(backend.to_host(state.phase), window, seen)
     transmission = np.exp(1j * phase).astype(np.complex64)
-    pixels = window[0] * window[1] / (detector[0] * detector[1])
+    pixels = window[0] * window[1] / (seen[0] * seen[1])
     lit = backend.to_host(solver.illumination(state.probe, model.grid))
-    illumination = np.maximum(to_detector_pixels(lit, window, detector), 0) * np.float32(pixels)
-    modes = to_detector_pixels(backend.to_host(state.probe), window, detector) * np.float32(np.sqrt(pixels))
+    illumination = np.maximum(to_detector_pixels(lit, window, seen), 0) * np.float32(pixels)
+    modes = to_detector_pixels(backend.to_host(state.probe), window, seen) * np.float32(np.sqrt(pixels))
     powers = np.sum(np.abs(modes) ** 2, axis=(1, 2))
+    per_pixel = 1 / float(np.prod(seen))
+    attrs = {
+        "pixel_angstrom": [p * w / d for p, w, d in zip(model.grid.pixel_angstrom_yx, window, seen, strict=True)],
+        "window_px": list(window),
+        "mode_power": (powers / powers.sum()).tolist(),
+        "slice_thickness_angstrom": settings.slice_thickness_angstrom or 0.0,
+        "first_slice_z_angstrom": first_slice_z_angstrom(settings),
+        "energy_kev": optics.energy_ev / 1e3,
+        "noise_floor": _noise_floor(solved),
+        "loss_unit": "per detector pixel and pattern",
+        "best_epoch": solved.best_epoch,
+        "masked_pixels": 0 if model.mask is None else int((~model.mask).sum()),
+    }
     return xr.Dataset(
         {
             "object": (("slice", "y", "x"), transmission),
             "phase_sum": (("y", "x"), phase.real.sum(axis=0).astype(np.float32)),
             "illumination": (("y", "x"), illumination),
             "probe": (("probe_y", "probe_x"), modes[0]),
-            "loss": (("epoch",), np.array(losses)),
+            "loss": (("epoch",), np.array(solved.losses) * per_pixel),
+            **extra_variables(solved, detector, per_pixel),
         },
-        attrs={
-            "pixel_angstrom": [
-                p * w / d for p, w, d in zip(model.grid.pixel_angstrom_yx, window, detector, strict=True)
-            ],
-            "window_px": list(window),
-            "mode_power": (powers / powers.sum()).tolist(),
-            "slice_thickness_angstrom": settings.slice_thickness_angstrom or 0.0,
-            "first_slice_z_angstrom": first_slice_z_angstrom(settings),
-            "energy_kev": optics.energy_ev / 1e3,
-            "noise_floor": _noise_floor(state, model),
-            "loss_unit": "per detector pixel and pattern",
-        },
+        attrs=attrs,
     )
 
 
-def _noise_floor(state: solver.State, model: solver.Model, positions: int = 64) -> float:
+def _noise_floor(solved: Solved, positions: int = 64) -> float:
     """Loss per pixel that counting noise alone leaves, at the reconstructed model, over some positions."""
-    where = np.unique(np.linspace(0, len(model.grid.corners) - 1, positions).astype(int))
-    return expected_loss(backend.to_host(solver.patterns(state, model, where)), model.loss)
+    where = np.unique(np.linspace(0, len(solved.model.grid.corners) - 1, positions).astype(int))
+    seen = backend.to_host(solver.patterns(solved.state, solved.model, where, solved.beside_positions))
+    if solved.model.mask is not None:
+        return expected_loss(seen[:, backend.to_host(solved.model.mask)], solved.model.loss) * float(
+            solved.model.mask.mean()
+        )
+    return expected_loss(seen, solved.model.loss)

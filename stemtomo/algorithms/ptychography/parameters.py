@@ -43,6 +43,10 @@ class Parameter:
         """Return electrons per pixel (qy, qx) that the detector counts beside the waves, if this is that."""
         return None
 
+    def probes(self, value: Any, probes: Array, model: Model, where: np.ndarray) -> Array:
+        """Return the modes (position, mode, y, x) on the first slice at ``value``, from those that all share."""
+        return probes
+
     def zero(self, value: Array) -> Any:
         """Return the empty sums: a tree of arrays that is added to in place."""
         return {"gradient": array_namespace(value).zeros_like(value)}

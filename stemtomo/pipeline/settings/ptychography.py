@@ -39,6 +39,11 @@ class PtychographySettings(Section):
         "of lambda / alpha² if not given.",
     )
     probe_modes: Count = Field(default=1, description="Modes of the probe, for partial coherence.")
+    rule: Literal["nesterov", "lsqml", "adam", "lbfgs"] = Field(
+        default="nesterov",
+        description="How object and probe move: preconditioned gradient with momentum; with lengths by least squares; "
+        "Adam; or nesterov first, then L-BFGS in the settling epochs.",
+    )
     step: Positive = Field(default=1.0, description="Step of the preconditioned gradient of the object.")
     probe_step: NonNegative = Field(default=0.1, description="Step of the preconditioned gradient of the probe.")
     momentum: float = Field(default=0.5, ge=0, lt=1, description="Momentum of object and probe (Nesterov).")
@@ -86,6 +91,49 @@ class PtychographySettings(Section):
         description="Let scale, rotation and shear of the scan change too, in the last third of these epochs; they "
         "trade with defocus.",
     )
+    background: Literal["none", "uniform", "pixels"] = Field(
+        default="none",
+        description="Electrons that the detector counts beside the waves: refined as one number, or pixel by pixel.",
+    )
+    background_from_epoch: int = Field(default=5, ge=0, description="First epoch that refines the background.")
+    detector_blur_px: NonNegative = Field(
+        default=0.0, description="Standard deviation of the detector's point spread, in its pixels."
+    )
+    mask_bad_pixels: bool = Field(
+        default=True, description="Leave out pixels that a calibration of the tilt has found dead or hot."
+    )
+    probe_variations: int = Field(
+        default=0, ge=0, le=9, description="Modes in which the probe may vary along the scan (OPR)."
+    )
+    probe_variations_from_epoch: int = Field(default=8, ge=0, description="First epoch that refines these.")
+    held_out: float = Field(
+        default=0.0, ge=0, le=0.5, description="Share of the patterns that are not fitted but tell when to stop."
+    )
+    held_out_patience: Count = Field(
+        default=5, description="Epochs without a lower loss of held-out patterns after which the best one is taken."
+    )
+    positive_phase: bool = Field(default=False, description="No phase below zero in any slice.")
+    amplitude_limits: tuple[Positive, Positive] | None = Field(
+        default=None, description="Bounds of |t| in every slice of a complex object, such as [0.9, 1.02]."
+    )
+    tv_weight_rad: NonNegative = Field(
+        default=0.0, description="Weight of the total variation of the phase of a slice, applied after every epoch."
+    )
+    kz_filter: NonNegative = Field(
+        default=0.0,
+        description="Strength of the filter of high frequencies along the beam at low ones across it, as used "
+        "elsewhere; the blur depth_blur_angstrom is there without it.",
+    )
+    vacuum_percentile: float | None = Field(
+        default=None, ge=0, le=100, description="Percentile of the phase of lit pixels that is zero in every slice."
+    )
+    notch_scan_raster: bool = Field(
+        default=False,
+        description="Take the frequencies of the scan's raster out of the object, and what the specimen has there.",
+    )
+    checkpoint_every: Count = Field(
+        default=10, description="Epochs after which the state of a tilt is kept, so that a killed run continues."
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the order of the batches.")
 
     def settling_of(self, epochs: int) -> int:
@@ -102,6 +150,10 @@ class PtychographySettings(Section):
     def _thickness_known(self) -> PtychographySettings:
         if self.slices > 1 and self.slice_thickness_angstrom is None:
             raise ValueError("slice_thickness_angstrom is needed for more than one slice")
+        if self.amplitude_limits is not None and not self.amplitude_limits[0] < self.amplitude_limits[1]:
+            raise ValueError("amplitude_limits are [least, largest] |t|, the first below the second")
+        if self.amplitude_limits is not None and self.object == "phase":
+            raise ValueError('amplitude_limits need object = "complex": a phase object has |t| = 1')
         if (self.refine_mistilt or self.refine_thickness) and self.slices < 3:
             raise ValueError("refine_mistilt and refine_thickness need at least 3 slices: one slice has no depth")
         return self
