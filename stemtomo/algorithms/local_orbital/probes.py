@@ -71,18 +71,26 @@ def normalised(probes: np.ndarray) -> np.ndarray:
     return probes / probes.sum(axis=(-2, -1), keepdims=True)
 
 
-def without_gauges(model: Orbitals, rotations: np.ndarray, sections: np.ndarray, pixel_angstrom: float) -> Orbitals:
+def without_gauges(
+    model: Orbitals, rotations: np.ndarray, sections: np.ndarray, numbers: np.ndarray, pixel_angstrom: float
+) -> Orbitals:
     """Return the model with normalised probes and with nothing in one parameter that another one says as well.
 
     The mean place of a section's probes goes into the shifts of its images; what moves all images as a shift of the
-    sample does goes into the positions; so does what turns all images alike.
+    sample does goes into the positions.
+
+    Parameters
+    ----------
+    rotations, sections, numbers
+        R, section and number in the model's shifts of every image that counts.
     """
     probes = normalised(model.probes)
-    shifts = model.shifts_angstrom + _centroids(probes)[sections] * pixel_angstrom
+    shifts = model.shifts_angstrom.copy()
+    own = shifts[numbers] + _centroids(probes)[sections] * pixel_angstrom
     probes = np.stack([_moved(stack, -centroid) for stack, centroid in zip(probes, _centroids(probes), strict=True)])
     seen = np.swapaxes(rotations, 1, 2)[:, :2, :]
-    moved = np.linalg.lstsq(seen.reshape(-1, 3), shifts.reshape(-1), rcond=None)[0]
-    shifts = shifts - seen @ moved
+    moved = np.linalg.lstsq(seen.reshape(-1, 3), own.reshape(-1), rcond=None)[0]
+    shifts[numbers] = own - seen @ moved
     return replace(model, probes=normalised(probes), shifts_angstrom=shifts, positions=model.positions + moved)
 
 

@@ -55,18 +55,25 @@ class Schedule:
     pruning: float = 0.4
     minimum_distance_angstrom: float = 1.6
 
+    @property
+    def searches(self) -> int:
+        """Most searches there will be."""
+        return len(_searches(self))
+
 
 class Step(NamedTuple):
     """What a search has come to."""
 
+    number: int
+    """Searches of the schedule that are done with it."""
     stage: str
     losses: list[float]
     added: int
     dropped: int
 
 
-#: Called after every search with what it did and the model so far.
-OnStep = Callable[[Step, Orbitals], None]
+#: Called after every search with the searches done, what it did, and the model so far.
+OnStep = Callable[[int, Step, Orbitals], None]
 
 
 def solve(
@@ -76,8 +83,8 @@ def solve(
     schedule: Schedule | None = None,
     on_step: OnStep | None = None,
     done: int = 0,
-) -> tuple[Orbitals, list[Step]]:
-    """Refine ``model`` by the whole schedule; return the last model and what every search did.
+) -> Orbitals:
+    """Refine ``model`` by the whole schedule; return the last model.
 
     Parameters
     ----------
@@ -85,31 +92,23 @@ def solve(
         Searches that a run before this one did, whose ``model`` this is: where to go on.
     """
     schedule = schedule or Schedule()
-    steps: list[Step] = []
-    plan = _searches(schedule)
-    number, settled = 0, False
-    for number, (stage, free, iterations, changes) in enumerate(plan):
-        if number < done or (stage == "atoms" and settled):
+    settled = False
+    for number, (stage, free, iterations, changes) in enumerate(_searches(schedule), start=1):
+        if number <= done or (stage == "atoms" and settled):
             continue
         added = dropped = 0
         if changes:
             model, dropped = pruned(model, schedule.pruning, schedule.minimum_distance_angstrom)
-            model, added = extended(
-                model,
-                evaluate,
-                geometry,
-                insertion=schedule.insertion,
-                minimum_distance_angstrom=schedule.minimum_distance_angstrom,
-            )
+            rules = {"insertion": schedule.insertion, "minimum_distance_angstrom": schedule.minimum_distance_angstrom}
+            model, added = extended(model, evaluate, geometry, **rules)
             settled = added + dropped <= _SETTLED * len(model)
             if settled and stage == "atoms":
                 continue
         found = refine(model, evaluate, geometry, free, iterations)
         model = found.model
-        steps.append(Step(stage, found.losses, added, dropped))
         if on_step is not None:
-            on_step(steps[-1], model)
-    return model, steps
+            on_step(number, Step(number, stage, found.losses, added, dropped), model)
+    return model
 
 
 def _searches(schedule: Schedule) -> list[tuple[str, Free, int, bool]]:

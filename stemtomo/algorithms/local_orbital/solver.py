@@ -35,6 +35,8 @@ class Geometry(NamedTuple):
     pixel_angstrom: float
     gradient_power: np.ndarray
     """Sum over every image of its squared gradient, per Å², (image,)."""
+    numbers: np.ndarray
+    """Numbers of these images in the model's shifts and tilts, (image,)."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,21 @@ def refine(
     )
     refined = _at(model, names, raising, found.point)
     if free.probes or free.shifts:
-        refined = without_gauges(refined, geometry.rotations, geometry.sections, geometry.pixel_angstrom)
+        refined = without_gauges(
+            refined, geometry.rotations, geometry.sections, geometry.numbers, geometry.pixel_angstrom
+        )
     return Result(refined, losses)
+
+
+def position_uncertainty(model: Orbitals, geometry: Geometry, loss: float) -> np.ndarray:
+    """Return the standard deviations of the positions, (atom, 3) in Å, that the residual leaves.
+
+    From the residual's variance and the curvature of each atom alone; what neighbours share is not counted, and noise
+    is taken as even over the images.
+    """
+    pixels = geometry.shape_yx[0] * geometry.shape_yx[1] * len(geometry.sections)
+    variance = 2 * loss / max(1, pixels - 5 * len(model))
+    return np.asarray(np.sqrt(variance * _inverse_curvature(model, geometry)["positions"]))
 
 
 def pruned(model: Orbitals, faintest: float, minimum_distance_angstrom: float) -> tuple[Orbitals, int]:
@@ -234,8 +249,8 @@ def _inverse_curvature(model: Orbitals, geometry: Geometry) -> dict[str, np.ndar
     count = len(model)
     by_intensity, by_width, by_place = np.zeros(count), np.zeros(count), np.zeros((count, 3))
     lit = np.zeros(model.probes.shape[:2])
-    for image, (rotation, section) in enumerate(zip(geometry.rotations, geometry.sections, strict=True)):
-        depth = places(model, rotation, image, geometry.shape_yx, geometry.pixel_angstrom).depth
+    for image, rotation, section in zip(geometry.numbers, geometry.rotations, geometry.sections, strict=True):
+        depth = places(model, rotation, int(image), geometry.shape_yx, geometry.pixel_angstrom).depth
         nearest = np.clip(np.rint(depth).astype(int), 0, model.slices - 1)
         by_intensity += plain[section, nearest]
         by_width += spread[section, nearest]
@@ -244,13 +259,15 @@ def _inverse_curvature(model: Orbitals, geometry: Geometry) -> dict[str, np.ndar
     floor = 0.05 * np.maximum(by_place.max(axis=1, keepdims=True), 1e-30)
     square = np.maximum(model.intensity, 0.3 * np.median(np.abs(model.intensity))) ** 2
     radius = float((model.positions**2).sum(axis=1).mean()) / 2
+    by_shift = np.zeros(len(model.shifts_angstrom))
+    by_shift[geometry.numbers] = 1 / geometry.gradient_power
     return {
         "positions": 1 / (square[:, None] * np.maximum(by_place, floor)),
         "intensity": 1 / by_intensity,
         "width_angstrom": 1 / (square * by_width),
         "probes": 1 / (np.maximum(lit, 0.05 * lit.max()))[:, :, None, None],
-        "shifts_angstrom": np.repeat(1 / geometry.gradient_power[:, None], 2, axis=1),
-        "tilts_rad": np.repeat(1 / (geometry.gradient_power[:, None] * max(radius, 1.0)), 3, axis=1),
+        "shifts_angstrom": np.repeat(by_shift[:, None], 2, axis=1),
+        "tilts_rad": np.repeat(by_shift[:, None] / max(radius, 1.0), 3, axis=1),
     }
 
 
@@ -265,4 +282,3 @@ def _powers(model: Orbitals, pixel: float) -> tuple[np.ndarray, np.ndarray, np.n
     slope = 2 * np.pi**2 * (seen * square).sum(axis=axes)
     spread = (seen * (4 * np.pi**2 * width * square) ** 2).sum(axis=axes)
     return seen.sum(axis=axes), slope, spread
-
