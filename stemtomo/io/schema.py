@@ -108,6 +108,8 @@ GROUPS: dict[str, GroupSchema] = {
             "loss": Variable(("epoch",), "1", "real", "misfit after every epoch"),
             "position_x": _optional(("position",), "Å", "refined probe positions, of recorded patterns in scan order"),
             "position_y": _optional(("position",), "Å", "refined probe positions, of recorded patterns in scan order"),
+            "mistilt_map_x_mrad": _optional(("position",), "mrad", "mistilt of recorded patterns in scan order"),
+            "mistilt_map_y_mrad": _optional(("position",), "mrad", "mistilt of recorded patterns in scan order"),
             "held_out_loss": _optional(("epoch",), "1", "misfit of patterns held out, after every epoch"),
             "background": _optional(("ky", "kx"), "counts", "electrons counted beside the waves, per pattern"),
             "variation_modes": Variable(

@@ -27,8 +27,9 @@ from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.propagation import fresnel_propagator
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.mistilt import Found, tilted_propagator
+from stemtomo.pipeline.mistilt import Found, prepared, tilted_propagator
 from stemtomo.pipeline.mistilt import find as find_geometry
+from stemtomo.pipeline.mistilt_map import solve_map
 from stemtomo.pipeline.positions import affine_attrs, position_variables
 from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.solving import Solved, Tilt, extra_variables, solve_tilt
@@ -254,9 +255,14 @@ def _reconstruct(job: _Job) -> float:
     width = blur / (settings.slice_thickness_angstrom or blur or 1.0)
     told = scan.positions()[recorded]
     tilt = Tilt(model, counts, told, width, found.tied, settings.seed + job.tilt)
-    solved = solve_tilt(tilt, state, settings, checkpoint, found.tree())
-    dataset = _dataset(solved, settings, detector, optics)
-    dataset = dataset.assign(found.variables()).assign_attrs(found.attrs(settings.slices))
+    if settings.mistilt_map_smoothing_angstrom is not None:
+        stack, data = prepared(optics, grid, counts, electrons, settings, mask)
+        mapped = solve_map(found, stack, data, model, told, settings)
+        solved, variables, attrs = mapped.solved(), mapped.variables(), mapped.attrs()
+    else:
+        solved, variables, attrs = solve_tilt(tilt, state, settings, checkpoint, found.tree()), {}, {}
+    dataset = _dataset(solved, settings, detector, optics).assign(found.variables()).assign(variables)
+    dataset = dataset.assign_attrs({**found.attrs(settings.slices), **attrs})
     if settings.refine_positions_from_epoch is not None:
         dataset = dataset.assign(position_variables(told, solved.state))
         dataset = dataset.assign_attrs(scan_affine=affine_attrs(told, solved.state))
@@ -334,7 +340,7 @@ def _dataset(solved: Solved, settings: PtychographySettings, detector: Detector,
 def _noise_floor(solved: Solved, positions: int = 64) -> float:
     """Loss per pixel that counting noise alone leaves, at the reconstructed model, over some positions."""
     where = np.unique(np.linspace(0, len(solved.model.grid.corners) - 1, positions).astype(int))
-    seen = backend.to_host(solver.patterns(solved.state, solved.model, where, solved.beside_positions))
+    seen = backend.to_host(solved.patterns(where))
     if solved.model.mask is not None:
         return expected_loss(seen[:, backend.to_host(solved.model.mask)], solved.model.loss) * float(
             solved.model.mask.mean()

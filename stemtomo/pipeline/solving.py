@@ -61,6 +61,14 @@ class Solved(NamedTuple):
     best_epoch: int
     """Epoch whose state this is."""
     parameters: list[solver.Parameter]
+    seen: Callable[[np.ndarray], Array] | None = None
+    """Patterns (position, qy, qx) of the model at positions, where the model is not the solver's."""
+
+    def patterns(self, where: np.ndarray) -> Array:
+        """Return the patterns that the model has at the positions ``where``."""
+        if self.seen is not None:
+            return self.seen(where)
+        return solver.patterns(self.state, self.model, where, self.beside_positions)
 
     @property
     def beside_positions(self) -> list[solver.Parameter]:

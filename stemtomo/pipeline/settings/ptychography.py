@@ -83,6 +83,11 @@ class PtychographySettings(Section):
     mistilt_iterations: Count = Field(
         default=80, description="Most iterations of that over a quarter of these patterns; it ends when nothing moves."
     )
+    mistilt_map_smoothing_angstrom: Positive | None = Field(
+        default=None,
+        description="Find a mistilt for every position, smooth over this distance, for bent crystals and grains; every "
+        "epoch is then an iteration of that search, with tied slices and the probe as it is told.",
+    )
     refine_positions_from_epoch: int | None = Field(
         default=None, ge=0, description="First epoch that refines the probe positions; never if not given."
     )
@@ -156,4 +161,6 @@ class PtychographySettings(Section):
             raise ValueError('amplitude_limits need object = "complex": a phase object has |t| = 1')
         if (self.refine_mistilt or self.refine_thickness) and self.slices < 3:
             raise ValueError("refine_mistilt and refine_thickness need at least 3 slices: one slice has no depth")
+        if self.mistilt_map_smoothing_angstrom is not None and self.slices < 3:
+            raise ValueError("mistilt_map_smoothing_angstrom needs at least 3 slices: one slice has no depth")
         return self
