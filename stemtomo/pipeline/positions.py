@@ -42,11 +42,10 @@ def solve_with_positions(
         Called after every update with the state and the epoch; returns the state to go on with.
     """
     epochs = len(rules)
-    first = settings.refine_positions_from_epoch
-    first = epochs if first is None else min(first, epochs)
-    bounds = [0, first, epochs]
-    if settings.refine_scan_affine:
-        bounds.insert(2, first + round(_AFFINE_AFTER * (epochs - first)))
+    first, affine = position_phases(settings, epochs)
+    bounds = [0, epochs if first is None else first, epochs]
+    if affine is not None:
+        bounds.insert(2, affine)
     losses: list[float] = []
     for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
         parameters: list[solver.Parameter] = []
@@ -76,6 +75,14 @@ def solve_with_positions(
     if Positions.name in state.extra:
         model = replace(model, grid=moved_grid(model.grid, to_host(state.extra[Positions.name])))
     return state, model, losses
+
+
+def position_phases(settings: PtychographySettings, epochs: int) -> tuple[int | None, int | None]:
+    """Return the first epochs that move the positions, and let the scan change its affine shape; ``None`` for never."""
+    first = settings.refine_positions_from_epoch
+    if first is None or first >= epochs:
+        return None, None
+    return first, first + round(_AFFINE_AFTER * (epochs - first)) if settings.refine_scan_affine else None
 
 
 def position_variables(told_angstrom: np.ndarray, state: solver.State) -> dict[str, tuple[tuple[str], np.ndarray]]:

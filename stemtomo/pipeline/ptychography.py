@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -13,6 +13,7 @@ import xarray as xr
 from stemtomo import backend
 from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.advice import advise
+from stemtomo.algorithms.ptychography.misfit import misfit
 from stemtomo.algorithms.ptychography.noise import expected_loss
 from stemtomo.algorithms.ptychography.padding import commensurate, to_detector_pixels, window_of
 from stemtomo.algorithms.ptychography.regularisation import blurred_along_beam, depth_blur_angstrom
@@ -74,6 +75,9 @@ def ptychography(
     ConfigurationError
         If the scan and the detector do not fit together (see :func:`grid_of`).
     """
+    from stemtomo.pipeline.tile_layout import Room, layout_of
+    from stemtomo.pipeline.tiled_ptychography import reconstruct_tiled
+
     store = Store.of(store)
     settings = settings or PtychographySettings()
     executor = executor or default_executor()
@@ -81,11 +85,17 @@ def ptychography(
     wanted = range(len(store.tilt_series())) if tilts is None else tilts
     jobs = [_job(store, index, settings) for index in wanted]
     todo = [job for job in jobs if not store.is_complete(job.group, job.provenance.fingerprint)]
+    room = Room.of(executor, settings)
+    layouts = {job.tilt: layout_of(store, job.tilt, settings, room) for job in todo}
+    whole = [job for job in todo if layouts[job.tilt] is None]
     progress.start(GROUP, len(jobs), "tilt")
     progress.advance(len(jobs) - len(todo))
-    for _, loss in executor.map_bounded(_reconstruct, todo):
+    for _, loss in executor.map_bounded(_reconstruct, whole):
         progress.advance(loss=loss)
     progress.finish(GROUP)
+    for job in todo:
+        if (layout := layouts[job.tilt]) is not None:
+            reconstruct_tiled(job, layout, executor, progress)
     results = [store.read(job.group) for job in jobs]
     return {
         "loss": [result["loss"].values.tolist() for result in results],
@@ -195,7 +205,7 @@ def load_counts(store: Store, index: int) -> np.ndarray:
     return rolled
 
 
-def _advice(store: Store, job: _Job, result: xr.Dataset) -> list[str]:
+def _advice(store: Store, job: Job, result: xr.Dataset) -> list[str]:
     optics, thickness = store.optics(job.tilt), job.settings.slice_thickness_angstrom
     depth = 2 * depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
     losses = result["loss"].values.tolist()
@@ -203,7 +213,10 @@ def _advice(store: Store, job: _Job, result: xr.Dataset) -> list[str]:
     return advise(losses, float(result.attrs["noise_floor"]), thickness, depth)
 
 
-class _Job(NamedTuple):
+@dataclass(frozen=True)
+class Job:
+    """A tilt to reconstruct, and the group of the store that is to hold the result."""
+
     path: Path
     tilt: int
     group: str
@@ -211,13 +224,15 @@ class _Job(NamedTuple):
     provenance: Provenance
 
 
-def _job(store: Store, index: int, settings: PtychographySettings) -> _Job:
+def _job(store: Store, index: int, settings: PtychographySettings) -> Job:
     source = f"tilt/{tilt_name(index)}"
-    provenance = Provenance.start(GROUP, settings.model_dump(), {source: store.fingerprint(source)})
-    return _Job(store.path, index, f"{GROUP}/{tilt_name(index)}", settings, provenance)
+    provenance = Provenance.start(
+        GROUP, settings.model_dump(exclude=set(settings.HOW)), {source: store.fingerprint(source)}
+    )
+    return Job(store.path, index, f"{GROUP}/{tilt_name(index)}", settings, provenance)
 
 
-def _reconstruct(job: _Job) -> float:
+def _reconstruct(job: Job) -> float:
     """Reconstruct one tilt and write it; return its last loss per pixel."""
     store, settings = Store.open(job.path, "r+"), job.settings
     scan, detector, optics = store.scan(job.tilt), store.detector(job.tilt), store.optics(job.tilt)
@@ -236,13 +251,8 @@ def _reconstruct(job: _Job) -> float:
     state = solver.State.start(model, found.probe, tied=found.tied)
     if found.phase is not None:
         state = replace(state, phase=found.phase)
-    curvature = solver.CURVATURE[settings.loss]
-    rule = solver.Nesterov(settings.step, settings.probe_step, settings.momentum, settings.damping, curvature)
-    schedule = solver.steps(settings.epochs, rule, settings.batches_per_epoch, settings.settling_of(settings.epochs))
-    blur = depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
-    blur = blur if settings.depth_blur_angstrom is None else settings.depth_blur_angstrom
-    width = blur / (settings.slice_thickness_angstrom or blur or 1.0)
-    rules, batches = zip(*schedule, strict=True)
+    rules, batches = epochs_of(settings)
+    width = blur_slices(settings, optics)
     told = scan.positions()[recorded]
     state, model, losses = solve_with_positions(
         state,
@@ -258,7 +268,8 @@ def _reconstruct(job: _Job) -> float:
     )
     state = solver.untied(state, model.slices)
     pixels = float(np.prod(detector.shape_yx))
-    dataset = _dataset(state, model, [loss / pixels for loss in losses], settings, optics)
+    dataset = result_of(state, model, [loss / pixels for loss in losses], settings, optics)
+    dataset = dataset.assign(loss_map=loss_map(misfit(state, model, counts) / pixels, recorded, scan))
     dataset = dataset.assign(found.variables()).assign_attrs(found.attrs(settings.slices))
     if settings.refine_positions_from_epoch is not None:
         dataset = dataset.assign(position_variables(told, state)).assign_attrs(scan_affine=affine_attrs(told, state))
@@ -266,12 +277,39 @@ def _reconstruct(job: _Job) -> float:
     return losses[-1] / pixels
 
 
+def epochs_of(settings: PtychographySettings) -> tuple[tuple[solver.Rule, ...], tuple[int, ...]]:
+    """Return the update rule and the number of batches of every epoch."""
+    curvature = solver.CURVATURE[settings.loss]
+    rule = solver.Nesterov(settings.step, settings.probe_step, settings.momentum, settings.damping, curvature)
+    schedule = solver.steps(settings.epochs, rule, settings.batches_per_epoch, settings.settling_of(settings.epochs))
+    rules, batches = zip(*schedule, strict=True)
+    return rules, batches
+
+
+def blur_slices(settings: PtychographySettings, optics: Optics) -> float:
+    """Return the width of the blur along the beam in slices of the thickness that ``settings`` say."""
+    blur = depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
+    blur = blur if settings.depth_blur_angstrom is None else settings.depth_blur_angstrom
+    return blur / (settings.slice_thickness_angstrom or blur or 1.0)
+
+
+def loss_map(losses: np.ndarray, recorded: np.ndarray, scan: Scan) -> tuple[tuple[str, str], np.ndarray]:
+    """Return the loss of the ``recorded`` positions (flat indices) as a variable over the scan; zero elsewhere."""
+    found = np.zeros(scan.count, np.float32)
+    found[recorded] = losses
+    return ("scan_y", "scan_x"), found.reshape(scan.shape_yx)
+
+
 def incident_electrons(path: str, tilt: int, counts: np.ndarray, said: float | None) -> float:
     """Return the electrons of the first probe: those that were said to come in, or the mean that was counted.
 
     A probe that starts at another scale than the counts converges to nothing, so a dose that cannot be is refused.
     """
-    counted = float(counts.sum(axis=(1, 2), dtype=np.float64).mean())
+    return checked_electrons(path, tilt, float(counts.sum(axis=(1, 2), dtype=np.float64).mean()), said)
+
+
+def checked_electrons(path: str, tilt: int, counted: float, said: float | None) -> float:
+    """Return :func:`incident_electrons` where ``counted`` electrons are the mean over the patterns."""
     if said is None:
         return counted
     if not _LEAST_COUNTED * said <= counted <= _MOST_COUNTED * said:
@@ -282,15 +320,21 @@ def incident_electrons(path: str, tilt: int, counts: np.ndarray, said: float | N
     return said
 
 
-def _dataset(
-    state: solver.State, model: solver.Model, losses: list[float], settings: PtychographySettings, optics: Optics
+def result_of(
+    state: solver.State,
+    model: solver.Model,
+    losses: list[float],
+    settings: PtychographySettings,
+    optics: Optics,
+    lit: backend.Array | None = None,
 ) -> xr.Dataset:
+    """Return what the store keeps of a reconstruction; ``lit`` is its illumination (Y, X) where it is known."""
     window, detector = model.grid.window_yx, model.detector_yx or model.grid.window_yx
     phase = to_detector_pixels(backend.to_host(state.phase), window, detector)
     transmission = np.exp(1j * phase).astype(np.complex64)
     pixels = window[0] * window[1] / (detector[0] * detector[1])
-    lit = backend.to_host(solver.illumination(state.probe, model.grid))
-    illumination = np.maximum(to_detector_pixels(lit, window, detector), 0) * np.float32(pixels)
+    lit = solver.illumination(state.probe, model.grid) if lit is None else lit
+    illumination = np.maximum(to_detector_pixels(backend.to_host(lit), window, detector), 0) * np.float32(pixels)
     modes = to_detector_pixels(backend.to_host(state.probe), window, detector) * np.float32(np.sqrt(pixels))
     powers = np.sum(np.abs(modes) ** 2, axis=(1, 2))
     return xr.Dataset(
