@@ -119,6 +119,13 @@ def prepared(
     return stack, data
 
 
+def chosen_patterns(scan: Scan, recorded: np.ndarray, settings: PtychographySettings) -> np.ndarray:
+    """Return which of the ``recorded`` positions :func:`find` looks at: none where nothing is to be found."""
+    if settings.slices == 1 or not (settings.refine_mistilt or settings.refine_thickness):
+        return np.arange(0)
+    return _regular(scan, recorded, settings.mistilt_patterns)
+
+
 def tilted_propagator(found: Found, grid: ObjectGrid, wavelength: float) -> Array:
     """Return H of every gap for the geometry found, (ky, kx)."""
     stack = Stack(grid, wavelength, 2)

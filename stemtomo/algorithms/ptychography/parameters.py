@@ -60,6 +60,13 @@ class Parameter:
     def on_chunk(self, sums: Any, value: Array, model: Model, chunk: Chunk) -> None:
         """Add what the gradient of the waves on the first slice contributes."""
 
+    def over_parts(self, value: Array, sums: Any) -> Any:
+        """Return what adds up over parts: the ``sums`` if shared; what :meth:`step` needs of all parts if local.
+
+        Of a local parameter it comes back as the entry ``over_parts`` of the part's own ``sums``.
+        """
+        return sums if self.shared else None
+
     def step(self, value: Array, sums: Any, memory: Any, positions: int) -> tuple[Array, Any]:
         """Return the next value and what is to be remembered, from the ``sums`` over ``positions`` positions."""
         return value, memory

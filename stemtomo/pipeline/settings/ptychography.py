@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -136,10 +136,31 @@ class PtychographySettings(Section):
         default=False,
         description="Take the frequencies of the scan's raster out of the object, and what the specimen has there.",
     )
-    checkpoint_every: Count = Field(
-        default=10, description="Epochs after which the state of a tilt is kept, so that a killed run continues."
-    )
     seed: int = Field(default=0, ge=0, description="Seed of the order of the batches.")
+    tiles: Literal["auto"] | tuple[Count, Count] = Field(
+        default="auto",
+        description="Tiles [rows, columns] into which the scan of a tilt is cut, over all workers; as few as fit "
+        "the workers where a tilt does not fit one, if auto. The result does not depend on it beyond rounding.",
+    )
+    frames: Literal["auto", "memory", "store"] = Field(
+        default="auto",
+        description="Where the patterns of tiles are: held in memory, or read from the store whenever they are needed; "
+        "held if they fit, if auto.",
+    )
+    batch_block: Count = Field(
+        default=1,
+        description="Edge, in scan positions, of the squares of neighbours that batches are made of. 8, the chunk of "
+        "the store, reads every pattern of a scan that is not in memory once in an epoch instead of once in a batch.",
+    )
+    checkpoint_every: Count = Field(default=5, description="Epochs between two checkpoints of a tilt.")
+    memory_gib: Positive | None = Field(
+        default=None,
+        description="Memory of all workers together that auto may fill; what they have, or resources.memory_gib, if "
+        "not given.",
+    )
+
+    #: What changes where and how a result is computed, but not the result.
+    HOW: ClassVar[frozenset[str]] = frozenset({"tiles", "frames", "checkpoint_every", "memory_gib"})
 
     def settling_of(self, epochs: int) -> int:
         """Return the whole-scan epochs at the end of ``epochs``."""
