@@ -107,8 +107,11 @@ GROUPS: dict[str, GroupSchema] = {
             "illumination": Variable(_IMAGE, "1", "real", "how often a pixel was lit"),
             "probe": Variable(("probe_y", "probe_x"), "1", "complex", "real-space probe, centre at n // 2"),
             "loss": Variable(("epoch",), "1", "real", "misfit after every epoch"),
+            "loss_map": _optional(("scan_y", "scan_x"), "1", "loss of every position at the end, zero without a frame"),
             "position_x": _optional(("position",), "Å", "refined probe positions, of recorded patterns in scan order"),
             "position_y": _optional(("position",), "Å", "refined probe positions, of recorded patterns in scan order"),
+            "mistilt_map_x_mrad": _optional(("position",), "mrad", "mistilt of recorded patterns in scan order"),
+            "mistilt_map_y_mrad": _optional(("position",), "mrad", "mistilt of recorded patterns in scan order"),
             "held_out_loss": _optional(("epoch",), "1", "misfit of patterns held out, after every epoch"),
             "background": _optional(("ky", "kx"), "counts", "electrons counted beside the waves, per pattern"),
             "variation_modes": Variable(

@@ -80,13 +80,7 @@ def find(
         (qy, qx) bool, zero frequency first, False where the detector tells nothing.
     """
     slices, thickness = settings.slices, settings.slice_thickness_angstrom or 0.0
-    # A probe that is told on the entrance surface goes half a slice; one in the middle of the stack goes back to the
-    # first slice, which is where the lab's z = 0 lies.
-    entry = 0.5 if settings.c1_at == "entrance" else -(slices - 1) / 2
-    stack = Stack(grid, wavelength_angstrom(optics.energy_ev), slices, entry, True, settings.loss, settings.object)
-    plane = optics.defocus_plane_z_angstrom if settings.c1_at == "entrance" else 0.0
-    probe = probe_wave(optics, grid.window_yx, grid.pixel_angstrom_yx, plane_z_angstrom=plane, intensity=electrons)
-    data = mistilt.Data(to_device_of(start_modes(probe, settings.probe_modes), counts), counts, mask)
+    stack, data = prepared(optics, grid, counts, electrons, settings, mask)
     start = Geometry(np.asarray(settings.mistilt_mrad) / 1e3, thickness)
     free = (settings.refine_mistilt, settings.refine_thickness)
     if slices == 1 or not any(free):
@@ -103,6 +97,33 @@ def find(
         second.phase if whole else None,
         path,
     )
+
+
+def prepared(
+    optics: Optics,
+    grid: ObjectGrid,
+    counts: Array,
+    electrons: float,
+    settings: PtychographySettings,
+    mask: Array | None = None,
+) -> tuple[Stack, mistilt.Data]:
+    """Return what the geometry of a tilt is fitted with: tied slices, and the probe in its plane."""
+    slices = settings.slices
+    # A probe that is told on the entrance surface goes half a slice; one in the middle of the stack goes back to the
+    # first slice, which is where the lab's z = 0 lies.
+    entry = 0.5 if settings.c1_at == "entrance" else -(slices - 1) / 2
+    stack = Stack(grid, wavelength_angstrom(optics.energy_ev), slices, entry, True, settings.loss, settings.object)
+    plane = optics.defocus_plane_z_angstrom if settings.c1_at == "entrance" else 0.0
+    probe = probe_wave(optics, grid.window_yx, grid.pixel_angstrom_yx, plane_z_angstrom=plane, intensity=electrons)
+    data = mistilt.Data(to_device_of(start_modes(probe, settings.probe_modes), counts), counts, mask)
+    return stack, data
+
+
+def chosen_patterns(scan: Scan, recorded: np.ndarray, settings: PtychographySettings) -> np.ndarray:
+    """Return which of the ``recorded`` positions :func:`find` looks at: none where nothing is to be found."""
+    if settings.slices == 1 or not (settings.refine_mistilt or settings.refine_thickness):
+        return np.arange(0)
+    return _regular(scan, recorded, settings.mistilt_patterns)
 
 
 def tilted_propagator(found: Found, grid: ObjectGrid, wavelength: float) -> Array:

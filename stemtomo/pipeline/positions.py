@@ -9,6 +9,18 @@ import numpy as np
 from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.positions import Positions, affine_fit
 from stemtomo.backend import to_host
+from stemtomo.pipeline.config import PtychographySettings
+
+#: Share of the epochs with moving positions in which the scan keeps its affine shape, where it may change at all.
+_AFFINE_AFTER = 2 / 3
+
+
+def position_phases(settings: PtychographySettings, epochs: int) -> tuple[int | None, int | None]:
+    """Return the first epochs that move the positions, and let the scan change its affine shape; ``None`` for never."""
+    first = settings.refine_positions_from_epoch
+    if first is None or first >= epochs:
+        return None, None
+    return first, first + round(_AFFINE_AFTER * (epochs - first)) if settings.refine_scan_affine else None
 
 
 def position_variables(told_angstrom: np.ndarray, state: solver.State) -> dict[str, tuple[tuple[str], np.ndarray]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -13,8 +13,8 @@ import xarray as xr
 from stemtomo import backend
 from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.advice import advise
-from stemtomo.algorithms.ptychography.noise import expected_loss
-from stemtomo.algorithms.ptychography.padding import commensurate, to_detector_pixels, window_of
+from stemtomo.algorithms.ptychography.misfit import misfit
+from stemtomo.algorithms.ptychography.padding import commensurate, window_of
 from stemtomo.algorithms.ptychography.regularisation import depth_blur_angstrom
 from stemtomo.algorithms.ptychography.windows import ObjectGrid, object_grid
 from stemtomo.distributed import Checkpoint, Executor, PlanRow
@@ -27,11 +27,13 @@ from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.propagation import fresnel_propagator
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.mistilt import Found, tilted_propagator
+from stemtomo.pipeline.mistilt import Found, prepared, tilted_propagator
 from stemtomo.pipeline.mistilt import find as find_geometry
+from stemtomo.pipeline.mistilt_map import solve_map
+from stemtomo.pipeline.phase_results import loss_map, result_of_solved
 from stemtomo.pipeline.positions import affine_attrs, position_variables
 from stemtomo.pipeline.progress import Progress, Silent
-from stemtomo.pipeline.solving import Solved, Tilt, extra_variables, solve_tilt
+from stemtomo.pipeline.solving import Tilt, refuse_in_tiles, solve_tilt
 
 GROUP = "ptychography"
 
@@ -75,6 +77,9 @@ def ptychography(
     ConfigurationError
         If the scan and the detector do not fit together (see :func:`grid_of`).
     """
+    from stemtomo.pipeline.tile_layout import Room, layout_of
+    from stemtomo.pipeline.tiled_ptychography import reconstruct_tiled
+
     store = Store.of(store)
     settings = settings or PtychographySettings()
     executor = executor or default_executor()
@@ -82,11 +87,18 @@ def ptychography(
     wanted = range(len(store.tilt_series())) if tilts is None else tilts
     jobs = [_job(store, index, settings) for index in wanted]
     todo = [job for job in jobs if not store.is_complete(job.group, job.provenance.fingerprint)]
+    room = Room.of(executor, settings)
+    layouts = {job.tilt: layout_of(store, job.tilt, settings, room) for job in todo}
+    whole = [job for job in todo if layouts[job.tilt] is None]
     progress.start(GROUP, len(jobs), "tilt")
     progress.advance(len(jobs) - len(todo))
-    for _, loss in executor.map_bounded(_reconstruct, todo):
+    for _, loss in executor.map_bounded(_reconstruct, whole):
         progress.advance(loss=loss)
     progress.finish(GROUP)
+    for job in todo:
+        if (layout := layouts[job.tilt]) is not None:
+            refuse_in_tiles(settings)
+            reconstruct_tiled(job, layout, executor, progress)
     results = [store.read(job.group) for job in jobs]
     return {
         "loss": [result["loss"].values.tolist() for result in results],
@@ -196,7 +208,7 @@ def load_counts(store: Store, index: int) -> np.ndarray:
     return rolled
 
 
-def _advice(store: Store, job: _Job, result: xr.Dataset) -> list[str]:
+def _advice(store: Store, job: Job, result: xr.Dataset) -> list[str]:
     optics, thickness = store.optics(job.tilt), job.settings.slice_thickness_angstrom
     depth = 2 * depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
     losses = result["loss"].values.tolist()
@@ -204,7 +216,10 @@ def _advice(store: Store, job: _Job, result: xr.Dataset) -> list[str]:
     return advise(losses, float(result.attrs["noise_floor"]), thickness, depth)
 
 
-class _Job(NamedTuple):
+@dataclass(frozen=True)
+class Job:
+    """A tilt to reconstruct, and the group of the store that is to hold the result."""
+
     path: Path
     tilt: int
     group: str
@@ -212,16 +227,17 @@ class _Job(NamedTuple):
     provenance: Provenance
 
 
-def _job(store: Store, index: int, settings: PtychographySettings) -> _Job:
+def _job(store: Store, index: int, settings: PtychographySettings) -> Job:
     sources = [f"tilt/{tilt_name(index)}"]
     calibration = f"calibration/{tilt_name(index)}"
     if settings.mask_bad_pixels and store.fingerprint(calibration) is not None:
         sources.append(calibration)
-    provenance = Provenance.start(GROUP, settings.model_dump(), {name: store.fingerprint(name) for name in sources})
-    return _Job(store.path, index, f"{GROUP}/{tilt_name(index)}", settings, provenance)
+    told = settings.model_dump(exclude=set(settings.HOW))
+    provenance = Provenance.start(GROUP, told, {name: store.fingerprint(name) for name in sources})
+    return Job(store.path, index, f"{GROUP}/{tilt_name(index)}", settings, provenance)
 
 
-def _reconstruct(job: _Job) -> float:
+def _reconstruct(job: Job) -> float:
     """Reconstruct one tilt and write it; return its last loss per pixel."""
     store, settings = Store.open(job.path, "r+"), job.settings
     scan, detector, optics = store.scan(job.tilt), store.detector(job.tilt), store.optics(job.tilt)
@@ -234,7 +250,8 @@ def _reconstruct(job: _Job) -> float:
     grid = replace(whole, corners=whole.corners[recorded], shifts_px=whole.shifts_px[recorded])
     mask = good_pixels(store, job.tilt) if settings.mask_bad_pixels else None
     mask = None if mask is None else place(mask)
-    checkpoint = Checkpoint(store.checkpoint_path(job.group), job.provenance.fingerprint)
+    # Checkpoints of tiles are other ones.
+    checkpoint = Checkpoint(store.checkpoint_path(job.group), f"{job.provenance.fingerprint} in one piece")
     saved: Any = checkpoint.latest()
     if saved is None:
         found = find_geometry(optics, scan, grid, recorded, counts, electrons, settings, mask)
@@ -249,14 +266,21 @@ def _reconstruct(job: _Job) -> float:
     state = solver.State.start(model, found.probe, tied=found.tied)
     if found.phase is not None:
         state = replace(state, phase=found.phase)
-    blur = depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
-    blur = blur if settings.depth_blur_angstrom is None else settings.depth_blur_angstrom
-    width = blur / (settings.slice_thickness_angstrom or blur or 1.0)
     told = scan.positions()[recorded]
-    tilt = Tilt(model, counts, told, width, found.tied, settings.seed + job.tilt)
-    solved = solve_tilt(tilt, state, settings, checkpoint, found.tree())
-    dataset = _dataset(solved, settings, detector, optics)
-    dataset = dataset.assign(found.variables()).assign_attrs(found.attrs(settings.slices))
+    variables: dict[str, Any] = {}
+    attrs: dict[str, Any] = found.attrs(settings.slices)
+    if settings.mistilt_map_smoothing_angstrom is not None:
+        stack, data = prepared(optics, grid, counts, electrons, settings, mask)
+        mapped = solve_map(found, stack, data, model, told, settings)
+        solved, variables = mapped.solved(), mapped.variables()
+        attrs = {**attrs, **mapped.attrs()}
+    else:
+        tilt = Tilt(model, counts, told, blur_slices(settings, optics), found.tied, settings.seed + job.tilt)
+        solved = solve_tilt(tilt, state, settings, checkpoint, found.tree())
+        lost = misfit(solved.state, solved.model, counts, solved.beside_positions) / np.prod(detector.shape_yx)
+        variables["loss_map"] = loss_map(lost, recorded, scan)
+    dataset = result_of_solved(solved, settings, optics, detector)
+    dataset = dataset.assign(found.variables()).assign(variables).assign_attrs(attrs)
     if settings.refine_positions_from_epoch is not None:
         dataset = dataset.assign(position_variables(told, solved.state))
         dataset = dataset.assign_attrs(scan_affine=affine_attrs(told, solved.state))
@@ -279,12 +303,23 @@ def good_pixels(store: Store, index: int) -> np.ndarray | None:
     return np.roll(~bad, tuple(-round(c) for c in store.detector(index).centre_yx), axis=(-2, -1))
 
 
+def blur_slices(settings: PtychographySettings, optics: Optics) -> float:
+    """Return the width of the blur along the beam in slices of the thickness that ``settings`` say."""
+    blur = depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
+    blur = blur if settings.depth_blur_angstrom is None else settings.depth_blur_angstrom
+    return blur / (settings.slice_thickness_angstrom or blur or 1.0)
+
+
 def incident_electrons(path: str, tilt: int, counts: np.ndarray, said: float | None) -> float:
     """Return the electrons of the first probe: those that were said to come in, or the mean that was counted.
 
     A probe that starts at another scale than the counts converges to nothing, so a dose that cannot be is refused.
     """
-    counted = float(counts.sum(axis=(1, 2), dtype=np.float64).mean())
+    return checked_electrons(path, tilt, float(counts.sum(axis=(1, 2), dtype=np.float64).mean()), said)
+
+
+def checked_electrons(path: str, tilt: int, counted: float, said: float | None) -> float:
+    """Return :func:`incident_electrons` where ``counted`` electrons are the mean over the patterns."""
     if said is None:
         return counted
     if not _LEAST_COUNTED * said <= counted <= _MOST_COUNTED * said:
@@ -293,50 +328,3 @@ def incident_electrons(path: str, tilt: int, counts: np.ndarray, said: float | N
             " average; give the incident electrons in the unit of the frames, or leave the dose out"
         )
     return said
-
-
-def _dataset(solved: Solved, settings: PtychographySettings, detector: Detector, optics: Optics) -> xr.Dataset:
-    model, state = solved.model, solver.untied(solved.state, solved.model.slices)
-    window, seen = model.grid.window_yx, detector.shape_yx
-    phase = to_detector_pixels(backend.to_host(state.phase), window, seen)
-    transmission = np.exp(1j * phase).astype(np.complex64)
-    pixels = window[0] * window[1] / (seen[0] * seen[1])
-    lit = backend.to_host(solver.illumination(state.probe, model.grid))
-    illumination = np.maximum(to_detector_pixels(lit, window, seen), 0) * np.float32(pixels)
-    modes = to_detector_pixels(backend.to_host(state.probe), window, seen) * np.float32(np.sqrt(pixels))
-    powers = np.sum(np.abs(modes) ** 2, axis=(1, 2))
-    per_pixel = 1 / float(np.prod(seen))
-    attrs = {
-        "pixel_angstrom": [p * w / d for p, w, d in zip(model.grid.pixel_angstrom_yx, window, seen, strict=True)],
-        "window_px": list(window),
-        "mode_power": (powers / powers.sum()).tolist(),
-        "slice_thickness_angstrom": settings.slice_thickness_angstrom or 0.0,
-        "first_slice_z_angstrom": first_slice_z_angstrom(settings),
-        "energy_kev": optics.energy_ev / 1e3,
-        "noise_floor": _noise_floor(solved),
-        "loss_unit": "per detector pixel and pattern",
-        "best_epoch": solved.best_epoch,
-        "masked_pixels": 0 if model.mask is None else int((~model.mask).sum()),
-    }
-    return xr.Dataset(
-        {
-            "object": (("slice", "y", "x"), transmission),
-            "phase_sum": (("y", "x"), phase.real.sum(axis=0).astype(np.float32)),
-            "illumination": (("y", "x"), illumination),
-            "probe": (("probe_y", "probe_x"), modes[0]),
-            "loss": (("epoch",), np.array(solved.losses) * per_pixel),
-            **extra_variables(solved, detector, per_pixel),
-        },
-        attrs=attrs,
-    )
-
-
-def _noise_floor(solved: Solved, positions: int = 64) -> float:
-    """Loss per pixel that counting noise alone leaves, at the reconstructed model, over some positions."""
-    where = np.unique(np.linspace(0, len(solved.model.grid.corners) - 1, positions).astype(int))
-    seen = backend.to_host(solver.patterns(solved.state, solved.model, where, solved.beside_positions))
-    if solved.model.mask is not None:
-        return expected_loss(seen[:, backend.to_host(solved.model.mask)], solved.model.loss) * float(
-            solved.model.mask.mean()
-        )
-    return expected_loss(seen, solved.model.loss)

@@ -69,8 +69,7 @@ def run(
     _require_truth(configuration)
     executor = executor or default_executor()
     limits = worker_limits(executor, configuration.resources)
-    planned = plan(configuration, executor.workers, until, limits[0] * limits[1])
-    planned.check(*limits)
+    plan(configuration, executor.workers, until, limits).check(*limits)
     ledger = _Ledger(executor)
     source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
     scan_shape, detector_shape = (source.shape[1], source.shape[2]), (source.shape[3], source.shape[4])
@@ -90,7 +89,7 @@ def run(
             progress=progress,
         ),
     )
-    return _run_on(store, with_dose(configuration), until, progress or Silent(), executor, ledger)
+    return _run_on(store, with_memory(with_dose(configuration)), until, progress or Silent(), executor, ledger)
 
 
 def run_stages(
@@ -264,4 +263,13 @@ def with_dose(configuration: Configuration) -> Configuration:
     if electrons is None or configuration.ptychography.electrons_per_pattern is not None:
         return configuration
     stage = configuration.ptychography.model_copy(update={"electrons_per_pattern": electrons})
+    return configuration.model_copy(update={"ptychography": stage})
+
+
+def with_memory(configuration: Configuration) -> Configuration:
+    """Hand the memory that the run may use to the stage that fits its tiles to it, unless it was told its own."""
+    given = configuration.resources.memory_gib
+    if given is None or configuration.ptychography.memory_gib is not None:
+        return configuration
+    stage = configuration.ptychography.model_copy(update={"memory_gib": given})
     return configuration.model_copy(update={"ptychography": stage})

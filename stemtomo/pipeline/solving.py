@@ -23,12 +23,10 @@ from stemtomo.algorithms.ptychography.search import settle
 from stemtomo.algorithms.ptychography.variation import Variation
 from stemtomo.backend import Array, array_namespace, real_dtype, to_host
 from stemtomo.distributed import Checkpoint
+from stemtomo.errors import ConfigurationError
 from stemtomo.geometry import Detector
 from stemtomo.pipeline.config import PtychographySettings
-
-#: Share of the epochs with moving positions in which the scan keeps its affine shape, where it may change at all.
-_AFFINE_AFTER = 2 / 3
-
+from stemtomo.pipeline.positions import position_phases
 
 #: What is done to a state after an update or an epoch, whose number it is told.
 _Change = Callable[[solver.State, int], solver.State]
@@ -61,6 +59,14 @@ class Solved(NamedTuple):
     best_epoch: int
     """Epoch whose state this is."""
     parameters: list[solver.Parameter]
+    seen: Callable[[np.ndarray], Array] | None = None
+    """Patterns (position, qy, qx) of the model at positions, where the model is not the solver's."""
+
+    def patterns(self, where: np.ndarray) -> Array:
+        """Return the patterns that the model has at the positions ``where``."""
+        if self.seen is not None:
+            return self.seen(where)
+        return solver.patterns(self.state, self.model, where, self.beside_positions)
 
     @property
     def beside_positions(self) -> list[solver.Parameter]:
@@ -103,9 +109,7 @@ def solve_tilt(
     state, first = follower.resume(start)
     searching = settings.settling_of(settings.epochs) if settings.rule == "lbfgs" else 0
     descending = settings.epochs - searching
-    schedule = solver.steps(descending, rule_of(settings), settings.batches_per_epoch,
-                            0 if searching else settings.settling_of(settings.epochs))  # fmt: skip
-    rules, batches = (list(each) for each in zip(*schedule, strict=True)) if descending else ([], [])
+    rules, batches = epochs_of(settings)
     update, epoch_end = _constraints(tilt, settings)
     for begin, end in itertools.pairwise(_bounds(settings, descending)):
         if end <= first or follower.over:
@@ -144,6 +148,43 @@ def solve_tilt(
     return follower.solved(state)
 
 
+def epochs_of(settings: PtychographySettings) -> tuple[tuple[solver.Rule, ...], tuple[int, ...]]:
+    """Return the update rule and the number of batches of every epoch that is not left to L-BFGS."""
+    settling = settings.settling_of(settings.epochs)
+    searching = settling if settings.rule == "lbfgs" else 0
+    schedule = list(
+        solver.steps(settings.epochs - searching, rule_of(settings), settings.batches_per_epoch, settling - searching)
+    )
+    return tuple(rule for rule, _ in schedule), tuple(batches for _, batches in schedule)
+
+
+def refuse_in_tiles(settings: PtychographySettings) -> None:
+    """Refuse what needs a tilt in one piece.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming the settings that a tilt in tiles cannot have.
+    """
+    unlike = {
+        "rule": settings.rule == "lbfgs",
+        "held_out": settings.held_out > 0,
+        "background": settings.background != "none",
+        "probe_variations": settings.probe_variations > 0,
+        "mistilt_map_smoothing_angstrom": settings.mistilt_map_smoothing_angstrom is not None,
+        "tv_weight_rad": settings.tv_weight_rad > 0,
+        "kz_filter": settings.kz_filter > 0,
+        "vacuum_percentile": settings.vacuum_percentile is not None,
+        "notch_scan_raster": settings.notch_scan_raster,
+    }
+    names = [name for name, asked in unlike.items() if asked]
+    if names:
+        raise ConfigurationError(
+            f"[ptychography] {', '.join(names)}: not there for a tilt that is cut into tiles, and this one does not fit"
+            " a worker otherwise; leave it out, or give workers more memory (ptychography.memory_gib, resources)"
+        )
+
+
 def rule_of(settings: PtychographySettings) -> solver.Rule:
     """Return the rule by which batches move object and probe."""
     curvature = solver.CURVATURE[settings.loss]
@@ -156,17 +197,15 @@ def rule_of(settings: PtychographySettings) -> solver.Rule:
 
 def _bounds(settings: PtychographySettings, epochs: int) -> list[int]:
     """Epochs at which something begins to move, with the first and the last."""
-    starts = [settings.refine_positions_from_epoch, _affine_from(settings)]
+    starts = [*position_phases(settings, settings.epochs)]
     starts.append(settings.background_from_epoch if settings.background != "none" else None)
     starts.append(settings.probe_variations_from_epoch if settings.probe_variations else None)
     return sorted({0, epochs, *(min(start, epochs) for start in starts if start is not None)})
 
 
-def _affine_from(settings: PtychographySettings) -> int | None:
-    first = settings.refine_positions_from_epoch
-    if first is None or not settings.refine_scan_affine:
-        return None
-    return first + round(_AFFINE_AFTER * max(0, settings.epochs - first))
+def pixelwise(settings: PtychographySettings) -> Constraints:
+    """Return the constraints that hold pixel by pixel, which parts of an object can keep on their own."""
+    return Constraints(settings.positive_phase, settings.amplitude_limits)
 
 
 def _constraints(tilt: Tilt, settings: PtychographySettings) -> tuple[_Change, _Change]:
@@ -175,13 +214,12 @@ def _constraints(tilt: Tilt, settings: PtychographySettings) -> tuple[_Change, _
     if settings.notch_scan_raster:
         steps = [np.diff(np.unique(np.round(tilt.told_angstrom[:, axis], 4))) for axis in (1, 0)]
         notch = tuple(float(np.median(s)) / p for s, p in zip(steps, grid.pixel_angstrom_yx, strict=True))
-    constraints = Constraints(
-        settings.positive_phase,
-        settings.amplitude_limits,
-        settings.tv_weight_rad,
-        settings.kz_filter,
-        settings.vacuum_percentile,
-        (notch[0], notch[1]) if notch is not None else None,
+    constraints = replace(
+        pixelwise(settings),
+        tv_weight_rad=settings.tv_weight_rad,
+        kz_weight=settings.kz_filter,
+        vacuum_percentile=settings.vacuum_percentile,
+        notch_px=(notch[0], notch[1]) if notch is not None else None,
     )
 
     def update(state: solver.State, _: int) -> solver.State:
@@ -241,13 +279,12 @@ class _Follower:
         settings, tilt = self.settings, self.tilt
         extra = dict(state.extra)
         self.parameters = []
-        first = settings.refine_positions_from_epoch
+        first, affine_from = position_phases(settings, settings.epochs)
         if first is not None and epoch >= first:
             moved = extra.get(Positions.name)
             if fresh or self.curvature is None:
                 grid = tilt.model.grid if moved is None else moved_grid(tilt.model.grid, to_host(moved))
                 self.curvature = seen_curvature(state, replace(tilt.model, grid=grid))
-            affine_from = _affine_from(settings)
             free = affine_from is not None and epoch >= affine_from
             positions = Positions(tilt.told_angstrom, self.curvature, keep_affine=free)
             extra.setdefault(Positions.name, positions.start(self.curvature))

@@ -94,12 +94,15 @@ class TiledRun:
         A :class:`~stemtomo.pipeline.tile_fields.Field` per tile, on the worker that is to work on it.
     windows
         The window of the object that each tile sees.
+    kept
+        What a checkpoint keeps beside the tiles and the losses.
     """
 
     executor: Executor
     fields: Parts
     windows: Sequence[Rectangle]
     schedule: Schedule
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def start(self, build: Callable[..., solver.State], *shared: Any) -> Standing:
         """Return the first standing: the states ``build(field, *shared)``."""
@@ -153,7 +156,8 @@ class TiledRun:
         """Write ``now`` as a checkpoint and return it as read back: the history of tasks begins anew."""
         moving = now.positions if now.positions is not None else [None] * len(now.states)
         trees = now.states.map(tile_tree, each=[moving])
-        return self._read(trees.save(checkpoint, len(now.losses), {"losses": np.array(now.losses)}))
+        shared = {**self.kept, "losses": np.array(now.losses)}
+        return self._read(trees.save(checkpoint, len(now.losses), shared))
 
     def resumed(self, checkpoint: Checkpoint) -> Standing | None:
         """Return the standing of the last complete checkpoint, ``None`` if there is none."""

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from pydantic import ValidationError
 
 from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.detection import blurred
 from stemtomo.distributed import Checkpoint
 from stemtomo.distributed.threads import ThreadExecutor
+from stemtomo.errors import ConfigurationError
 from stemtomo.io.provenance import Provenance
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.ptychography import build_model, ptychography
@@ -119,8 +121,6 @@ def test_a_detector_blur_is_part_of_the_model(tmp_path, truth):
 
 
 def test_pixels_that_a_calibration_found_bad_are_left_out(tmp_path, truth):
-    import xarray as xr
-
     expected, _ = truth
     spoilt = expected.copy()
     spoilt[:, 3, 30] = 5e4  # hot
@@ -153,3 +153,23 @@ def test_bounds_that_cannot_be_are_refused():
         PtychographySettings(object="complex", amplitude_limits=(1.02, 0.9))
     with pytest.raises(ValidationError, match=r"\|t\| = 1"):
         PtychographySettings(amplitude_limits=(0.9, 1.02))
+
+
+def test_tiles_refuse_what_needs_a_tilt_in_one_piece(store):
+    with pytest.raises(ConfigurationError, match="rule, held_out: not there for a tilt that is cut into tiles"):
+        run(store, rule="lbfgs", held_out=0.1, tiles=(2, 1))
+
+
+def test_tiles_and_one_piece_leave_out_the_same_pixels_and_keep_the_same_bounds(store, tmp_path):
+    bad = np.zeros(DETECTOR.shape_yx, np.uint8)
+    bad[20, 17] = 1
+    attrs = {"found": {}, "metadata": {}, "difference": {}, "undetermined": {}}
+    results = []
+    for tiles in ("auto", (2, 1)):
+        one = make_series(tmp_path / f"{tiles[0]}.zarr", tilts=1)
+        dataset = xr.Dataset({"bad_pixels": (("ky", "kx"), bad)}, attrs=attrs)
+        one.write("calibration/000", dataset, Provenance.start("calibrate", {}))
+        results.append(run(one, tiles=tiles, object="complex", amplitude_limits=(0.97, 1.02), rule="lsqml")[1])
+    whole, cut = results
+    assert whole.attrs["masked_pixels"] == 1
+    np.testing.assert_allclose(cut["loss"], whole["loss"], rtol=1e-5)

@@ -19,7 +19,7 @@ from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.probe import probe_wave
 from stemtomo.physics.propagation import fresnel_propagator
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.positions import solve_with_positions
+from stemtomo.pipeline.solving import Tilt, solve_tilt
 from stemtomo.pipeline.tile_fields import Field, Resident
 from stemtomo.pipeline.tiles import Schedule, TiledRun
 
@@ -65,12 +65,20 @@ def experiment(dtype):
 def untiled(dtype, epochs=SHORT):
     model, probe, counts = experiment(dtype)
     first = round(POSITIONS_SHARE * epochs)
-    settings = PtychographySettings(refine_positions_from_epoch=first, probe_update_start_epoch=3)
-    state = solver.State.start(model, probe)
-    rules, batches = [RULE] * epochs, [BATCHES] * epochs
-    return solve_with_positions(
-        state, model, counts, SCAN.positions(), settings, rules, batches, seed=7, tied=False, regularise=blurred
+    settings = PtychographySettings(
+        epochs=epochs,
+        settling_epochs=0,
+        batches=BATCHES,
+        step=RULE.step,
+        probe_step=RULE.probe_step,
+        momentum=RULE.momentum,
+        damping=RULE.damping,
+        refine_positions_from_epoch=first,
+        probe_update_start_epoch=3,
     )
+    tilt = Tilt(model, counts, SCAN.positions(), width_slices=0.4, tied=False, seed=7)
+    solved = solve_tilt(tilt, solver.State.start(model, probe), settings)
+    return solved.state, solved.model, solved.losses
 
 
 def blurred(state, epoch):

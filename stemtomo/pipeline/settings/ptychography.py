@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -83,6 +83,11 @@ class PtychographySettings(Section):
     mistilt_iterations: Count = Field(
         default=80, description="Most iterations of that over a quarter of these patterns; it ends when nothing moves."
     )
+    mistilt_map_smoothing_angstrom: Positive | None = Field(
+        default=None,
+        description="Find a mistilt for every position, smooth over this distance, for bent crystals and grains; every "
+        "epoch is then an iteration of that search, with tied slices and the probe as it is told.",
+    )
     refine_positions_from_epoch: int | None = Field(
         default=None, ge=0, description="First epoch that refines the probe positions; never if not given."
     )
@@ -131,10 +136,31 @@ class PtychographySettings(Section):
         default=False,
         description="Take the frequencies of the scan's raster out of the object, and what the specimen has there.",
     )
-    checkpoint_every: Count = Field(
-        default=10, description="Epochs after which the state of a tilt is kept, so that a killed run continues."
-    )
     seed: int = Field(default=0, ge=0, description="Seed of the order of the batches.")
+    tiles: Literal["auto"] | tuple[Count, Count] = Field(
+        default="auto",
+        description="Tiles [rows, columns] into which the scan of a tilt is cut, over all workers; as few as fit "
+        "the workers where a tilt does not fit one, if auto. The result does not depend on it beyond rounding.",
+    )
+    frames: Literal["auto", "memory", "store"] = Field(
+        default="auto",
+        description="Where the patterns of tiles are: held in memory, or read from the store whenever they are needed; "
+        "held if they fit, if auto.",
+    )
+    batch_block: Count = Field(
+        default=1,
+        description="Edge, in scan positions, of the squares of neighbours that batches are made of. 8, the chunk of "
+        "the store, reads every pattern of a scan that is not in memory once in an epoch instead of once in a batch.",
+    )
+    checkpoint_every: Count = Field(default=5, description="Epochs between two checkpoints of a tilt.")
+    memory_gib: Positive | None = Field(
+        default=None,
+        description="Memory of all workers together that auto may fill; what they have, or resources.memory_gib, if "
+        "not given.",
+    )
+
+    #: What changes where and how a result is computed, but not the result.
+    HOW: ClassVar[frozenset[str]] = frozenset({"tiles", "frames", "checkpoint_every", "memory_gib"})
 
     def settling_of(self, epochs: int) -> int:
         """Return the whole-scan epochs at the end of ``epochs``."""
@@ -156,4 +182,6 @@ class PtychographySettings(Section):
             raise ValueError('amplitude_limits need object = "complex": a phase object has |t| = 1')
         if (self.refine_mistilt or self.refine_thickness) and self.slices < 3:
             raise ValueError("refine_mistilt and refine_thickness need at least 3 slices: one slice has no depth")
+        if self.mistilt_map_smoothing_angstrom is not None and self.slices < 3:
+            raise ValueError("mistilt_map_smoothing_angstrom needs at least 3 slices: one slice has no depth")
         return self
