@@ -49,7 +49,7 @@ def plan(
     planes = field[1] if depth is None else math.ceil(depth / pixel[0])
     tiled = None
     if limits is not None and _takes_part(ptychography.GROUP, until):
-        tiled = tile_layout.plan_rows(scan, detector, itemsize, tilts, configuration.ptychography, Room(*limits))
+        tiled = tile_layout.plan_row(scan, detector, itemsize, tilts, configuration.ptychography, Room(*limits))
     rows = [
         plan_ingest(raw, configuration.ingest),
         quicklook.plan_row(scan, detector, itemsize, tilts, configuration.quicklook),
