@@ -73,22 +73,22 @@ def run(
     ledger = _Ledger(executor)
     source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
     scan_shape, detector_shape = (source.shape[1], source.shape[2]), (source.shape[3], source.shape[4])
-    path = configuration.store_path
-    store = Store.open(path, "r+") if Store.is_store(path) else Store.create(path, configuration.series.name)
     ledger.stage(
         "ingest",
         lambda: ingest(
-            store,
+            configuration.store_path,
             source,
             configuration.to_optics(),
             configuration.to_scan(scan_shape),
             configuration.to_detector(detector_shape),
             configuration.to_tilts(source.shape[0]),
             configuration.ingest,
+            name=configuration.series.name,
             executor=executor,
             progress=progress,
         ),
     )
+    store = Store.open(configuration.store_path, "r+")
     return _run_on(store, with_memory(with_dose(configuration)), until, progress or Silent(), executor, ledger)
 
 
