@@ -23,16 +23,17 @@ def plan(configuration: Configuration, workers: int = 1, until: str | None = Non
     ConfigurationError, FormatError, AcquisitionError
         If the configuration and the input do not fit together.
     """
-    from stemtomo.pipeline import alignment, atoms, projections, ptychography, quicklook, tomography
+    from stemtomo.pipeline import alignment, atoms, joint, projections, ptychography, quicklook, tomography
     from stemtomo.pipeline.ingest import open_input, plan_ingest
     from stemtomo.pipeline.preparation import prepared, prepared_detector
+    from stemtomo.pipeline.run import skipped_stages
 
     source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
     tilts = source.shape[0]
     scan = configuration.to_scan((source.shape[1], source.shape[2]))
     detector = configuration.to_detector((source.shape[3], source.shape[4]))
     optics = configuration.to_optics()
-    configuration.to_tilts(tilts)
+    poses = list(configuration.to_tilts(tilts))
     raw, source = source, prepared(source, configuration.ingest)
     detector = prepared_detector(detector, configuration.ingest)
     itemsize, pixel = source.dtype.itemsize, detector.object_pixel_angstrom_yx
@@ -46,11 +47,13 @@ def plan(configuration: Configuration, workers: int = 1, until: str | None = Non
         projections.plan_row(scan, detector, tilts, configuration.projections),
         alignment.plan_row(field, tilts),
         tomography.plan_row(field, tilts, pixel[0], configuration.tomography, workers),
+        joint.plan_row(scan, detector, optics, itemsize, poses, configuration.joint, workers),
         atoms.plan_row((planes, *field)),
     ]
     stages = list(STAGES)
     last = len(stages) if until is None else stages.index(until)
-    return MemoryPlan([row for row in rows if stages.index(row.stage) <= last])
+    skipped = skipped_stages(configuration) - {until}
+    return MemoryPlan([row for row in rows if stages.index(row.stage) <= last and row.stage not in skipped])
 
 
 def worker_limits(executor: Executor, resources: ResourceSettings) -> tuple[int, int, int]:

@@ -219,3 +219,28 @@ def test_a_hand_needs_three_standard_errors_over_the_tilts(rise, verdict):
 def test_one_slice_cannot_tell_the_hand():
     with pytest.raises(ValueError, match="single_slice has none"):
         JointSettings(check_tilt_sign=True, single_slice=True)
+
+
+def test_a_wrong_focus_and_a_wrong_angle_of_one_tilt_are_found(tmp_path):
+    store = Store.create(tmp_path / "off.zarr", "one tilt off")
+    store.declare_tilts(len(THETA_DEG))
+    said = np.array(THETA_DEG) + np.array([0, 0, 2.0, 0, 0, 0])
+    for index, pose in enumerate(TiltSeries.from_degrees(said.tolist())):
+        c10 = 112.0 if index == 4 else 100.0
+        optics = Optics(energy_ev=300e3, semiangle_rad=21e-3, aberrations={"C10": c10})
+        store.create_tilt(index, (8, 8, 24, 24), np.uint32, optics, SCAN, DETECTOR, pose)
+        exact = np.rint(1e3 * simulated(THETA_DEG[index], 2e4)).astype(np.uint32)
+        store.write_frames(index, 0, 0, exact.reshape(8, 8, 24, 24))
+        store.record_frames(index, [0])
+        store.complete_tilt(index, Provenance.start("ingest", {"off": index}))
+    store.complete_tilts(Provenance.start("ingest", {}))
+    exact = {"electrons_per_pattern": 2e7, "accelerated_epochs": 0, "sweeps": 6, "support": "none"}
+    plain = joint(store, QUICK.model_copy(update=exact))
+    refined = joint(store, QUICK.model_copy(update={**exact, "refine_focus": True, "refine_angles": True}))
+    assert refined["final_loss"] < 0.5 * plain["final_loss"]
+    found = store.read("joint")
+    error = found["theta_deg"].values - np.array(THETA_DEG)
+    # A turn of all tilts is a turn of the specimen.
+    np.testing.assert_allclose(error - np.median(error), 0, atol=0.4)
+    focus = found["focus_change_angstrom"].values
+    assert focus[4] - np.median(focus) == pytest.approx(-12, abs=3)
