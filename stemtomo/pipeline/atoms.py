@@ -20,7 +20,7 @@ from stemtomo.errors import ConfigurationError
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.physics.potential import atomic_number
-from stemtomo.pipeline.alignment import aligned_rotations
+from stemtomo.pipeline.alignment import aligned_rotations, series_of
 from stemtomo.pipeline.config import AtomSettings
 from stemtomo.pipeline.progress import Progress, Silent
 
@@ -228,7 +228,7 @@ def _projected_jointly(store: Store) -> ProjectedImages:
     return ProjectedImages(
         images=images,
         valid=np.ones(images.shape, dtype=bool),
-        rotations=store.tilt_series().rotations,
+        rotations=series_of(result).rotations,
         shifts_angstrom=np.zeros((len(images), 2)),
         pixel_angstrom=float(result.attrs["voxel_angstrom"]),
     )

@@ -258,12 +258,15 @@ def _require_truth(settings: StageSettings) -> None:
 
 
 def with_dose(configuration: Configuration) -> Configuration:
-    """Hand the known dose to the stage that starts from it, unless that stage was told its own."""
+    """Hand the known dose to the stages that start from it, unless they were told their own."""
     electrons = configuration.dose.electrons_per_pattern
-    if electrons is None or configuration.ptychography.electrons_per_pattern is not None:
-        return configuration
-    stage = configuration.ptychography.model_copy(update={"electrons_per_pattern": electrons})
-    return configuration.model_copy(update={"ptychography": stage})
+    stages = {name: getattr(configuration, name) for name in ("ptychography", "joint")}
+    told = {
+        name: stage.model_copy(update={"electrons_per_pattern": electrons})
+        for name, stage in stages.items()
+        if electrons is not None and stage.electrons_per_pattern is None
+    }
+    return configuration.model_copy(update=told)
 
 
 def with_memory(configuration: Configuration) -> Configuration:
