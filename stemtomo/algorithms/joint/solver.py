@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from stemtomo.algorithms.joint.view import View, slices_adjoint, slices_of
 from stemtomo.algorithms.ptychography import solver
-from stemtomo.algorithms.tomography.total_variation import smoothed
+from stemtomo.algorithms.total_variation import smoothed
 from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of, to_host
 
 
