@@ -166,3 +166,11 @@ def test_from_the_shell(tmp_path):
     bad = run("local-orbital", tmp_path / "s.zarr", "--images", tmp_path / "absent.npz")
     assert bad.exit_code == 2
     assert "cannot be read as a focal series" in bad.output
+
+
+def test_the_report_shows_probes_and_searches(blind):
+    folder, _ = blind
+    page = stemtomo.report(folder / "s.zarr").read_text()
+    assert "Local orbitals" in page
+    assert page.count("data:image/png;base64") >= 2
+    assert "Not complete" not in page
