@@ -89,6 +89,7 @@ GROUPS: dict[str, GroupSchema] = {
     "calibration": GroupSchema(
         stage="calibrate",
         per_tilt=True,
+        revision=2,
         variables={
             "parallax": _optional(_IMAGE, "1", "tilt-corrected bright field over its mean"),
             "icom_phase": _optional(_IMAGE, "rad", "phase integrated from the centre of mass"),
@@ -187,6 +188,36 @@ GROUPS: dict[str, GroupSchema] = {
             "shift_y_angstrom": Variable(_TILT, "Å", "real", "shift of every tilt"),
         },
         attrs=("voxel_angstrom", "sigma_rad_per_volt_angstrom"),
+    ),
+    "focal_series": GroupSchema(
+        stage="focal_series",
+        variables={
+            "images": Variable(("image", "y", "x"), "1", "real", "incoherent signal"),
+            "section": Variable(("image",), "1", "label", "focal section"),
+            "theta_deg": Variable(("image",), "deg"),
+            "phi_deg": Variable(("image",), "deg"),
+            "psi_deg": Variable(("image",), "deg"),
+        },
+        attrs=("pixel_angstrom", "energy_kev", "semiangle_mrad"),
+    ),
+    "local_orbital": GroupSchema(
+        stage="local_orbital",
+        variables={
+            "x": Variable(_ATOM, "Å"),
+            "y": Variable(_ATOM, "Å"),
+            "z": Variable(_ATOM, "Å"),
+            "intensity": Variable(_ATOM, "1", "real", "integral over an image, in its unit times pixels"),
+            "width_angstrom": Variable(_ATOM, "Å", "real", "standard deviation of the Gaussian"),
+            "species": Variable(_ATOM, "1", "label", "number of the class"),
+            **{f"sigma_{axis}": Variable(_ATOM, "Å", "real", "standard deviation") for axis in "xyz"},
+            **{f"shift_{axis}_angstrom": Variable(("image",), "Å", "real", "shift of every image") for axis in "xy"},
+            **{f"turn_{axis}_rad": Variable(("image",), "rad", "real", "rotation after the pose") for axis in "xyz"},
+            "probe": Variable(
+                ("focus", "slice", "probe_y", "probe_x"), "1", "real", "probe of every focal section over depth"
+            ),
+            "loss": Variable(("iteration",), "1", "real", "half the squared misfit per pixel"),
+        },
+        attrs=("pixel_angstrom", "slice_thickness_angstrom"),
     ),
     "atoms": GroupSchema(
         stage="find_atoms",

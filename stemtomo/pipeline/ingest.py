@@ -12,7 +12,7 @@ import numpy as np
 
 from stemtomo.distributed.executor import Executor
 from stemtomo.distributed.memory import PlanRow
-from stemtomo.errors import AcquisitionError, ConfigurationError
+from stemtomo.errors import AcquisitionError
 from stemtomo.geometry import Detector, Optics, Scan, TiltSeries
 from stemtomo.io.archive import StreamedMember
 from stemtomo.io.formats.registry import read_overhead_bytes
@@ -135,24 +135,19 @@ def open_input(
         See :func:`stemtomo.io.sources.open_frames`.
     """
     if settings.files is not None and theta_deg is not None:
-        if not isinstance(settings.path, Path):
-            raise ConfigurationError(
-                "input.files names files in one folder, but input.path is a list; give one of them"
-            )
         files = TiltFiles(settings.path, settings.files, theta_deg)
         return SeriesOfFiles.open(files, lambda path: open_file(settings, scan_shape, path))
     return open_file(settings, scan_shape, settings.path)
 
 
-def open_file(
-    settings: InputSettings, scan_shape: tuple[int, int] | None, path: Path | tuple[Path, ...]
-) -> FrameSource:
-    """Open the file ``path`` (or one file per tilt) of frames that are laid out as the section [input] says."""
+def open_file(settings: InputSettings, scan_shape: tuple[int, int] | None, path: Path) -> FrameSource:
+    """Open the file ``path`` of frames that are laid out as the section [input] says."""
+    told = settings.files is None or "axes" in settings.model_fields_set
     return open_frames(
         path,
         format=settings.format,
         array=settings.array,
-        axes=settings.axes,
+        axes=settings.axes if told else settings.axes[1:],  # a file is a tilt
         scan_shape=scan_shape,
         skip=settings.skip,
         flyback=settings.flyback,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,17 @@ import xarray as xr
 
 from stemtomo import backend
 from stemtomo.algorithms.joint.solver import Constraint, elements, start_slices
-from stemtomo.algorithms.joint.view import Box, View
-from stemtomo.algorithms.ptychography.phase import centred
+from stemtomo.algorithms.joint.view import View
 from stemtomo.backend import Array
-from stemtomo.distributed import Checkpoint, Executor, Parts, PlanRow
+from stemtomo.distributed import Checkpoint, Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
-from stemtomo.errors import ConfigurationError
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import tilt_name
 from stemtomo.io.store import Store
-from stemtomo.physics.electron import interaction_parameter, wavelength_angstrom
-from stemtomo.physics.propagation import fresnel_propagator, propagate
-from stemtomo.pipeline.joint_parts import box_of, electrons_of, first_probe, tilts_of, voxels_per_slice
+from stemtomo.physics.electron import interaction_parameter
+from stemtomo.pipeline.joint_epochs import epochs_of, reconstruct
+from stemtomo.pipeline.joint_hand import compare_hands
+from stemtomo.pipeline.joint_parts import box_of, tilts_of, voxels_per_slice
 from stemtomo.pipeline.joint_steps import JointRun, Standing
 from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.settings.joint import JointSettings
@@ -54,8 +52,9 @@ def joint(
     Returns
     -------
     dict
-        ``loss``: mean misfit per detector pixel over all tilts as met in every epoch; ``mirror_loss_warning``: what
-        the data cannot tell; ``shift_change_rms_px``; ``computed``.
+        ``loss``: mean misfit per detector pixel over all tilts as met in every epoch; ``final_loss``: that of the
+        result; ``tilt_sign``, where asked: ``verdict``, ``sentence`` (the ``note``) and the losses of both hands;
+        ``shift_change_rms_px``; ``slices``; ``computed``.
 
     Raises
     ------
@@ -80,38 +79,23 @@ def joint(
         checkpoint = Checkpoint(store.checkpoint_path(GROUP), provenance.fingerprint)
         tilts = tilts_of(store, settings)
         run = JointRun.prepare(executor, tilts, settings)
-        found = _reconstruct(store, run, schedule, checkpoint, progress)
-        store.write(GROUP, _dataset(store, run, found), provenance)
+        found = reconstruct(store, run, schedule, checkpoint, progress)
+        dataset = _dataset(run, found)
+        if settings.check_tilt_sign:
+            dataset.attrs["tilt_sign"] = compare_hands(store, settings, executor, progress).to_attrs()
+        store.write(GROUP, dataset, provenance)
         checkpoint.clear()
     progress.finish(GROUP)
     result = store.read(GROUP)
+    hand = dict(result.attrs["tilt_sign"]) if settings.check_tilt_sign else None
     return {
         "loss": result["loss"].values.tolist(),
+        "final_loss": float(result.attrs["final_loss"]),
+        **({"tilt_sign": hand, "note": hand["sentence"]} if hand else {}),
         "shift_change_rms_px": float(result.attrs["shift_change_rms_px"]),
         "slices": result.attrs["slices"],
         "computed": todo,
     }
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One pass over all patterns."""
-
-    kind: str
-    """``single``, ``sweep`` or ``accelerated``."""
-    step: float
-    batches: int
-
-
-def epochs_of(settings: JointSettings) -> list[Epoch]:
-    """Return every epoch in order."""
-    single = 0 if settings.single_slice else settings.single_slice_epochs
-    sweeps = settings.sweeps + (settings.single_slice_epochs if settings.single_slice else 0)
-    found = [Epoch("single", settings.step, settings.batches)] * single
-    found += [Epoch("sweep", settings.step, settings.batches)] * sweeps
-    settling = range(1, settings.settling_sweeps + 1)
-    found += [Epoch("sweep", settings.step * 0.5**number, 1) for number in settling]
-    return found + [Epoch("accelerated", settings.step, 1)] * settings.accelerated_epochs
 
 
 def plan_joint(store: Store, settings: JointSettings | None = None, workers: int = 1) -> PlanRow:
@@ -135,82 +119,7 @@ def plan_joint(store: Store, settings: JointSettings | None = None, workers: int
     )
 
 
-def _reconstruct(
-    store: Store, run: JointRun, schedule: list[Epoch], checkpoint: Checkpoint, progress: Progress
-) -> Standing:
-    saved = Parts.load(run.executor, checkpoint)
-    if saved:
-        now, first = _resumed(run, saved.parts, saved.shared), saved.step
-    else:
-        now, first = _first(store, run), 0
-    progress.advance(first)
-    settings = run.settings
-    for number in range(first, len(schedule)):
-        epoch = schedule[number]
-        fresh = number == 0 or schedule[number - 1].kind != epoch.kind
-        if fresh and epoch.kind != "single" and settings.support == "auto" and now.losses:
-            now = run.find_support(now)
-        if epoch.kind == "accelerated":
-            now = run.accelerate(now)
-        else:
-            now = run.sweep(now, number, epoch.step, epoch.batches, epoch.kind == "single")
-        progress.advance(loss=now.losses[-1])
-        if (number + 1) % settings.checkpoint_every == 0 and number + 1 < len(schedule):
-            shared = {"probes": list(now.probes), "shifts_px": now.shifts_px, "losses": np.array(now.losses)}
-            kept = now.volume.save(checkpoint, number + 1, shared)
-            now = _resumed(run, kept.parts, kept.shared)
-    return now
-
-
-def _resumed(run: JointRun, volume: Parts, shared: dict[str, Any]) -> Standing:
-    probes = [run.executor.broadcast(probe) for probe in shared["probes"]]
-    return Standing(volume, probes, shared["shifts_px"], [float(loss) for loss in shared["losses"]])
-
-
-def _first(store: Store, run: JointRun) -> Standing:
-    settings = run.settings
-    if settings.start == "sequential":
-        return _from_sequential(store, run)
-    electrons = run.executor.gather([run.executor.submit(electrons_of, tilt, settings) for tilt in run.tilts])
-    if settings.probe == "shared":
-        electrons = [float(np.mean(electrons))] * len(electrons)
-    probes = [first_probe(tilt, count, settings) for tilt, count in zip(run.tilts, electrons, strict=True)]
-    return run.start(probes, np.zeros((len(run.tilts), 2)))
-
-
-def _from_sequential(store: Store, run: JointRun) -> Standing:
-    """Start from what ptychography, alignment and tomography found."""
-    volume, box = store.read("volume").load(), run.tilts[0].view.box
-    if abs(float(volume.attrs["voxel_angstrom"]) - box.voxel_angstrom) > 1e-4 * box.voxel_angstrom:
-        raise ConfigurationError(
-            f"{store.path}: the volume has voxels of {volume.attrs['voxel_angstrom']} Å, the objects pixels of"
-            f" {box.voxel_angstrom} Å; start the joint reconstruction from zero"
-        )
-    sigma = interaction_parameter(store.optics(0).energy_ev)
-    start = _fitted_into(volume["potential"].values * sigma * box.voxel_angstrom, box)
-    shifts = np.zeros((len(run.tilts), 2))
-    if "shift_x_angstrom" in volume:
-        shifts = np.stack([volume[f"shift_{axis}_angstrom"].values for axis in "xy"], axis=-1) / box.voxel_angstrom
-    probes = []
-    for tilt in run.tilts:
-        result = store.read(f"ptychography/{tilt_name(tilt.number)}")
-        probe = result["probe"].values
-        probe = probe if probe.ndim == 3 else probe[None]
-        pixel = (box.voxel_angstrom, box.voxel_angstrom)
-        wavelength = wavelength_angstrom(tilt.optics.energy_ev)
-        back = fresnel_propagator(probe.shape[-2:], pixel, wavelength, -float(result.attrs["first_slice_z_angstrom"]))
-        probes.append(propagate(probe.copy(), back))
-    return run.start(probes, shifts, np.maximum(start, 0) if run.settings.positivity else start)
-
-
-def _fitted_into(volume: np.ndarray, box: Box) -> np.ndarray:
-    """Return ``volume`` (z, y, x) cropped or padded to ``box``, centre on centre."""
-    depth, height, width = box.shape_zyx
-    lateral = centred(volume, (height, width))
-    return np.ascontiguousarray(np.moveaxis(centred(np.moveaxis(lateral, 0, 1), (depth, width)), 0, 1))
-
-
-def _dataset(store: Store, run: JointRun, found: Standing) -> xr.Dataset:
+def _dataset(run: JointRun, found: Standing) -> xr.Dataset:
     """Return the volume in V, and its projections: what atoms are refined against, free of the missing wedge."""
     tilts, settings = run.tilts, run.settings
     state, probes = run.executor.gather([found.volume.handles[0], list(found.probes)])
@@ -239,6 +148,7 @@ def _dataset(store: Store, run: JointRun, found: Standing) -> xr.Dataset:
             "slices": tilts[0].view.slices,
             "sigma_rad_per_volt_angstrom": sigma,
             "shift_change_rms_px": float(np.sqrt(np.mean(np.sum(found.shifts_px**2, axis=1)))),
+            "final_loss": float(np.average(run.losses(found), weights=[len(tilt.recorded) for tilt in tilts])),
             "loss_unit": "per detector pixel and pattern, as met in each epoch",
         },
     )

@@ -112,6 +112,17 @@ class JointRun:
             replace(now.volume, handles=(volume,)), probes, now.shifts_px, [*now.losses, loss / self._pixels]
         )
 
+    def losses(self, now: Standing) -> np.ndarray:
+        """Return the mean misfit per detector pixel of every tilt, (tilt,), of the volume as it stands."""
+        volume, single, found = now.volume.handles[0], self.settings.single_slice, []
+        for index in range(len(self.tilts)):
+            view = self.executor.submit(_fitted, self._view(index, now.shifts_px[index], single), volume)
+            slices = self.executor.submit(_sliced, volume, view, self.constraint)
+            sums = self._sums(index, view, slices, now.probes[index], None)
+            found.append(self.executor.submit(getitem, sums, "loss"))
+        pixels = [len(tilt.recorded) * int(np.prod(tilt.grid.window_yx)) for tilt in self.tilts]
+        return np.array(self.executor.gather(found), dtype=float) / pixels
+
     def find_support(self, now: Standing) -> Standing:
         """Return the standing with the support around what the volume shows."""
         found = now.volume.map(_supported, self.constraint, self.tilts[0].view.box.voxel_angstrom)
@@ -217,6 +228,10 @@ def _close(
 
 def _shift(visit: dict[str, Any], curvature: float) -> np.ndarray:
     return solver.shift_step(visit["start"], visit["phase"], visit["light"], curvature)
+
+
+def _sliced(volume: dict[str, Any], view: View, constraint: solver.Constraint) -> Array:
+    return solver.start_slices(volume["coefficients"], view, constraint)
 
 
 def _ahead(volume: dict[str, Any], view: View, constraint: solver.Constraint) -> Array:

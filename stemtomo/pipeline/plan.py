@@ -23,7 +23,7 @@ def plan(
     until
         Last stage to plan; all if not given.
     limits
-        What :func:`worker_limits` says; a tilt that does not fit it is planned in tiles.
+        What :func:`worker_limits` says; a tilt that does not fit it is planned in tiles, a volume in files.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def plan(
     scan = configuration.to_scan((source.shape[1], source.shape[2]))
     detector = configuration.to_detector((source.shape[3], source.shape[4]))
     optics = configuration.to_optics()
-    configuration.to_tilts(tilts)
+    rotations = configuration.to_tilts(tilts).rotations
     raw, source = source, prepared(source, configuration.ingest)
     detector = prepared_detector(detector, configuration.ingest)
     itemsize, pixel = source.dtype.itemsize, detector.object_pixel_angstrom_yx
@@ -50,13 +50,14 @@ def plan(
     tiled = None
     if limits is not None and _takes_part(ptychography.GROUP, until):
         tiled = tile_layout.plan_rows(scan, detector, itemsize, tilts, configuration.ptychography, Room(*limits))
+    memory = None if limits is None else limits[0] * limits[1]
     rows = [
         plan_ingest(raw, configuration.ingest),
         quicklook.plan_row(scan, detector, itemsize, tilts, configuration.quicklook),
         tiled or ptychography.plan_row(scan, detector, optics, itemsize, tilts, configuration.ptychography),
         projections.plan_row(scan, detector, tilts, configuration.projections),
         alignment.plan_row(field, tilts),
-        tomography.plan_row(field, tilts, pixel[0], configuration.tomography, workers),
+        tomography.plan_row(field, rotations, pixel[0], configuration.tomography, workers, memory),
         atoms.plan_row((planes, *field)),
     ]
     return MemoryPlan([row for row in rows if _takes_part(row.stage.partition(",")[0], until)])

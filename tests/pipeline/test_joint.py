@@ -13,7 +13,9 @@ from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.pipeline.atoms import find_atoms
 from stemtomo.pipeline.config import AtomSettings, JointSettings, StageSettings
-from stemtomo.pipeline.joint import epochs_of, joint, plan_joint
+from stemtomo.pipeline.joint import joint, plan_joint
+from stemtomo.pipeline.joint_epochs import epochs_of
+from stemtomo.pipeline.joint_hand import Hand
 from stemtomo.pipeline.progress import Silent
 from stemtomo.pipeline.run import skipped_stages
 
@@ -189,3 +191,31 @@ def test_a_run_takes_one_way_or_both():
     alone = StageSettings(joint=JointSettings(enabled=True))
     assert {"ptychography", "tomography"} <= skipped_stages(alone)
     assert not skipped_stages(StageSettings(joint=JointSettings(enabled=True, start="sequential")))
+
+
+def test_tilts_of_the_wrong_sign_are_found_out(tmp_path):
+    store = Store.create(tmp_path / "turned.zarr", "turned round")
+    store.declare_tilts(len(THETA_DEG))
+    for index, pose in enumerate(TiltSeries.from_degrees([-theta for theta in THETA_DEG])):
+        store.create_tilt(index, (8, 8, 24, 24), np.uint32, OPTICS, SCAN, DETECTOR, pose)
+        exact = np.rint(1e3 * simulated(THETA_DEG[index], 2e4)).astype(np.uint32)
+        store.write_frames(index, 0, 0, exact.reshape(8, 8, 24, 24))
+        store.record_frames(index, [0])
+        store.complete_tilt(index, Provenance.start("ingest", {"exact": index}))
+    store.complete_tilts(Provenance.start("ingest", {}))
+    told = joint(store, QUICK.model_copy(update={"check_tilt_sign": True, "electrons_per_pattern": 2e7}))["tilt_sign"]
+    assert told["verdict"] == "wrong"
+    assert "mirrored in z" in told["sentence"]
+    assert told["mirrored_loss"] < told["loss"]
+
+
+@pytest.mark.parametrize(("rise", "verdict"), [(0.02, "right"), (-0.02, "wrong"), (0.001, "undecided")])
+def test_a_hand_needs_three_standard_errors_over_the_tilts(rise, verdict):
+    losses = np.array([1.0, 1.2, 0.9, 1.1])
+    scatter = 0.005 * np.array([1, -1, 1, -1])  # standard error 0.0029
+    assert Hand(losses, losses + rise + scatter).verdict == verdict
+
+
+def test_one_slice_cannot_tell_the_hand():
+    with pytest.raises(ValueError, match="single_slice has none"):
+        JointSettings(check_tilt_sign=True, single_slice=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from stemtomo.algorithms.ptychography import adaptive
 from stemtomo.algorithms.ptychography.adaptive import Geometry, Stack
-from stemtomo.algorithms.ptychography.quasi_newton import Iterate, Point, minimise
+from stemtomo.algorithms.quasi_newton import Iterate, Point, minimise
 from stemtomo.backend import Array, array_namespace, fft2, real_dtype, to_device_of, to_host
 
 #: Share of the peak illumination in the object's inverse curvature.

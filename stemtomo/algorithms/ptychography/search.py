@@ -16,8 +16,8 @@ import numpy as np
 from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.model import CURVATURE, Model, State
 from stemtomo.algorithms.ptychography.parameters import Parameter
-from stemtomo.algorithms.ptychography.quasi_newton import Iterate, Point, minimise
 from stemtomo.algorithms.ptychography.regularisation import blur_matrix
+from stemtomo.algorithms.quasi_newton import Iterate, Point, minimise
 from stemtomo.backend import Array, array_namespace, real_dtype
 
 

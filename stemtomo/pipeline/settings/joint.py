@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stemtomo.pipeline.experiment import Count, NonNegative, Positive, Section
 
@@ -72,6 +72,11 @@ class JointSettings(Section):
     support: Literal["auto", "none"] = Field(
         default="auto", description="Where the volume may be: around what the first sweeps show, or everywhere."
     )
+    check_tilt_sign: bool = Field(
+        default=False,
+        description="Reconstruct both hands shortly and say whether the signs of the tilts fit: a wrong one mirrors "
+        "the volume in z at a loss that is only slightly higher.",
+    )
     tiles: Count | None = Field(
         default=None, description="Parts that the positions of a tilt are cut into; by their number if not given."
     )
@@ -81,3 +86,11 @@ class JointSettings(Section):
     precision: Literal["single", "double"] = Field(default="single", description="Of volume and waves.")
     seed: int = Field(default=0, ge=0, description="Seed of the order of tilts and batches.")
     checkpoint_every: Count = Field(default=2, description="Epochs between two checkpoints.")
+
+    @model_validator(mode="after")
+    def _propagation_tells_the_hand(self) -> Self:
+        if self.check_tilt_sign and self.single_slice:
+            raise ValueError(
+                "check_tilt_sign needs propagation through the specimen, and single_slice has none: set one to false"
+            )
+        return self
