@@ -19,7 +19,7 @@ from scipy.spatial import cKDTree
 from stemtomo.algorithms.ptychography import adaptive
 from stemtomo.algorithms.ptychography.adaptive import Geometry, Stack
 from stemtomo.algorithms.ptychography.mistilt import Data, inverse_curvatures, object_scale, vacuum
-from stemtomo.algorithms.ptychography.quasi_newton import Iterate, Point, minimise
+from stemtomo.algorithms.quasi_newton import Iterate, Point, minimise
 from stemtomo.backend import Array, to_host
 
 _LARGEST_STEP_RAD = 2e-3
