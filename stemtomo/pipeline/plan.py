@@ -23,7 +23,8 @@ def plan(
     until
         Last stage to plan; all if not given.
     limits
-        What :func:`worker_limits` says; a tilt that does not fit it is planned in tiles, a volume in files.
+        What :func:`worker_limits` says: a tilt that does not fit it is planned in tiles, a volume that does not in
+        files.
 
     Raises
     ------
@@ -49,7 +50,7 @@ def plan(
     planes = field[1] if depth is None else math.ceil(depth / pixel[0])
     tiled = None
     if limits is not None and _takes_part(ptychography.GROUP, until):
-        tiled = tile_layout.plan_rows(scan, detector, itemsize, tilts, configuration.ptychography, Room(*limits))
+        tiled = tile_layout.plan_row(scan, detector, itemsize, tilts, configuration.ptychography, Room(*limits))
     memory = None if limits is None else limits[0] * limits[1]
     rows = [
         plan_ingest(raw, configuration.ingest),

@@ -16,7 +16,7 @@ from stemtomo.algorithms.ptychography.windows import ObjectGrid
 from stemtomo.distributed import Executor, PlanRow
 from stemtomo.errors import MemoryPlanError
 from stemtomo.geometry import Detector, Scan
-from stemtomo.io.schema import frame_shards
+from stemtomo.io.schema import CHUNK_POSITIONS, frame_shards
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import PtychographySettings, ResourceSettings
 from stemtomo.pipeline.ptychography import GROUP, grid_of, padding_of
@@ -24,6 +24,8 @@ from stemtomo.pipeline.tile_fields import GROUP_BYTES
 
 #: Pixels that a window is larger than what its positions reach, on every side: what refined positions may move by.
 MARGIN_PX = 4
+#: Scan positions of a chunk, the least that is read.
+CHUNK = (CHUNK_POSITIONS, CHUNK_POSITIONS)
 #: Buffers of a running task beside the object: waves of the positions that are worked on together, codecs.
 _BUFFERS = 64 * backend.CACHE_BYTES
 
@@ -111,6 +113,15 @@ class Need:
         return self.held_patterns + self.held_objects + threads * self.running
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A cut into rows and columns of tiles, whether their patterns are held, and what that takes."""
+
+    tiles_yx: tuple[int, int]
+    resident: bool
+    need: Need
+
+
 def layout_of(store: Store, tilt: int, settings: PtychographySettings, room: Room) -> Layout | None:
     """Return how a tilt is cut into tiles; ``None`` where it is reconstructed in one piece.
 
@@ -124,11 +135,13 @@ def layout_of(store: Store, tilt: int, settings: PtychographySettings, room: Roo
     found = chosen(scan, detector, itemsize, shard, settings, room, store.tilt_count)
     if found is None:
         return None
-    tiles_yx, resident = found
-    cuts = rectangles(scan.shape_yx, tiles_yx, shard)
-    return Layout(store.path, tilt, settings, tuple(cuts), tiles_yx, resident)
+    if found.need.per_worker(room.threads) > room.limit_bytes:
+        raise MemoryPlanError(_refusal(found.need, settings, room))
+    cuts = rectangles(scan.shape_yx, found.tiles_yx, shard)
+    return Layout(store.path, tilt, settings, tuple(cuts), found.tiles_yx, found.resident)
 
 
+@functools.lru_cache(maxsize=8)  # tilts of a series are alike
 def chosen(
     scan: Scan,
     detector: Detector,
@@ -137,8 +150,8 @@ def chosen(
     settings: PtychographySettings,
     room: Room,
     tilts: int = 1,
-) -> tuple[tuple[int, int], bool] | None:
-    """Return rows and columns of tiles and whether patterns are held; ``None`` for one piece without tiles."""
+) -> Choice | None:
+    """Return the fewest tiles that fit, or those that need the least; ``None`` for one piece without tiles."""
     frames = scan.count * math.prod(detector.shape_yx) * itemsize
     grid = grid_of(scan, detector, padding_of(scan, settings))
     at_once = min(room.threads, math.ceil(tilts / room.workers))
@@ -149,15 +162,14 @@ def chosen(
         return None
     candidates = [settings.tiles] if settings.tiles != "auto" else list(_grids(scan, shard_yx, room))
     wanted = {"memory": (True,), "store": (False,), "auto": (True, False)}[settings.frames]
-    least = None
+    choices = []
     for resident in wanted:
         for tiles_yx in candidates:
             need = need_of(scan, detector, grid, itemsize, shard_yx, settings, tiles_yx, resident, room)
+            choices.append(Choice(tiles_yx, resident, need))
             if need.per_worker(room.threads) <= room.limit_bytes:
-                return tiles_yx, resident
-            least = need if least is None or need.per_worker(room.threads) < least.per_worker(room.threads) else least
-    assert least is not None
-    raise MemoryPlanError(_refusal(least, settings, room))
+                return choices[-1]
+    return min(choices, key=lambda choice: choice.need.per_worker(room.threads))
 
 
 def need_of(
@@ -181,16 +193,16 @@ def need_of(
     layer = 4 * settings.slices * (2 if settings.object == "complex" else 1)
     probes = settings.probe_modes * math.prod(grid.window_yx) * 8 * 8
     patterns = mine * largest * pattern if resident else 0
-    # A copy of the patterns of one tile while they are loaded; what is being read and what is being worked on.
-    buffer = largest * pattern if resident else 3 * max(GROUP_BYTES, math.prod(shard_yx) * pattern // 8)
+    # What is being read and what is being worked on, each with a copy whose zero frequency goes to the corner.
+    buffer = 4 * (GROUP_BYTES + math.prod(CHUNK) * pattern)
     held = mine * (pixels * (4 * layer + 8) + probes)
-    running = pixels * (2 * layer + 16 * settings.slices + 8) + buffer // (room.threads if resident else 1) + _BUFFERS
+    running = pixels * (2 * layer + 16 * settings.slices + 8) + buffer + _BUFFERS
     whole = math.prod(grid.shape_yx)
     strips = max(0, sum(tile.object_pixels for tile in tiles) - whole) * (layer + 4) * 2
     return Need(patterns, held, running, strips)
 
 
-def plan_rows(
+def plan_row(
     scan: Scan, detector: Detector, itemsize: int, tilts: int, settings: PtychographySettings, room: Room
 ) -> PlanRow | None:
     """Return the row of a plan for tilts in tiles, from headers alone; ``None`` where a tilt fits in one piece."""
@@ -199,9 +211,8 @@ def plan_rows(
     found = chosen(scan, detector, itemsize, shard, settings, room, tilts)
     if found is None:
         return None
-    tiles_yx, resident = found
+    tiles_yx, resident, need = found.tiles_yx, found.resident, found.need
     grid = grid_of(scan, detector, padding_of(scan, settings))
-    need = need_of(scan, detector, grid, itemsize, shard, settings, tiles_yx, resident, room)
     frames = scan.count * math.prod(detector.shape_yx) * itemsize
     pixels = math.prod(grid.shape_yx) * settings.slices
     count = math.prod(tiles_yx)

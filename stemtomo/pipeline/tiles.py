@@ -7,7 +7,8 @@ window. Batches, random numbers and the order of every sum are those of the scan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from stemtomo.algorithms.ptychography.positions import Positions, moved_grid, se
 from stemtomo.algorithms.ptychography.tiles import Rectangle, batch_of
 from stemtomo.backend import Array
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
+from stemtomo.distributed.trees import sum_trees
 from stemtomo.pipeline.tile_fields import Field
 
 
@@ -71,17 +73,30 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """One step: which members of which epoch take it, by which rule, and what moves."""
+class Share:
+    """The members that take a step: batch ``number`` of ``batches``, as ``seed`` shuffles the ``members``."""
 
     number: int
     batches: int
     members: int
     seed: int
+
+    def of(self, part: Field) -> np.ndarray:
+        """Return which positions of a tile take the step."""
+        return np.flatnonzero(batch_of(self.members, self.batches, self.seed)[part.members] == self.number)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step: who takes it, by which rule, and what moves."""
+
+    share: Share
     rule: solver.Rule
     update_probe: bool
     epoch: int
     regularise: Callable[[solver.State, int], solver.State] | None
+    last: bool
+    """Whether it is the last one of its epoch."""
 
 
 @dataclass(frozen=True)
@@ -138,19 +153,24 @@ class TiledRun:
         """Return the standing after one pass over all patterns; waits for its loss."""
         schedule = self.schedule
         now = self._with_positions(now, epoch)
-        states, totals = now.states, []
-        if not schedule.tied:
-            states = states.map(tile_untied, each=[self.fields])
-        moving = now.positions if now.positions is not None else [None] * len(states)
-        members, count = schedule.members, schedule.batches[epoch]
-        for number in range(min(count, members)):
-            seed, refine = schedule.seed + epoch, epoch >= schedule.probe_start
-            batch = _Batch(number, count, members, seed, schedule.rules[epoch], refine, epoch, schedule.regularise)
-            states, total = self._step(states, moving, batch)
-            totals.append(total)
-        states = states.map(solver.orthogonal_modes)
-        loss = float(self.executor.gather(self.executor.submit(tile_epoch_loss, totals)))
-        return Standing(states, now.positions, [*now.losses, loss])
+        steps = list(self._batches(epoch))
+        moving = now.positions if now.positions is not None else [None] * len(now.states)
+        work, sums = now.states.map(tile_gradients, steps[0], not schedule.tied, each=[self.fields, moving]), []
+        for step, following in itertools.zip_longest(steps, steps[1:]):
+            # Two messages per tile: its halo, and one small value; what lies on a worker already is not moved.
+            halos = work.halo_sum(self.windows, of="halo")
+            sums.append(work.map(tile_totals, each=[halos]).reduce(tiles_together))
+            function, more = (tile_update, ()) if following is None else (tile_step, (following,))
+            work = work.map(function, sums[-1], step, *more, each=[halos, self.fields, moving])
+        loss = float(self.executor.gather(self.executor.submit(tiles_epoch_loss, sums)))
+        return Standing(work, now.positions, [*now.losses, loss])
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        told = self.schedule
+        for number in range(min(told.batches[epoch], told.members)):
+            refine, last = epoch >= told.probe_start, number + 1 == min(told.batches[epoch], told.members)
+            share = Share(number, told.batches[epoch], told.members, told.seed + epoch)
+            yield Batch(share, told.rules[epoch], refine, epoch, told.regularise, last)
 
     def save(self, now: Standing, checkpoint: Checkpoint) -> Standing:
         """Write ``now`` as a checkpoint and return it as read back: the history of tasks begins anew."""
@@ -172,14 +192,6 @@ class TiledRun:
         """Return the loss of every position of each tile, (position,)."""
         moving = now.positions if now.positions is not None else [None] * len(now.states)
         return now.states.map(tile_misfits, each=[self.fields, moving])
-
-    def _step(self, states: Parts, moving: Any, batch: _Batch) -> tuple[Parts, Handle]:
-        local = states.map(tile_gradients, batch, each=[self.fields, moving])
-        halos = local.pick("halo").halo_sum(self.windows)
-        total = local.pick("total").sum()
-        peak = self.executor.submit(max, list(halos.map(tile_peak).handles))
-        states = states.map(tile_update, total, peak, batch, each=[local.pick("own"), halos, self.fields, moving])
-        return states, total
 
     def _with_positions(self, now: Standing, epoch: int) -> Standing:
         free = epoch == self.schedule.affine_from
@@ -205,53 +217,71 @@ class TiledRun:
 # -- tasks, under the names that a dashboard shows ---------------------------------------------------------------------
 
 
-def tile_gradients(state: solver.State, batch: _Batch, part: Field, positions: Positions | None) -> dict[str, Any]:
-    """Return what a tile adds: to its neighbours' windows, to the sums over all tiles, and what stays its own."""
-    wanted = np.flatnonzero(batch_of(batch.members, batch.batches, batch.seed)[part.members] == batch.number)
+def tile_gradients(
+    state: solver.State, batch: Batch, untie: bool, part: Field, positions: Positions | None
+) -> dict[str, Any]:
+    """Return the state of a tile and what it adds: ``halo`` in the overlaps, ``total`` over all tiles, ``own``."""
+    state = solver.untied(state, part.model.slices) if untie else state
     parameters = [] if positions is None else [positions]
-    sums = part.gradients(state, wanted, parameters)
+    sums = part.gradients(state, batch.share.of(part), parameters)
     over = {p.name: p.over_parts(state.extra[p.name], sums.extra[p.name]) for p in parameters}
     total = {"probe": sums.probe, "loss": sums.loss, "positions": sums.positions, "extra": over}
     own = {p.name: sums.extra[p.name] for p in parameters if not p.shared}
-    return {"halo": {"phase": sums.phase, "illumination": sums.illumination}, "total": total, "own": own}
+    halo = {"phase": sums.phase, "illumination": sums.illumination}
+    return {"state": state, "halo": halo, "total": total, "own": own}
 
 
-def tile_peak(halo: dict[str, Array]) -> float:
-    """Return the largest illumination of a tile's window."""
-    return float(halo["illumination"].max())
+def tile_totals(work: dict[str, Any], halo: dict[str, Array]) -> dict[str, Any]:
+    """Return what a tile adds to the sums over all tiles, and the largest illumination of its window."""
+    return {"total": work["total"], "peak": float(halo["illumination"].max())}
+
+
+def tiles_together(some: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the totals of several tiles together."""
+    return {"total": sum_trees([each["total"] for each in some]), "peak": max(each["peak"] for each in some)}
 
 
 def tile_update(
-    state: solver.State,
-    total: dict[str, Any],
-    peak: float,
-    batch: _Batch,
-    own: dict[str, Any],
+    work: dict[str, Any],
+    sums: dict[str, Any],
+    batch: Batch,
     halo: dict[str, Array],
     part: Field,
     positions: Positions | None,
 ) -> solver.State:
     """Return the state of a tile after the step that all tiles take."""
+    total, extra = sums["total"], {}
     parameters = [] if positions is None else [positions]
-    extra = {}
     for parameter in parameters:
         over = total["extra"][parameter.name]
-        extra[parameter.name] = over if parameter.shared else {**own[parameter.name], "over_parts": over}
-    sums = solver.Gradients(
+        extra[parameter.name] = over if parameter.shared else {**work["own"][parameter.name], "over_parts": over}
+    gradients = solver.Gradients(
         halo["phase"], total["probe"], halo["illumination"], total["loss"], total["positions"], extra
     )
-    state = solver.update(state, sums, batch.rule, batch.update_probe, peak, part.model.slices, parameters)
-    return state if batch.regularise is None else batch.regularise(state, batch.epoch)
+    slices = part.model.slices
+    state = solver.update(work["state"], gradients, batch.rule, batch.update_probe, sums["peak"], slices, parameters)
+    state = state if batch.regularise is None else batch.regularise(state, batch.epoch)
+    return solver.orthogonal_modes(state) if batch.last else state
 
 
-def tile_epoch_loss(totals: Sequence[dict[str, Any]]) -> float:
+def tile_step(
+    work: dict[str, Any],
+    sums: dict[str, Any],
+    batch: Batch,
+    following: Batch,
+    halo: dict[str, Array],
+    part: Field,
+    positions: Positions | None,
+) -> dict[str, Any]:
+    """Do :func:`tile_update`, then :func:`tile_gradients` of the ``following`` batch, in one task."""
+    state = tile_update(work, sums, batch, halo, part, positions)
+    return tile_gradients(state, following, False, part, positions)
+
+
+def tiles_epoch_loss(sums: Sequence[dict[str, Any]]) -> float:
     """Return the loss per pattern as met in the batches of an epoch."""
+    totals = [each["total"] for each in sums]
     return float(sum(total["loss"] for total in totals) / sum(total["positions"] for total in totals))
-
-
-def tile_untied(state: solver.State, part: Field) -> solver.State:
-    """Return the state with a layer per slice."""
-    return solver.untied(state, part.model.slices)
 
 
 def tile_curvature(state: solver.State, part: Field) -> Array:
