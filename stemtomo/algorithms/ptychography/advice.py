@@ -90,7 +90,8 @@ def advise_geometry(
     if probe_angstrom > _MOST_FILLED * window_angstrom:
         found.append(
             f"a probe of {probe_angstrom:.3g} Å does not fit a window of {window_angstrom:.3g} Å, one over the"
-            " detector's pixel: it wraps around; use less defocus or a longer camera length, and check detector.pixel_inv_angstrom"
+            " detector's pixel: it wraps around; use less defocus or a longer camera length, and check"
+            " detector.pixel_inv_angstrom"
         )
     if 0 < slice_thickness_angstrom < depth_of_focus_angstrom and depth_blur_angstrom == 0:
         found.append(
