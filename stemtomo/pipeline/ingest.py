@@ -61,6 +61,7 @@ def ingest(
     tilts: TiltSeries,
     settings: IngestSettings | None = None,
     *,
+    name: str | None = None,
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -73,7 +74,8 @@ def ingest(
     Parameters
     ----------
     store
-        An open store, or the path of one to make or continue; a new one is named after its file.
+        An open store, or the path of one to make or continue. A new one is made when the source has been checked,
+        and called ``name``, or after its file.
     source
         Frames (tilt, y, x, ky, kx), see :func:`stemtomo.io.sources.open_frames`.
     tilts
@@ -103,7 +105,7 @@ def ingest(
         source = without_gaps(source)
     else:
         check_complete(source)
-    store = store if isinstance(store, Store) else open_or_create(store)
+    store = store if isinstance(store, Store) else open_or_create(store, name)
     source, detector = prepare(source, detector, settings, store, executor)
     identities = tilt_identities(source)
     _check_identity(store, source, identities)
@@ -183,9 +185,9 @@ def plan_ingest(source: FrameSource, settings: IngestSettings | None = None) -> 
     )
 
 
-def open_or_create(path: str | Path) -> Store:
-    """Open the store at ``path`` for writing, or make one named after its file."""
-    return Store.open(path, "r+") if Store.is_store(path) else Store.create(path, Path(path).stem)
+def open_or_create(path: str | Path, name: str | None = None) -> Store:
+    """Open the store at ``path`` for writing, or make one called ``name``, or after its file."""
+    return Store.open(path, "r+") if Store.is_store(path) else Store.create(path, name or Path(path).stem)
 
 
 def _check_match(source: FrameSource, scan: Scan, detector: Detector, tilts: TiltSeries) -> None:

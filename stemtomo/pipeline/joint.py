@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,28 @@ import numpy as np
 import xarray as xr
 
 from stemtomo import backend
+from stemtomo.algorithms.joint.pose import SHIFTS, TURNS
 from stemtomo.algorithms.joint.solver import Constraint, elements, start_slices
-from stemtomo.algorithms.joint.view import View
+from stemtomo.algorithms.joint.view import Box, View
 from stemtomo.backend import Array
 from stemtomo.distributed import Checkpoint, Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
+from stemtomo.geometry import Detector, Optics, Pose, Scan
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import tilt_name
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import interaction_parameter
 from stemtomo.pipeline.joint_epochs import epochs_of, reconstruct
 from stemtomo.pipeline.joint_hand import compare_hands
-from stemtomo.pipeline.joint_parts import box_of, tilts_of, voxels_per_slice
-from stemtomo.pipeline.joint_steps import JointRun, Standing
+from stemtomo.pipeline.joint_parts import box_for, tilts_of, voxels_per_slice
+from stemtomo.pipeline.joint_steps import FOCUS, JointRun, Standing
 from stemtomo.pipeline.progress import Progress, Silent
+from stemtomo.pipeline.ptychography import grid_of
 from stemtomo.pipeline.settings.joint import JointSettings
 
 GROUP = "joint"
+#: Processor seconds per slice, pattern and n² log2(n²) of its n² pixels, there and back, measured on one core.
+_SECONDS_PER_PASS = 1.0e-9
 
 
 def joint(
@@ -99,23 +105,42 @@ def joint(
 
 
 def plan_joint(store: Store, settings: JointSettings | None = None, workers: int = 1) -> PlanRow:
-    """Say what :func:`joint` will hold, read and write, from the store's metadata alone."""
-    settings = settings or JointSettings()
-    scan, detector, optics = store.scan(0), store.detector(0), store.optics(0)
-    box = box_of(store, settings)
-    frames = scan.count * math.prod(detector.shape_yx) * store.frames(0, require_complete=False).dtype.itemsize
+    """Say what :func:`joint` will hold, read, write and take, from the store's metadata alone."""
+    itemsize = store.frames(0, require_complete=False).dtype.itemsize
+    poses = [store.pose(i) for i in range(store.tilt_count)]
+    told = settings or JointSettings()
+    return plan_row(store.scan(0), store.detector(0), store.optics(0), itemsize, poses, told, workers)
+
+
+def plan_row(
+    scan: Scan,
+    detector: Detector,
+    optics: Optics,
+    itemsize: int,
+    poses: Sequence[Pose],
+    settings: JointSettings,
+    workers: int = 1,
+) -> PlanRow:
+    """Say the same for a series that is not ingested yet, with frames of ``itemsize`` bytes per pixel."""
+    box = box_for(scan, float(np.mean(detector.object_pixel_angstrom_yx)), poses, settings)
+    tilts, window, schedule = len(poses), math.prod(detector.shape_yx), epochs_of(settings)
+    frames = scan.count * window * itemsize
     slices = 1 if settings.single_slice else -(-box.shape_zyx[0] // voxels_per_slice(settings, box, optics))
-    voxels = math.prod(box.shape_zyx)
-    # The volume, its look-ahead and gradient, and while it is turned its complex copies; slices, their gradients.
-    working = voxels * 4 * 10 + slices * math.prod(box.shape_zyx[1:]) * 4 * 8 + 64 * backend.CACHE_BYTES
-    epochs = len(epochs_of(settings))
+    voxels, area = math.prod(box.shape_zyx), math.prod(grid_of(scan, detector).shape_yx)
+    # The volume, its look-ahead and gradient, and while it is turned its complex copies; slices, their gradients, and
+    # transmissions with theirs.
+    value = 4 if settings.precision == "single" else 8
+    working = voxels * value * 10 + slices * max(area, math.prod(box.shape_zyx[1:])) * value * 12
+    passes = sum((1 if epoch.kind == "single" else slices) + 1 for epoch in schedule)
+    passes += (slices + 1) * (1 + 10 * settings.check_tilt_sign)
     return PlanRow(
         stage=GROUP,
-        tasks=store.tilt_count * epochs,
-        bytes_per_task=working + (0 if settings.resident else frames),
-        bytes_read=frames * store.tilt_count * (1 if settings.resident else epochs),
-        bytes_written=voxels * 4 * (1 + epochs // settings.checkpoint_every),
-        resident_bytes=frames * store.tilt_count // max(1, workers) if settings.resident else 0,
+        tasks=tilts * len(schedule),
+        bytes_per_task=working + 64 * backend.CACHE_BYTES + (0 if settings.resident else frames),
+        bytes_read=frames * tilts * (1 if settings.resident else len(schedule)),
+        bytes_written=voxels * 4 * (1 + len(schedule) // settings.checkpoint_every),
+        seconds=tilts * scan.count * window * math.log2(window) * passes * _SECONDS_PER_PASS / workers,
+        resident_bytes=frames * tilts if settings.resident else 0,
     )
 
 
@@ -124,12 +149,13 @@ def _dataset(run: JointRun, found: Standing) -> xr.Dataset:
     tilts, settings = run.tilts, run.settings
     state, probes = run.executor.gather([found.volume.handles[0], list(found.probes)])
     coefficients = state["coefficients"]
-    constraint = Constraint(settings.positivity, settings.soft_threshold_rad, settings.element_width_px)
     box = tilts[0].view.box
     sigma = interaction_parameter(tilts[0].optics.energy_ev)
     volume = backend.to_host(elements(coefficients, settings.element_width_px)) / (sigma * box.voxel_angstrom)
-    projections = [_projection(coefficients, tilt.single, constraint) for tilt in tilts]
-    shifts = found.shifts_px * box.voxel_angstrom
+    poses = [run.pose(tilt.number, found.poses[tilt.number]) for tilt in tilts]
+    projections = [_projection(coefficients, pose, box, run.constraint) for pose in poses]
+    angles = np.degrees([(pose.theta_rad, pose.phi_rad, pose.psi_rad) for pose in poses])
+    shifts = found.poses[:, :2] * box.voxel_angstrom
     return xr.Dataset(
         {
             "potential": (("z", "y", "x"), volume.astype(np.float32)),
@@ -141,20 +167,26 @@ def _dataset(run: JointRun, found: Standing) -> xr.Dataset:
             ),
             "shift_x_angstrom": (("tilt",), shifts[:, 0]),
             "shift_y_angstrom": (("tilt",), shifts[:, 1]),
+            "theta_deg": (("tilt",), angles[:, 0]),
+            "phi_deg": (("tilt",), angles[:, 1]),
+            "psi_deg": (("tilt",), angles[:, 2]),
+            "turn_deg": (("tilt", "axis"), np.degrees(found.poses[:, TURNS])),
+            "focus_change_angstrom": (("tilt",), found.poses[:, FOCUS]),
         },
         attrs={
             "voxel_angstrom": box.voxel_angstrom,
             "slice_thickness_angstrom": tilts[0].view.slice_thickness_angstrom,
             "slices": tilts[0].view.slices,
+            "epochs": [epoch.kind for epoch in epochs_of(settings)],
             "sigma_rad_per_volt_angstrom": sigma,
-            "shift_change_rms_px": float(np.sqrt(np.mean(np.sum(found.shifts_px**2, axis=1)))),
+            "shift_change_rms_px": float(np.sqrt(np.mean(np.sum(found.poses[:, SHIFTS] ** 2, axis=1)))),
             "final_loss": float(np.average(run.losses(found), weights=[len(tilt.recorded) for tilt in tilts])),
             "loss_unit": "per detector pixel and pattern, as met in each epoch",
         },
     )
 
 
-def _projection(coefficients: Array, view: View, constraint: Constraint) -> np.ndarray:
-    """Return the projection (y, x) in rad of the volume at the pose of ``view``, without its shift, on the box."""
-    unshifted = View.whole(view.pose, view.box, view.box.shape_zyx[1:], view.box.shape_zyx[0])
-    return backend.to_host(start_slices(coefficients, unshifted, constraint))[0]
+def _projection(coefficients: Array, pose: Pose, box: Box, constraint: Constraint) -> np.ndarray:
+    """Return the projection (y, x) in rad of the volume at ``pose``, without its shift, on the box."""
+    view = View.whole(pose, box, box.shape_zyx[1:], box.shape_zyx[0])
+    return backend.to_host(start_slices(coefficients, view, constraint))[0]

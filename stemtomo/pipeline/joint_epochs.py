@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from stemtomo.algorithms.joint.pose import SHIFTS, TURNS
 from stemtomo.algorithms.joint.view import Box
 from stemtomo.algorithms.ptychography.phase import centred
+from stemtomo.algorithms.tomography.poses import turns_between
 from stemtomo.distributed import Checkpoint, Parts
 from stemtomo.errors import ConfigurationError
 from stemtomo.io.schema import tilt_name
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import interaction_parameter, wavelength_angstrom
 from stemtomo.physics.propagation import fresnel_propagator, propagate
+from stemtomo.pipeline.alignment import series_of
 from stemtomo.pipeline.joint_parts import electrons_of, first_probe
 from stemtomo.pipeline.joint_steps import JointRun, Standing
 from stemtomo.pipeline.progress import Progress
@@ -65,7 +68,7 @@ def reconstruct(
         progress.advance(loss=now.losses[-1])
         due = (number + 1) % settings.checkpoint_every == 0 and number + 1 < len(schedule)
         if checkpoint and due:
-            shared = {"probes": list(now.probes), "shifts_px": now.shifts_px, "losses": np.array(now.losses)}
+            shared = {"probes": list(now.probes), "poses": now.poses, "losses": np.array(now.losses)}
             kept = now.volume.save(checkpoint, number + 1, shared)
             now = _resumed(run, kept.parts, kept.shared)
     return now
@@ -73,7 +76,7 @@ def reconstruct(
 
 def _resumed(run: JointRun, volume: Parts, shared: dict[str, Any]) -> Standing:
     probes = [run.executor.broadcast(probe) for probe in shared["probes"]]
-    return Standing(volume, probes, shared["shifts_px"], [float(loss) for loss in shared["losses"]])
+    return Standing(volume, probes, shared["poses"], [float(loss) for loss in shared["losses"]])
 
 
 def first_standing(store: Store, run: JointRun) -> Standing:
@@ -85,7 +88,7 @@ def first_standing(store: Store, run: JointRun) -> Standing:
     if settings.probe == "shared":
         electrons = [float(np.mean(electrons))] * len(electrons)
     probes = [first_probe(tilt, count, settings) for tilt, count in zip(run.tilts, electrons, strict=True)]
-    return run.start(probes, np.zeros((len(run.tilts), 2)))
+    return run.start(probes, np.zeros((len(run.tilts), 6)))
 
 
 def _from_sequential(store: Store, run: JointRun) -> Standing:
@@ -98,9 +101,15 @@ def _from_sequential(store: Store, run: JointRun) -> Standing:
         )
     sigma = interaction_parameter(store.optics(0).energy_ev)
     start = _fitted_into(volume["potential"].values * sigma * box.voxel_angstrom, box)
-    shifts = np.zeros((len(run.tilts), 2))
+    poses = np.zeros((len(run.tilts), 6))
     if "shift_x_angstrom" in volume:
-        shifts = np.stack([volume[f"shift_{axis}_angstrom"].values for axis in "xy"], axis=-1) / box.voxel_angstrom
+        poses[:, SHIFTS] = (
+            np.stack([volume[f"shift_{axis}_angstrom"].values for axis in "xy"], axis=-1) / box.voxel_angstrom
+        )
+    alignment = store.read("alignment")
+    if "theta_deg" in alignment:
+        told = np.stack([tilt.view.pose.rotation for tilt in run.tilts])
+        poses[:, TURNS] = turns_between(told, series_of(alignment).rotations)
     probes = []
     for tilt in run.tilts:
         result = store.read(f"ptychography/{tilt_name(tilt.number)}")
@@ -110,7 +119,7 @@ def _from_sequential(store: Store, run: JointRun) -> Standing:
         wavelength = wavelength_angstrom(tilt.optics.energy_ev)
         back = fresnel_propagator(probe.shape[-2:], pixel, wavelength, -float(result.attrs["first_slice_z_angstrom"]))
         probes.append(propagate(probe.copy(), back))
-    return run.start(probes, shifts, np.maximum(start, 0) if run.settings.positivity else start)
+    return run.start(probes, poses, np.maximum(start, 0) if run.settings.positivity else start)
 
 
 def _fitted_into(volume: np.ndarray, box: Box) -> np.ndarray:

@@ -31,9 +31,10 @@ def plan(
     ConfigurationError, FormatError, AcquisitionError
         If the configuration and the input do not fit together.
     """
-    from stemtomo.pipeline import alignment, atoms, projections, ptychography, quicklook, tile_layout, tomography
+    from stemtomo.pipeline import alignment, atoms, joint, projections, ptychography, quicklook, tile_layout, tomography
     from stemtomo.pipeline.ingest import open_input, plan_ingest
     from stemtomo.pipeline.preparation import prepared, prepared_detector
+    from stemtomo.pipeline.run import skipped_stages
     from stemtomo.pipeline.tile_layout import Room
 
     source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
@@ -41,7 +42,7 @@ def plan(
     scan = configuration.to_scan((source.shape[1], source.shape[2]))
     detector = configuration.to_detector((source.shape[3], source.shape[4]))
     optics = configuration.to_optics()
-    rotations = configuration.to_tilts(tilts).rotations
+    poses = configuration.to_tilts(tilts)
     raw, source = source, prepared(source, configuration.ingest)
     detector = prepared_detector(detector, configuration.ingest)
     itemsize, pixel = source.dtype.itemsize, detector.object_pixel_angstrom_yx
@@ -58,10 +59,13 @@ def plan(
         tiled or ptychography.plan_row(scan, detector, optics, itemsize, tilts, configuration.ptychography),
         projections.plan_row(scan, detector, tilts, configuration.projections),
         alignment.plan_row(field, tilts),
-        tomography.plan_row(field, rotations, pixel[0], configuration.tomography, workers, memory),
+        tomography.plan_row(field, poses.rotations, pixel[0], configuration.tomography, workers, memory),
+        joint.plan_row(scan, detector, optics, itemsize, list(poses), configuration.joint, workers),
         atoms.plan_row((planes, *field)),
     ]
-    return MemoryPlan([row for row in rows if _takes_part(row.stage.partition(",")[0], until)])
+    skipped = skipped_stages(configuration) - {until}
+    wanted = ((row.stage.partition(",")[0], row) for row in rows)
+    return MemoryPlan([row for stage, row in wanted if _takes_part(stage, until) and stage not in skipped])
 
 
 def _takes_part(stage: str, until: str | None) -> bool:

@@ -73,22 +73,22 @@ def run(
     ledger = _Ledger(executor)
     source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
     scan_shape, detector_shape = (source.shape[1], source.shape[2]), (source.shape[3], source.shape[4])
-    path = configuration.store_path
-    store = Store.open(path, "r+") if Store.is_store(path) else Store.create(path, configuration.series.name)
     ledger.stage(
         "ingest",
         lambda: ingest(
-            store,
+            configuration.store_path,
             source,
             configuration.to_optics(),
             configuration.to_scan(scan_shape),
             configuration.to_detector(detector_shape),
             configuration.to_tilts(source.shape[0]),
             configuration.ingest,
+            name=configuration.series.name,
             executor=executor,
             progress=progress,
         ),
     )
+    store = Store.open(configuration.store_path, "r+")
     return _run_on(store, with_memory(with_dose(configuration)), until, progress or Silent(), executor, ledger)
 
 
@@ -258,12 +258,15 @@ def _require_truth(settings: StageSettings) -> None:
 
 
 def with_dose(configuration: Configuration) -> Configuration:
-    """Hand the known dose to the stage that starts from it, unless that stage was told its own."""
+    """Hand the known dose to the stages that start from it, unless they were told their own."""
     electrons = configuration.dose.electrons_per_pattern
-    if electrons is None or configuration.ptychography.electrons_per_pattern is not None:
-        return configuration
-    stage = configuration.ptychography.model_copy(update={"electrons_per_pattern": electrons})
-    return configuration.model_copy(update={"ptychography": stage})
+    stages = {name: getattr(configuration, name) for name in ("ptychography", "joint")}
+    told = {
+        name: stage.model_copy(update={"electrons_per_pattern": electrons})
+        for name, stage in stages.items()
+        if electrons is not None and stage.electrons_per_pattern is None
+    }
+    return configuration.model_copy(update=told)
 
 
 def with_memory(configuration: Configuration) -> Configuration:

@@ -90,7 +90,7 @@ def watch(
     arrivals = Arrivals.at(Path(path).expanduser().absolute(), configuration)
     configuration.to_tilts()
     watcher = _Watcher(
-        store if isinstance(store, Store) else open_or_create(store),
+        store if isinstance(store, Store) else open_or_create(store, configuration.series.name),
         with_dose(configuration),
         arrivals,
         executor or default_executor(),

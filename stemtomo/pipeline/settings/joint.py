@@ -59,9 +59,16 @@ class JointSettings(Section):
     )
     probe_step: NonNegative = Field(default=0.1, description="Step of the probe.")
     refine_shifts: bool = Field(default=False, description="Refine the shift of every tilt after the first sweeps.")
+    refine_focus: bool = Field(default=False, description="Refine C1 of every tilt, while tilts are cut into slices.")
+    refine_angles: bool = Field(
+        default=False, description="Refine the three angles of every tilt, while tilts are cut into slices."
+    )
     positivity: bool = Field(default=True, description="Keep the potential non-negative.")
     soft_threshold_rad: NonNegative = Field(
         default=0.0, description="Penalty on every voxel in rad per sweep: takes a faint haze away."
+    )
+    tv_weight_rad: NonNegative = Field(
+        default=0.0, description="Weight of the total variation in rad per voxel, after every epoch."
     )
     element_width_px: float = Field(
         default=0.0,
