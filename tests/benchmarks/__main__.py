@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import catch_up, first_look, pipelines, ptychography, streaming, tomography, two_workers
+from tests.benchmarks import catch_up, first_look, pipelines, ptychography, streaming, tiles, tomography, two_workers
 from tests.benchmarks.measure import Row, machine, print_result, python, table
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
@@ -19,6 +19,8 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "watch": catch_up.catch_up_rows,
     "out_of_core": streaming.out_of_core_rows,
     "two_workers": two_workers.two_worker_rows,
+    "tiles": tiles.benchmark,
+    "tiles_10_gb": tiles.out_of_core_rows,
     "pipelines": pipelines.benchmark,
 }
 
