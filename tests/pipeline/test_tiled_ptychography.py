@@ -79,7 +79,7 @@ def test_missing_positions_have_no_tile_and_no_loss(tmp_path):
 
 
 def test_a_search_for_the_mistilt_starts_all_tiles_alike(tmp_path):
-    changes = {"slices": 3, "refine_mistilt": True, "mistilt_iterations": 5, "epochs": 2, "settling_epochs": 0}
+    changes = {"slices": 3, "refine_mistilt": True, "mistilt_iterations": 2, "epochs": 2, "settling_epochs": 0}
     changes |= {"refine_positions_from_epoch": 1}
     for patterns in (1024, 64):
         one = reconstructed(tmp_path, f"one-{patterns}", mistilt_patterns=patterns, **changes)
@@ -94,8 +94,8 @@ def test_batches_of_blocks_do_not_depend_on_the_cut(tmp_path):
 
 
 def test_a_cluster_gives_the_bits_of_threads(tmp_path, client):
-    threads = reconstructed(tmp_path, "threads", tiles=(3, 3))
-    cluster = reconstructed(tmp_path, "cluster", executor(client), tiles=(3, 3))
+    threads = reconstructed(tmp_path, "threads", tiles=(2, 2), epochs=3)
+    cluster = reconstructed(tmp_path, "cluster", executor(client), tiles=(2, 2), epochs=3)
     for name in NAMES:
         np.testing.assert_array_equal(threads[name].values, cluster[name].values)
 
@@ -162,6 +162,7 @@ class KillWorkers:
         pass
 
 
+@pytest.mark.heavy
 def test_killed_workers_change_no_bit_of_the_result(tmp_path, client):
     expected = reconstructed(tmp_path, "undisturbed", tiles=(2, 1))
     store = make_scan(tmp_path / "killed.zarr")
