@@ -61,7 +61,7 @@ def make_store(path: Path, positions: int, pixels: int) -> Store:
     return store
 
 
-def patterns_per_cpu_second(pixels: int, count: int = 256) -> float:
+def patterns_per_cpu_second(pixels: int, count: int = 1024) -> float:
     """Return the patterns per processor second that the engine works on when they are in memory."""
     detector = detector_of(pixels)
     edge = math.isqrt(count)
@@ -78,29 +78,40 @@ def patterns_per_cpu_second(pixels: int, count: int = 256) -> float:
     return len(counts) / cpu_seconds(epoch)
 
 
-def reconstruct(client: Any, folder: Path, positions: int, pixels: int, tiles: Any, frames: str) -> dict[str, float]:
-    """Return what two epochs of a scan in tiles cost the workers."""
+def reconstruct(
+    client: Any, folder: Path, positions: int, pixels: int, tiles: Any, frames: str, epochs: int = 2
+) -> dict[str, float]:
+    """Return what some epochs of a scan in tiles cost the workers."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         store = make_store(Path(name) / "scan.zarr", positions, pixels)
-        settings = SETTINGS.model_copy(update={"tiles": tiles, "frames": frames})
+        settings = SETTINGS.model_copy(update={"tiles": tiles, "frames": frames, "epochs": epochs})
         return measure(client, lambda: ptychography(store, settings, executor=ClientExecutor(client)))
 
 
-def out_of_core_rows(positions: int = 256, pixels: int = 288, limit_mib: int = 1536) -> list[Row]:
-    """Return the figures of a scan in the store (10.9 GB as given) that two workers reconstruct within their memory."""
-    size = positions**2 * pixels**2 * 2
+def out_of_core_rows(positions: int = 256, pixels: int = 288, limit_mib: int = 1536, more: int = 0) -> list[Row]:
+    """Return the figures of a scan in the store (10.9 GB as given) that two workers reconstruct within their memory.
+
+    With ``more`` epochs a second run says what an epoch costs without the start and the end.
+    """
+    size, costs = positions**2 * pixels**2 * 2, []
     floor = patterns_per_cpu_second(pixels)
-    with tempfile.TemporaryDirectory() as name, two_workers(limit_mib) as client:
-        found = reconstruct(client, Path(name), positions, pixels, "auto", "store")
-    work = f"{size / 1e9:.2f} GB of frames, 2 workers of {limit_mib} MiB, 2 epochs"
+    for epochs in (2, 2 + more) if more else (2,):
+        with tempfile.TemporaryDirectory() as name, two_workers(limit_mib) as client:
+            costs.append(reconstruct(client, Path(name), positions, pixels, "auto", "store", epochs))
+    found = costs[0]
+    work = f"{size / 1e9:.2f} GB of frames, 2 workers of {limit_mib} MiB"
     # The patterns are read twice more: once to count electrons, once for the map of the loss.
-    rate = 2 * positions**2 / found["cpu_s"]
-    return [
-        Row("tiles", work, found["peak_rss_mb"], "MB peak of a worker"),
-        rate_row("tiles", work, rate, "patterns/CPU s", floor),
-        Row("tiles", work, found["wall_s"], "s wall"),
-        Row("tiles", work, found["spilled_bytes"] + found["paused"], "bytes spilled, or paused"),
+    with_ends = 2 * positions**2 / found["cpu_s"]
+    rows = [
+        Row("tiles", f"{work}, 2 epochs", found["peak_rss_mb"], "MB peak of a worker"),
+        rate_row("tiles", f"{work}, 2 epochs, start and end", with_ends, "patterns/CPU s", floor),
+        Row("tiles", f"{work}, 2 epochs", found["wall_s"], "s wall"),
+        Row("tiles", f"{work}, 2 epochs", found["spilled_bytes"] + found["paused"], "bytes spilled, or paused"),
     ]
+    if more:
+        rate = more * positions**2 / (costs[1]["cpu_s"] - found["cpu_s"])
+        rows.append(rate_row("tiles", f"{work}, an epoch", rate, "patterns/CPU s", floor))
+    return rows
 
 
 def scaling_rows(positions: int = 64, pixels: int = 128) -> list[Row]:
@@ -141,4 +152,4 @@ def _nothing(*_: Any) -> None:
 
 def benchmark() -> list[Row]:
     """Return the figures at a tenth of the size: minutes."""
-    return [*out_of_core_rows(128, 128, 512), *scaling_rows()]
+    return [*out_of_core_rows(128, 128, 640, more=8), *scaling_rows()]
