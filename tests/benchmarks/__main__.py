@@ -17,6 +17,7 @@ from tests.benchmarks import (
     ptychography,
     streamed_volume,
     streaming,
+    tiles,
     tomography,
     two_workers,
 )
@@ -33,6 +34,8 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "out_of_core": streaming.out_of_core_rows,
     "two_workers": two_workers.two_worker_rows,
     "streamed_volume": streamed_volume.streamed_rows,
+    "tiles": tiles.benchmark,
+    "tiles_10_gb": tiles.out_of_core_rows,
     "pipelines": pipelines.benchmark,
 }
 
