@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typer
+
 from stemtomo.cli.application import app
 from stemtomo.cli.options import DebugOption, JsonOption, SchedulerOption, StageSetOption, StoreArgument, WorkersOption
 from stemtomo.cli.shell import bars, clear_errors, cluster, require_folder, write_json
@@ -26,6 +28,10 @@ def _add_stage(stage: str, summary: str) -> None:
             with bars() as progress:
                 numbers = stage_verb(stage)(opened, settings, progress=progress)
             write_json(numbers, json_file)
+            if numbers.get("note"):
+                typer.echo(f"Note: {numbers['note']}")
+            for diagnosis in numbers.get("diagnoses", []):
+                typer.echo(f"{diagnosis['name']}: {diagnosis['text']}", err=True)
 
     command.__doc__ = f"{summary} Settings are those of the last time, unless overridden."
     app.command(stage.replace("_", "-"))(command)

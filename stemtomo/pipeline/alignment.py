@@ -17,6 +17,8 @@ from stemtomo.algorithms.tomography.alignment import (
     neighbour_correlation,
     without_translation,
 )
+from stemtomo.algorithms.tomography.diagnosis import diagnoses, require_sound
+from stemtomo.algorithms.tomography.intensity import gains
 from stemtomo.algorithms.tomography.poses import euler_deg
 from stemtomo.distributed import Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
@@ -50,12 +52,16 @@ def align(
     dict
         ``method``: what was used; ``shift_rms_px``; ``score``: per tilt, residual in px of the centre of mass or, for
         the methods that correlate, a correlation; ``wholly_in_view``, and ``border_fraction``: the largest, how bright
-        the border is beside the specimen; ``computed``: whether anything was done.
+        the border is beside the specimen; ``gain``: mean factor per tilt, if asked for; ``diagnoses``: what is likely
+        wrong with the poses, each with its ``name`` (tilt_order, tilt_axis, tilt_sense, mirrored) and a ``text``;
+        ``computed``: whether anything was done.
 
     Raises
     ------
     StoreError
         If there are no projections.
+    FormatError
+        If one of them has no angle, is constant, or holds values that are no numbers.
     """
     store = Store.of(store)
     settings = settings or AlignmentSettings()
@@ -67,6 +73,7 @@ def align(
     if todo:
         projections = store.read("projections")
         projections.load()
+        require_sound(projections["phase"].values, projections["valid"].values, _angles_deg(projections))
         dataset: xr.Dataset = executor.gather(executor.submit(_estimate, projections, settings))
         if settings.refine_angles and dataset.attrs["wholly_in_view"] and projections.sizes["tilt"] > 2:
             dataset = _jointly(projections, dataset, settings, executor)
@@ -82,6 +89,8 @@ def align(
         "wholly_in_view": bool(result.attrs["wholly_in_view"]),
         "border_fraction": result.attrs["border_fraction"],
         "angle_change_rms_deg": result.attrs.get("angle_change_rms_deg"),
+        "gain": result["gain"].mean("y").values.tolist() if "gain" in result else None,
+        "diagnoses": result.attrs.get("diagnoses", []),
         "computed": todo,
     }
 
@@ -123,6 +132,14 @@ def aligned_geometry(projections: xr.Dataset, alignment: xr.Dataset, degree: int
     )
 
 
+def aligned_images(projections: xr.Dataset, alignment: xr.Dataset | None) -> np.ndarray:
+    """Return the phases (tilt, y, x), float32, in the one scale that ``alignment`` found."""
+    images: np.ndarray = projections["phase"].values.astype(np.float32)
+    if alignment is None or "gain" not in alignment:
+        return images
+    return images * alignment["gain"].values.astype(np.float32)[:, :, None]
+
+
 def aligned_rotations(projections: xr.Dataset, alignment: xr.Dataset | None) -> np.ndarray:
     """Return the matrices R (tilt, 3, 3) that ``alignment`` refined, else those of the angles of the projections."""
     refined = alignment is not None and "theta_deg" in alignment
@@ -143,19 +160,27 @@ def _estimate(projections: xr.Dataset, settings: AlignmentSettings) -> xr.Datase
         method, estimate = _in_view(images, valid, series, settings, none)
     pixel = float(projections.attrs["pixel_angstrom"])
     shifts = estimate.shifts_px * pixel
+    kind = "tilt" if settings.normalise == "rows" and not series.single_axis else settings.normalise
+    found = gains(images, valid, estimate.shifts_px[:, 1], kind) if in_view and kind != "none" else None
     return xr.Dataset(
         {
             "shift_x_angstrom": (("tilt",), shifts[:, 0]),
             "shift_y_angstrom": (("tilt",), shifts[:, 1]),
             "score": (("tilt",), estimate.score),
+            **({} if found is None else {"gain": (("tilt", "y"), found)}),
         },
         attrs={
             "method": method,
             "wholly_in_view": in_view,
             "border_fraction": border,
             "pixel_angstrom": pixel,
+            "diagnoses": [each._asdict() for each in diagnoses(images, valid, series.rotations)] if in_view else [],
         },
     )
+
+
+def _angles_deg(projections: xr.Dataset) -> np.ndarray:
+    return np.stack([projections[f"{name}_deg"].values for name in ("theta", "phi", "psi")], axis=-1)
 
 
 def _jointly(
@@ -164,7 +189,7 @@ def _jointly(
     """Return ``estimate`` with poses refined together with a volume."""
     from stemtomo.pipeline.joint_alignment import refine_poses
 
-    images, valid = projections["phase"].values, projections["valid"].values
+    images, valid = aligned_images(projections, estimate), projections["valid"].values
     start = aligned_geometry(projections, estimate)
     found = refine_poses(images, valid, start, settings, executor)
     theta, phi, psi = euler_deg(found.geometry.rotations)

@@ -68,8 +68,8 @@ def run(
     _require_stage(until)
     _require_truth(configuration)
     executor = executor or default_executor()
-    planned = plan(configuration, executor.workers, until)
-    planned.check(*worker_limits(executor, configuration.resources))
+    limits = worker_limits(executor, configuration.resources)
+    plan(configuration, executor.workers, until, limits).check(*limits)
     ledger = _Ledger(executor)
     source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
     scan_shape, detector_shape = (source.shape[1], source.shape[2]), (source.shape[3], source.shape[4])
@@ -89,7 +89,7 @@ def run(
         ),
     )
     store = Store.open(configuration.store_path, "r+")
-    return _run_on(store, with_dose(configuration), until, progress or Silent(), executor, ledger)
+    return _run_on(store, with_memory(with_dose(configuration)), until, progress or Silent(), executor, ledger)
 
 
 def run_stages(
@@ -258,9 +258,21 @@ def _require_truth(settings: StageSettings) -> None:
 
 
 def with_dose(configuration: Configuration) -> Configuration:
-    """Hand the known dose to the stage that starts from it, unless that stage was told its own."""
+    """Hand the known dose to the stages that start from it, unless they were told their own."""
     electrons = configuration.dose.electrons_per_pattern
-    if electrons is None or configuration.ptychography.electrons_per_pattern is not None:
+    stages = {name: getattr(configuration, name) for name in ("ptychography", "joint")}
+    told = {
+        name: stage.model_copy(update={"electrons_per_pattern": electrons})
+        for name, stage in stages.items()
+        if electrons is not None and stage.electrons_per_pattern is None
+    }
+    return configuration.model_copy(update=told)
+
+
+def with_memory(configuration: Configuration) -> Configuration:
+    """Hand the memory that the run may use to the stage that fits its tiles to it, unless it was told its own."""
+    given = configuration.resources.memory_gib
+    if given is None or configuration.ptychography.memory_gib is not None:
         return configuration
-    stage = configuration.ptychography.model_copy(update={"electrons_per_pattern": electrons})
+    stage = configuration.ptychography.model_copy(update={"memory_gib": given})
     return configuration.model_copy(update={"ptychography": stage})

@@ -11,7 +11,7 @@ from stemtomo import __version__
 from stemtomo.errors import StoreError
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import OPTIONAL_STAGES, STAGES
-from stemtomo.reporting import analysis, calibration, experiment, markup, resolution, specimen
+from stemtomo.reporting import analysis, calibration, experiment, joint, markup, resolution, specimen
 from stemtomo.reporting.markup import Raw
 from stemtomo.reporting.results import Results
 
@@ -22,6 +22,7 @@ _TITLES = {
     "ptychography": "Ptychography",
     "projections": "Projections",
     "volume": "Volume",
+    "joint": "Joint tomography",
     "resolution": "Resolution",
     "atoms": "Atoms",
     "order": "Order",
@@ -79,6 +80,7 @@ def render(results: Results) -> str:
         "ptychography": experiment.ptychography(results),
         "projections": experiment.projections(results),
         "volume": specimen.volume(results),
+        "joint": joint.joint(results),
         "resolution": resolution.resolution(results),
         "atoms": specimen.atoms(results),
         "order": analysis.order(results),

@@ -14,6 +14,7 @@ from tests.benchmarks import (
     first_look,
     pipelines,
     ptychography,
+    streamed_volume,
     streaming,
     tomography,
     two_workers,
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "watch": catch_up.catch_up_rows,
     "out_of_core": streaming.out_of_core_rows,
     "two_workers": two_workers.two_worker_rows,
+    "streamed_volume": streamed_volume.streamed_rows,
     "pipelines": pipelines.benchmark,
 }
 
