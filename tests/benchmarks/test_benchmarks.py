@@ -1,8 +1,9 @@
 """Bounds that the measured costs must keep; twice what was measured, so that a busy machine does not fail them."""
 
+import numpy as np
 import pytest
 
-from tests.benchmarks import catch_up, pipelines, ptychography, streaming, tomography
+from tests.benchmarks import catch_up, codecs, first_look, pipelines, ptychography, streaming, tomography
 
 pytestmark = pytest.mark.benchmark
 
@@ -33,6 +34,24 @@ def test_frames_stream():
     assert figures(rows, "quicklook kernel")[0].ratio < 5
     assert figures(rows, "ingest")[0].figure > 0.15
     assert figures(rows, "read")[0].figure > 0.5
+
+
+def test_counts_by_density_beat_bitshuffle_and_zstd():
+    for mean in (0.05, 0.5):
+        frames = codecs.counted(mean, positions=8)
+        ours, zstd = (
+            {row.benchmark: row.figure for row in codecs.codec_rows("", frames, name, 8)}
+            for name in ("by density", "zstd-3 bitshuffle")
+        )
+        assert ours["codec ratio"] > zstd["codec ratio"]
+        assert ours["codec decode"] > 0.9 * zstd["codec decode"]
+    for row in codecs.ingest_rows("", np.tile(codecs.counted(0.05, positions=8), (4, 4, 1, 1))):
+        assert row.ratio < 1.43  # 70 % of reading, packing and writing
+
+
+def test_the_first_look_of_a_warm_file():
+    rows = [row for row in first_look.first_look_rows() if "raw file" in row.work]
+    assert min(row.figure for row in rows) > 1
 
 
 def test_watch_costs_little_more_than_its_parts():
