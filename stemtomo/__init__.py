@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from stemtomo.pipeline.score import score, score_atoms
     from stemtomo.pipeline.simulate import simulate
     from stemtomo.pipeline.strain import strain
+    from stemtomo.pipeline.study import study
     from stemtomo.pipeline.tomography import tomography
     from stemtomo.pipeline.track import track
     from stemtomo.pipeline.watch import watch
@@ -59,6 +60,7 @@ _HOME = {
     "score_atoms": "stemtomo.pipeline.score",
     "simulate": "stemtomo.pipeline.simulate",
     "strain": "stemtomo.pipeline.strain",
+    "study": "stemtomo.pipeline.study",
     "tomography": "stemtomo.pipeline.tomography",
     "track": "stemtomo.pipeline.track",
     "watch": "stemtomo.pipeline.watch",
@@ -90,6 +92,7 @@ __all__ = [
     "score_atoms",
     "simulate",
     "strain",
+    "study",
     "tomography",
     "track",
     "watch",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from stemtomo.cli import acquisition, analysis, ingest, quality, reconstruct, series, stages
+from stemtomo.cli import acquisition, analysis, ingest, quality, reconstruct, series, simulate, stages
 from stemtomo.cli.application import app
 
-__all__ = ["acquisition", "analysis", "app", "ingest", "main", "quality", "reconstruct", "series", "stages"]
+__all__ = ["acquisition", "analysis", "app", "ingest", "main", "quality", "reconstruct", "series", "simulate", "stages"]
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from stemtomo.algorithms.tomography.total_variation import total_variation
 from stemtomo.distributed import executor
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import ConfigurationError
@@ -164,6 +165,14 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(series, tmp_path, after):
     assert not other.members("joint")
     joint(other, QUICK)
     np.testing.assert_array_equal(potential(other), potential(series))
+
+
+def test_total_variation_makes_the_volume_flatter(series, tmp_path):
+    other = copy_of(series, tmp_path / "flat.zarr")
+    joint(series, QUICK)
+    joint(other, QUICK.model_copy(update={"tv_weight_rad": 1e-3}))
+    assert total_variation(potential(other)) < 0.8 * total_variation(potential(series))
+    assert potential(other).max() > 0.5 * potential(series).max()
 
 
 def test_the_plan_counts_every_visit_and_resident_patterns(series):
