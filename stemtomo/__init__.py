@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from stemtomo.pipeline.alignment import align
     from stemtomo.pipeline.atoms import find_atoms
     from stemtomo.pipeline.calibrate import calibrate
+    from stemtomo.pipeline.focal_series import add_focal_series, simulate_particle
+    from stemtomo.pipeline.import_stack import import_stack
     from stemtomo.pipeline.ingest_series import ingest
     from stemtomo.pipeline.joint import joint
     from stemtomo.pipeline.lattice import lattice
+    from stemtomo.pipeline.local_orbital import local_orbital
     from stemtomo.pipeline.order import order
     from stemtomo.pipeline.plan import plan
     from stemtomo.pipeline.projections import projections
@@ -40,13 +43,16 @@ _HOME = {
     "Pose": "stemtomo.geometry",
     "Scan": "stemtomo.geometry",
     "TiltSeries": "stemtomo.geometry",
+    "add_focal_series": "stemtomo.pipeline.focal_series",
     "align": "stemtomo.pipeline.alignment",
     "calibrate": "stemtomo.pipeline.calibrate",
     "find_atoms": "stemtomo.pipeline.atoms",
+    "import_stack": "stemtomo.pipeline.import_stack",
     "ingest": "stemtomo.pipeline.ingest_series",
     "joint": "stemtomo.pipeline.joint",
     "lattice": "stemtomo.pipeline.lattice",
     "load_configuration": "stemtomo.pipeline.references",
+    "local_orbital": "stemtomo.pipeline.local_orbital",
     "open": "stemtomo.io.tree",
     "order": "stemtomo.pipeline.order",
     "plan": "stemtomo.pipeline.plan",
@@ -59,6 +65,7 @@ _HOME = {
     "score": "stemtomo.pipeline.score",
     "score_atoms": "stemtomo.pipeline.score",
     "simulate": "stemtomo.pipeline.simulate",
+    "simulate_particle": "stemtomo.pipeline.focal_series",
     "strain": "stemtomo.pipeline.strain",
     "study": "stemtomo.pipeline.study",
     "tomography": "stemtomo.pipeline.tomography",
@@ -72,13 +79,16 @@ __all__ = [
     "Pose",
     "Scan",
     "TiltSeries",
+    "add_focal_series",
     "align",
     "calibrate",
     "find_atoms",
+    "import_stack",
     "ingest",
     "joint",
     "lattice",
     "load_configuration",
+    "local_orbital",
     "open",
     "order",
     "plan",
@@ -91,6 +101,7 @@ __all__ = [
     "score",
     "score_atoms",
     "simulate",
+    "simulate_particle",
     "strain",
     "study",
     "tomography",

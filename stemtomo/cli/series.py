@@ -127,10 +127,10 @@ def _print_plan(configuration: Any, json_file: Path | None) -> None:
     from stemtomo.pipeline.plan import plan, worker_limits
 
     workers = executor()
-    planned = plan(configuration, workers.workers)
+    limit, count, threads = worker_limits(workers, configuration.resources)
+    planned = plan(configuration, workers.workers, limits=(limit, count, threads))
     write_json(planned.to_dict(), json_file)
     typer.echo(str(planned))
-    limit, count, threads = worker_limits(workers, configuration.resources)
     planned.check(limit, count, threads)
     typer.echo(f"Fits {count} worker(s) of {threads} thread(s) with {limit / 2**30:.1f} GiB each.")
     typer.echo(f"Store: {configuration.store_path}")

@@ -30,6 +30,8 @@ def _add_stage(stage: str, summary: str) -> None:
             write_json(numbers, json_file)
             if numbers.get("note"):
                 typer.echo(f"Note: {numbers['note']}")
+            for diagnosis in numbers.get("diagnoses", []):
+                typer.echo(f"{diagnosis['name']}: {diagnosis['text']}", err=True)
 
     command.__doc__ = f"{summary} Settings are those of the last time, unless overridden."
     app.command(stage.replace("_", "-"))(command)

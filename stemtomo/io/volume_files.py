@@ -1,13 +1,16 @@
-"""Volumes from files: MRC, .npy, or the store that holds one."""
+"""Volumes from files: MRC, .npy, or the store that holds one; and into files: MRC, HDF5, TIFF, .npy."""
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import numpy as np
 
 from stemtomo.errors import FormatError
+from stemtomo.io.durable import storage_errors
 from stemtomo.io.formats.optional import require
+from stemtomo.io.stacks import TIFF, read_mrc
 from stemtomo.io.store import Store
 
 _MRC = (".mrc", ".map", ".rec", ".ccp4")
@@ -37,7 +40,7 @@ def read_volume(path: str | Path, voxel_angstrom: float | None = None) -> tuple[
     if not path.exists():
         raise FormatError(f"{path}: no such file; give a store, an .mrc or an .npy file")
     if path.suffix.lower() in _MRC:
-        volume, said = _read_mrc(path)
+        volume, said = read_mrc(path)
     elif path.suffix.lower() == ".npy":
         volume, said = np.load(path, allow_pickle=False), None
     else:
@@ -52,14 +55,59 @@ def read_volume(path: str | Path, voxel_angstrom: float | None = None) -> tuple[
     return volume.astype(np.float32, copy=False), voxel
 
 
-def _read_mrc(path: Path) -> tuple[np.ndarray, float | None]:
-    mrcfile = require("mrcfile", path)
+def write_volume(path: str | Path, volume: np.ndarray, voxel_angstrom: float) -> None:
+    """Write ``volume`` (z, y, x) as float32; the file appears whole or not at all.
+
+    ``.mrc`` (needs mrcfile) with the voxel in its header; ``.h5`` (needs h5py) with the dataset ``potential`` and its
+    attributes ``units`` and ``voxel_angstrom``; ``.tif`` (needs tifffile), one page per z, resolution in pixels per
+    centimetre; ``.npy``, which does not hold the voxel.
+
+    Raises
+    ------
+    FormatError
+        If the name says none of these, or the package is missing.
+    StoreError
+        If the disk is full or writing is not allowed.
+    """
+    path = Path(path)
+    writers = {**dict.fromkeys(_MRC, _write_mrc), ".h5": _write_hdf5, ".hdf5": _write_hdf5, ".npy": _write_npy}
+    writers |= dict.fromkeys(TIFF, _write_tiff)
+    writer = writers.get(path.suffix.lower())
+    if writer is None:
+        raise FormatError(f"{path}: the format {path.suffix!r} is not known; write .mrc, .h5, .tif or .npy")
+    partial = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     try:
-        with mrcfile.open(path, permissive=False) as file:
-            sizes = {round(float(file.voxel_size[axis]), 6) for axis in "xyz"}
-            volume = np.array(file.data)
-    except (ValueError, OSError) as error:
-        raise FormatError(f"{path}: cannot be read as MRC ({error})") from error
-    if len(sizes) > 1:
-        raise FormatError(f"{path}: voxels of {sorted(sizes)} Å are not cubes; resample the volume first")
-    return volume, sizes.pop() or None
+        with storage_errors(path, volume.size * 4):
+            writer(partial, np.ascontiguousarray(volume, dtype=np.float32), float(voxel_angstrom))
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_mrc(path: Path, volume: np.ndarray, voxel: float) -> None:
+    with require("mrcfile", path).new(path) as file:
+        file.set_data(volume)
+        file.set_volume()
+        file.voxel_size = voxel
+
+
+def _write_hdf5(path: Path, volume: np.ndarray, voxel: float) -> None:
+    with require("h5py", path).File(path, "w") as file:
+        dataset = file.create_dataset("potential", data=volume)
+        dataset.attrs.update({"units": "V", "voxel_angstrom": voxel, "axes": "z, y, x"})
+
+
+def _write_tiff(path: Path, volume: np.ndarray, voxel: float) -> None:
+    per_cm = 1e8 / voxel
+    require("tifffile", path).imwrite(
+        path,
+        volume,
+        imagej=True,
+        resolution=(per_cm, per_cm),
+        resolutionunit="CENTIMETER",
+        metadata={"axes": "ZYX", "spacing": voxel, "unit": "angstrom"},
+    )
+
+
+def _write_npy(path: Path, volume: np.ndarray, voxel: float) -> None:
+    np.save(path, volume)

@@ -17,6 +17,7 @@ from stemtomo.algorithms.tomography.alignment import (
     neighbour_correlation,
     without_translation,
 )
+from stemtomo.algorithms.tomography.diagnosis import diagnoses, require_sound
 from stemtomo.algorithms.tomography.poses import euler_deg
 from stemtomo.distributed import Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
@@ -50,12 +51,15 @@ def align(
     dict
         ``method``: what was used; ``shift_rms_px``; ``score``: per tilt, residual in px of the centre of mass or, for
         the methods that correlate, a correlation; ``wholly_in_view``, and ``border_fraction``: the largest, how bright
-        the border is beside the specimen; ``computed``: whether anything was done.
+        the border is beside the specimen; ``diagnoses``: what is likely wrong with the poses, each with its ``name``
+        (tilt_order, tilt_axis, tilt_sense, mirrored) and a ``text``; ``computed``: whether anything was done.
 
     Raises
     ------
     StoreError
         If there are no projections.
+    FormatError
+        If one of them has no angle, is constant, or holds values that are no numbers.
     """
     store = Store.of(store)
     settings = settings or AlignmentSettings()
@@ -67,6 +71,7 @@ def align(
     if todo:
         projections = store.read("projections")
         projections.load()
+        require_sound(projections["phase"].values, projections["valid"].values, _angles_deg(projections))
         dataset: xr.Dataset = executor.gather(executor.submit(_estimate, projections, settings))
         if settings.refine_angles and dataset.attrs["wholly_in_view"] and projections.sizes["tilt"] > 2:
             dataset = _jointly(projections, dataset, settings, executor)
@@ -82,6 +87,7 @@ def align(
         "wholly_in_view": bool(result.attrs["wholly_in_view"]),
         "border_fraction": result.attrs["border_fraction"],
         "angle_change_rms_deg": result.attrs.get("angle_change_rms_deg"),
+        "diagnoses": result.attrs.get("diagnoses", []),
         "computed": todo,
     }
 
@@ -154,8 +160,13 @@ def _estimate(projections: xr.Dataset, settings: AlignmentSettings) -> xr.Datase
             "wholly_in_view": in_view,
             "border_fraction": border,
             "pixel_angstrom": pixel,
+            "diagnoses": [each._asdict() for each in diagnoses(images, valid, series.rotations)] if in_view else [],
         },
     )
+
+
+def _angles_deg(projections: xr.Dataset) -> np.ndarray:
+    return np.stack([projections[f"{name}_deg"].values for name in ("theta", "phi", "psi")], axis=-1)
 
 
 def _jointly(

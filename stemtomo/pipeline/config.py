@@ -32,6 +32,7 @@ from stemtomo.pipeline.settings import (
     QuicklookSettings,
     ResolutionSettings,
     ScoreSettings,
+    StackSettings,
     TomographySettings,
     WatchSettings,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "ResourceSettings",
     "ScoreSettings",
     "Section",
+    "StackSettings",
     "StageSettings",
     "TomographySettings",
     "WatchSettings",

@@ -55,13 +55,17 @@ class Problem:
 
 
 class Reconstruction(NamedTuple):
-    """Coefficients of the volume (z, y, x) in rad per voxel, loss per iteration, poses and R factors at the end."""
+    """Coefficients of the volume (z, y, x) in rad per voxel, loss per iteration, poses and R factors at the end.
+
+    A streamed volume has its blocks in ``files``, and no coefficients in memory.
+    """
 
     coefficients: np.ndarray
     losses: list[float]
     geometry: TiltGeometry
     factors: quality.Factors
     misses: tuple[float, ...] = ()
+    files: tuple[Any, ...] = ()
 
     @property
     def r_free(self) -> float | None:
@@ -200,8 +204,7 @@ class Descent:
     def iterate(self, state: Iterate, iteration: int) -> Iterate:
         """Return the next iterate; waits for its loss."""
         executor, geometry, last = self.blocks.executor, state.geometry, state.last_step
-        blocks = self.smoothed(self.descend(state))
-        images, control = self.blocks.project(solver.project_block, blocks, geometry), state.control
+        (blocks, images), control = self.advanced(state), state.control
         if self.schedule is not None and self.schedule.due(iteration):
             last = self.pose_steps(blocks, images, geometry, iteration) + self.schedule.momentum * last
             geometry = stepped(geometry, last)
@@ -210,6 +213,11 @@ class Descent:
         control = self.steer(images, control)
         loss = executor.gather(executor.submit(getitem, control, "loss"))
         return Iterate(blocks, control, geometry, last, [*state.losses, float(loss)])
+
+    def advanced(self, state: Iterate) -> tuple[Parts, Handle]:
+        """Return the blocks after one step, and their projections."""
+        blocks = self.smoothed(self.descend(state))
+        return blocks, self.blocks.project(solver.project_block, blocks, state.geometry)
 
     def pose_steps(self, blocks: Parts, images: Handle, geometry: TiltGeometry, iteration: int) -> np.ndarray:
         """Return the Gauss-Newton steps of the poses."""

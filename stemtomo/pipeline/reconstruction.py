@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
 from operator import getitem
 from typing import Any
 
@@ -12,6 +13,7 @@ from stemtomo import backend
 from stemtomo.algorithms.tomography import conjugate, genfire, quality, refinement, solver, weighting
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
 from stemtomo.physics.projection import TiltGeometry, Window, backproject, project
+from stemtomo.pipeline import streaming
 from stemtomo.pipeline.config import TomographySettings
 from stemtomo.pipeline.descent import (
     Blocks,
@@ -38,11 +40,14 @@ def reconstruct(
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
     schedule: refinement.PoseSchedule | None = None,
+    files: Checkpoint | None = None,
 ) -> Reconstruction:
     """Return the volume of ``problem``; without a ``checkpoint``, from the start and in one go.
 
     Parameters
     ----------
+    files
+        Where the blocks of the volume lie, two steps of them; they stay in memory if not given.
     schedule
         When and how poses are refined; that of ``settings`` if not given.
     """
@@ -53,6 +58,8 @@ def reconstruct(
     used = problem
     if free is not None:
         used = replace(problem, measured=replace(problem.measured, valid=problem.measured.valid & ~free))
+    if files is not None:
+        return streamed(used, settings, executor, progress, files, schedule or refined_by(problem, settings), free)
     saved = Parts.load(executor, checkpoint) if checkpoint else None
     count = min(executor.workers, useful_blocks_of(problem.geometry)) if settings.blocks is None else settings.blocks
     blocks = Blocks.cut(used, settings, executor, len(saved.parts) if saved else count)
@@ -69,6 +76,35 @@ def reconstruct(
     images = executor.submit(getitem, state.control, "images")
     factors = executor.gather(executor.submit(quality.factors, images, blocks.measured, free))
     return Reconstruction(volume, state.losses, state.geometry, factors)
+
+
+def streamed(
+    problem: Problem,
+    settings: TomographySettings,
+    executor: Executor,
+    progress: Progress,
+    files: Checkpoint,
+    schedule: refinement.PoseSchedule | None,
+    free: np.ndarray | None = None,
+) -> Reconstruction:
+    """Return the volume of ``problem``, whose blocks are in ``files``; goes on from there."""
+    geometry, saved = problem.geometry, files.latest()
+    voxels, rows = math.prod(geometry.volume_shape), geometry.volume_shape[1]
+    count = settings.blocks or streaming.block_count(voxels, len(geometry), rows, executor.workers)
+    count = count if saved is None else len(saved.parts) - 1
+    blocks = streaming.FileBlocks.cut(problem, settings, executor, count)
+    plain = iterative(problem, settings, blocks, schedule)
+    assert isinstance(plain, Descent)
+    given = {field.name: getattr(plain, field.name) for field in fields(plain)}
+    method = streaming.StreamedDescent(**given, checkpoint=files)
+    state = method.begin()
+    progress.advance(len(state.losses))
+    for iteration in range(len(state.losses) + 1, settings.iterations + 1):
+        state = method.iterate(state, iteration)
+        progress.advance(loss=state.losses[-1])
+    images = executor.submit(getitem, state.control, "images")
+    factors = executor.gather(executor.submit(quality.factors, images, blocks.measured, free))
+    return Reconstruction(np.empty(0), state.losses, state.geometry, factors, files=tuple(state.blocks.gather()))
 
 
 def iterative(

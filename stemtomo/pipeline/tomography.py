@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from stemtomo.algorithms.tomography import genfire, solver
+from stemtomo.algorithms.tomography.diagnosis import require_sound
 from stemtomo.distributed import Checkpoint, Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
 from stemtomo.distributed.threads import ThreadExecutor
@@ -18,7 +19,8 @@ from stemtomo.errors import ConfigurationError
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.physics.projection import render, seen_extent
-from stemtomo.pipeline.alignment import aligned_geometry
+from stemtomo.pipeline import streaming
+from stemtomo.pipeline.alignment import aligned_geometry, series_of
 from stemtomo.pipeline.config import TomographySettings
 from stemtomo.pipeline.descent import Problem, Reconstruction, refined_by, useful_blocks, useful_blocks_of
 from stemtomo.pipeline.progress import Progress, Silent
@@ -28,6 +30,10 @@ GROUP = "volume"
 STAGE = "tomography"
 #: Methods whose result is the volume itself, not coefficients of B-splines.
 _PLAIN = ("wbp", "genfire")
+#: CPU seconds of an iteration per voxel and tilt, about y and about any axis, and bytes per second of files; measured,
+#: docs/performance.md.
+_SECONDS_PER_VOXEL_TILT = (1.5e-9, 12e-9)
+_FILE_BYTES_PER_S = 1e9
 
 
 def tomography(
@@ -68,12 +74,15 @@ def tomography(
     todo = not store.is_complete(GROUP, provenance.fingerprint)
     if todo:
         problem = _problem(store, settings)
+        files = _files(store, problem, settings, executor, provenance.fingerprint)
         if settings.blocks is None and useful_blocks_of(problem.geometry) == 1:
             executor = ThreadExecutor(1)  # an iteration takes less time than sending its parts to workers and back
         checkpoint = Checkpoint(store.checkpoint_path(GROUP), provenance.fingerprint)
-        found = reconstruct(problem, settings, executor, progress, checkpoint)
+        found = reconstruct(problem, settings, executor, progress, checkpoint, files=files)
         store.write(GROUP, _dataset(found, problem, refined_by(problem, settings) is not None, settings), provenance)
-        checkpoint.clear()
+        for kept in (checkpoint, files):
+            if kept is not None:
+                kept.clear()
     progress.finish(STAGE)
     result = store.read(GROUP)
     return {
@@ -88,21 +97,49 @@ def tomography(
     }
 
 
-def plan_tomography(store: Store, settings: TomographySettings | None = None, workers: int = 1) -> PlanRow:
+def plan_tomography(
+    store: Store, settings: TomographySettings | None = None, workers: int = 1, memory_bytes: int | None = None
+) -> PlanRow:
     """Say what :func:`tomography` will hold, read and write, from the store's metadata alone."""
     projections = store.read("projections")
-    tilts, height, width = projections["phase"].shape
-    settings = settings or TomographySettings()
-    return plan_row((height, width), tilts, float(projections.attrs["pixel_angstrom"]), settings, workers)
+    _, height, width = projections["phase"].shape
+    pixel = float(projections.attrs["pixel_angstrom"])
+    rotations = series_of(projections).rotations
+    return plan_row((height, width), rotations, pixel, settings or TomographySettings(), workers, memory_bytes)
 
 
 def plan_row(
-    shape_yx: tuple[int, int], tilts: int, pixel_angstrom: float, settings: TomographySettings, workers: int = 1
+    shape_yx: tuple[int, int],
+    rotations: np.ndarray,
+    pixel_angstrom: float,
+    settings: TomographySettings,
+    workers: int = 1,
+    memory_bytes: int | None = None,
 ) -> PlanRow:
-    """Say the same for projections of ``shape_yx`` that are not there yet."""
-    shape = _volume_shape(shape_yx, pixel_angstrom, settings)
-    voxels, stack = math.prod(shape), tilts * math.prod(shape_yx)
-    blocks = min(settings.blocks or min(workers, useful_blocks(voxels, tilts)), shape_yx[0])
+    """Say the same for projections of ``shape_yx`` that are not there yet, taken at ``rotations`` (tilt, 3, 3).
+
+    Parameters
+    ----------
+    memory_bytes
+        Of all workers together, which decides whether the volume is kept in files; not known if not given.
+    """
+    shape, tilts = _volume_shape(shape_yx, pixel_angstrom, settings, rotations), len(rotations)
+    voxels, pixels = math.prod(shape), math.prod(shape_yx)
+    stack = tilts * pixels
+    seconds = _seconds(settings, voxels, rotations, workers)
+    if memory_bytes is not None and streaming.streams(settings, voxels, tilts, pixels, memory_bytes):
+        blocks = settings.blocks or streaming.block_count(voxels, tilts, shape[1], workers)
+        moved = settings.iterations * voxels * 4
+        return PlanRow(
+            STAGE,
+            tasks=blocks,
+            bytes_per_task=math.ceil(voxels / blocks) * 20 + stack * 24,
+            bytes_read=stack * 5 + 2 * moved,
+            bytes_written=moved + voxels * 4,
+            seconds=None if seconds is None else seconds + 3 * moved / _FILE_BYTES_PER_S,
+            resident_bytes=stack * 17,
+        )
+    blocks = min(settings.blocks or min(workers, useful_blocks(voxels, tilts)), shape[1])
     cube = genfire.peak_bytes(genfire.edge_of(shape, settings.oversampling)) if settings.method == "genfire" else 0
     return PlanRow(
         STAGE,
@@ -111,8 +148,19 @@ def plan_row(
         bytes_per_task=math.ceil(voxels / blocks) * 12 + stack * 24 + cube,
         bytes_read=stack * 5,
         bytes_written=voxels * 4 + (settings.iterations // settings.checkpoint_every) * voxels * 8,
+        seconds=seconds,
         resident_bytes=voxels * 8 + stack * 17,
     )
+
+
+def _seconds(settings: TomographySettings, voxels: int, rotations: np.ndarray, workers: int) -> float | None:
+    """Return the wall time on CPUs of the methods that descend; ``None`` for the others."""
+    if settings.method in _PLAIN:
+        return None
+    about_y = np.abs(rotations[:, 1] - np.array([0.0, 1.0, 0.0])).max(axis=1) < 1e-12
+    passes = settings.iterations + (solver.POWER_ITERATIONS if settings.method.startswith("fista") else 0)
+    per_voxel = np.where(about_y, *_SECONDS_PER_VOXEL_TILT).sum()
+    return float(passes * voxels * per_voxel / max(1, min(workers, useful_blocks(voxels, len(rotations)))))
 
 
 def _problem(store: Store, settings: TomographySettings) -> Problem:
@@ -125,14 +173,11 @@ def _problem(store: Store, settings: TomographySettings) -> Problem:
         )
     pixel = float(attrs["pixel_angstrom"])
     images = projections["phase"].values.astype(np.float32)
+    require_sound(images, projections["valid"].values)
     shape = (images.shape[1], images.shape[2])
     plain = settings.method in _PLAIN
     geometry = aligned_geometry(projections, alignment, degree=1 if plain else settings.degree)
-    volume_shape = _volume_shape(shape, pixel, settings)
-    if settings.extended:
-        wide = seen_extent(geometry.rotations, shape, volume_shape[0])
-        volume_shape = (volume_shape[0], *(max(a, b) for a, b in zip(wide, shape, strict=True)))
-    geometry = replace(geometry, volume_shape=volume_shape)
+    geometry = replace(geometry, volume_shape=_volume_shape(shape, pixel, settings, geometry.rotations))
     weights = np.ones(len(images), np.float32)
     width = 0.0 if plain else settings.element_width_px
     measured = solver.Measurement(images, projections["valid"].values, weights, width)
@@ -140,25 +185,50 @@ def _problem(store: Store, settings: TomographySettings) -> Problem:
     return Problem(measured, geometry, pixel, sigma, bool(alignment.attrs["wholly_in_view"]))
 
 
+def _files(
+    store: Store, problem: Problem, settings: TomographySettings, executor: Executor, fingerprint: str
+) -> Checkpoint | None:
+    """Return where the blocks of a volume that does not fit the memory lie; ``None`` for one that does."""
+    shape, tilts = problem.geometry.volume_shape, len(problem.geometry)
+    pixels = math.prod(problem.geometry.image_shape)
+    if not streaming.streams(settings, math.prod(shape), tilts, pixels, streaming.memory_of(executor)):
+        return None
+    if settings.method not in streaming.METHODS:
+        raise ConfigurationError(
+            f"tomography.method = {settings.method!r} cannot keep its volume in files; "
+            f"take one of {', '.join(streaming.METHODS)}, or stream = 'never'"
+        )
+    return Checkpoint(store.checkpoint_path(GROUP) / "files", fingerprint, keep=2)
+
+
 def _volume_shape(
-    shape_yx: tuple[int, int], pixel_angstrom: float, settings: TomographySettings
+    shape_yx: tuple[int, int], pixel_angstrom: float, settings: TomographySettings, rotations: np.ndarray
 ) -> tuple[int, int, int]:
-    if settings.depth_angstrom is None:
-        return (shape_yx[1], *shape_yx)
-    return (2 * max(1, math.ceil(settings.depth_angstrom / pixel_angstrom / 2)), *shape_yx)
+    depth = shape_yx[1]
+    if settings.depth_angstrom is not None:
+        depth = 2 * max(1, math.ceil(settings.depth_angstrom / pixel_angstrom / 2))
+    if not settings.extended:
+        return (depth, *shape_yx)
+    height, width = (max(a, b) for a, b in zip(seen_extent(rotations, shape_yx, depth), shape_yx, strict=True))
+    return (depth, height, width)
 
 
-def _under_images(volume: np.ndarray, shape_yx: tuple[int, int]) -> np.ndarray:
+def _under_images(volume: Any, shape_yx: tuple[int, int]) -> Any:
     """Return the part of a volume (z, y, x) that lies under the images at zero tilt."""
     starts = [length // 2 - kept // 2 for length, kept in zip(volume.shape[1:], shape_yx, strict=True)]
     rows, columns = (slice(start, start + kept) for start, kept in zip(starts, shape_yx, strict=True))
-    return np.ascontiguousarray(volume[:, rows, columns])
+    kept = volume[:, rows, columns]
+    return np.ascontiguousarray(kept) if isinstance(kept, np.ndarray) else kept
 
 
 def _dataset(found: Reconstruction, problem: Problem, refined: bool, settings: TomographySettings) -> xr.Dataset:
-    volume = render(found.coefficients, problem.geometry.degree, problem.measured.element_width_px)
-    volume = _under_images(volume, problem.geometry.image_shape)
-    volume *= volume.dtype.type(1 / (problem.sigma_rad_per_volt_angstrom * problem.voxel_angstrom))
+    volts = 1 / (problem.sigma_rad_per_volt_angstrom * problem.voxel_angstrom)
+    element = (problem.geometry.degree, problem.measured.element_width_px)
+    if found.files:
+        volume = _under_images(streaming.rendered(list(found.files), *element, volts), problem.geometry.image_shape)
+    else:
+        volume = _under_images(render(found.coefficients, *element), problem.geometry.image_shape)
+        volume *= volume.dtype.type(volts)
     shifts = found.shifts_px * problem.voxel_angstrom
     change = found.shifts_px - problem.geometry.shifts_px
     return xr.Dataset(

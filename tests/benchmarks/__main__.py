@@ -8,17 +8,29 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import catch_up, first_look, pipelines, ptychography, streaming, tomography, two_workers
+from tests.benchmarks import (
+    catch_up,
+    codecs,
+    first_look,
+    pipelines,
+    ptychography,
+    streamed_volume,
+    streaming,
+    tomography,
+    two_workers,
+)
 from tests.benchmarks.measure import Row, machine, print_result, python, table
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "ptychography": ptychography.benchmark,
     "tomography": tomography.benchmark,
+    "codecs": codecs.benchmark,
     "streaming": streaming.benchmark,
     "first_look": first_look.first_look_rows,
     "watch": catch_up.catch_up_rows,
     "out_of_core": streaming.out_of_core_rows,
     "two_workers": two_workers.two_worker_rows,
+    "streamed_volume": streamed_volume.streamed_rows,
     "pipelines": pipelines.benchmark,
 }
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from stemtomo.algorithms.tomography.alignment import without_translation
+from stemtomo.cli import app
 from stemtomo.errors import StoreError
 from stemtomo.geometry import TiltSeries
 from stemtomo.io.store import Store
@@ -76,3 +78,37 @@ def test_the_plan_is_made_from_metadata(tmp_path):
     row = plan_align(store)
     assert row.stage == "align"
     assert row.bytes_read == 9 * 52 * 52 * 5
+
+
+def test_tilts_in_another_order_are_diagnosed_in_the_result(tmp_path):
+    flat = (ATOMS[0] * [1, 0.8, 0.6], ATOMS[1])
+    images = phantom.images(*flat, SINGLE.rotations, _shifts(SINGLE), (52, 52)).astype(np.float32)
+    right = align(phase_store(tmp_path / "right.zarr", SINGLE, images))
+    assert right["diagnoses"] == []
+    path = tmp_path / "wrong.zarr"
+    phase_store(path, SINGLE, images[[0, 6, 2, 3, 4, 5, 1, 7, 8]])
+    (found,) = align(path)["diagnoses"]
+    assert found["name"] == "tilt_order"
+    assert found["misfit"] > 10 * found["corrected"]
+    path = tmp_path / "across.zarr"
+    phase_store(path, SINGLE, np.ascontiguousarray(images.transpose(0, 2, 1)))
+    said = CliRunner().invoke(app, ["align", str(path)])
+    assert said.exit_code == 0
+    assert "tilt_axis: the tilt axis seems to lie" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (np.nan, "projection 3: 2704 of 2704 valid pixels are not numbers"),
+        (0.5, "projection 3 is constant"),
+    ],
+    ids=["NaN", "constant"],
+)
+def test_a_projection_that_cannot_be_used_ends_the_command_with_exit_code_2(tmp_path, spoil, words):
+    images = phantom.images(*ATOMS, SINGLE.rotations, _shifts(SINGLE), (52, 52)).astype(np.float32)
+    images[3] = spoil
+    phase_store(tmp_path / "s.zarr", SINGLE, images)
+    said = CliRunner().invoke(app, ["align", str(tmp_path / "s.zarr")])
+    assert said.exit_code == 2
+    assert words in said.stderr

@@ -160,7 +160,7 @@ def normalised(images: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 def _centre(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the centre of mass (x, y) in px from index n // 2."""
-    weight = np.where(mask & _near_specimen(image, mask), image, 0.0)
+    weight = np.where(mask & near_specimen(image, mask), image, 0.0)
     total = weight.sum()
     if total <= 0:
         return np.zeros(2)
@@ -168,7 +168,7 @@ def _centre(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.array([weight.sum(axis=0) @ x, weight.sum(axis=1) @ y]) / total
 
 
-def _near_specimen(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def near_specimen(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return where the smoothed image stands above its noise, with a margin; everywhere if there is no noise."""
     filled = np.where(mask, image, 0.0)
     smooth = ndimage.gaussian_filter(filled, _SMOOTHING_PX, mode="constant")

@@ -7,7 +7,12 @@ from stemtomo.pipeline.settings.atoms import AtomSettings, ScoreSettings
 from stemtomo.pipeline.settings.joint import JointSettings
 from stemtomo.pipeline.settings.ptychography import PtychographySettings
 from stemtomo.pipeline.settings.resolution import ResolutionSettings
-from stemtomo.pipeline.settings.tomography import AlignmentSettings, ProjectionSettings, TomographySettings
+from stemtomo.pipeline.settings.tomography import (
+    AlignmentSettings,
+    ProjectionSettings,
+    StackSettings,
+    TomographySettings,
+)
 
 __all__ = [
     "AlignmentSettings",
@@ -20,6 +25,7 @@ __all__ = [
     "QuicklookSettings",
     "ResolutionSettings",
     "ScoreSettings",
+    "StackSettings",
     "TomographySettings",
     "WatchSettings",
 ]

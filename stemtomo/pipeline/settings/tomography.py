@@ -9,6 +9,29 @@ from pydantic import Field
 from stemtomo.pipeline.experiment import Count, NonNegative, Pair, Positive, Section
 
 
+class StackSettings(Section):
+    """What is known of a tilt stack that comes from another program."""
+
+    pixel_angstrom: Positive | None = Field(default=None, description="Pixel in Å; what the file says if not given.")
+    energy_kev: Positive | None = Field(
+        default=None,
+        description="The images are phases in rad, taken at this energy; without it they are intensities, and the "
+        "volume is in their unit per Å.",
+    )
+    array: str | None = Field(default=None, description="Member of an .npz; its only stack if not given.")
+    background: Literal["none", "level", "plane"] = Field(
+        default="none", description="What is taken off every image so that vacuum is zero."
+    )
+    axis: Literal["y", "x"] = Field(
+        default="y", description="Axis of the images along which the tilt axis lies; x transposes them."
+    )
+    axis_deg: float = Field(default=0.0, description="Turn of the tilt axis in the plane of the images, added to phi.")
+    scale: float = Field(default=1.0, description="Factor of the images; -1 for dark objects on bright ground.")
+    nan_as_missing: bool = Field(
+        default=False, description="Pixels that are no numbers were not measured; else they are refused."
+    )
+
+
 class ProjectionSettings(Section):
     """[projections]: phase sums made comparable between tilts."""
 
@@ -158,5 +181,10 @@ class TomographySettings(Section):
         default=True,
         description="Refine the shift of every projection against the volume, in the first half of the iterations; "
         "only if the specimen is wholly in view.",
+    )
+    stream: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Keep the volume in files, a few blocks at a time in memory (fista, resire): where it would fill "
+        "most of the workers' memory, always, never.",
     )
     checkpoint_every: Count = Field(default=25, description="Iterations between two checkpoints.")

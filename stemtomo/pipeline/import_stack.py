@@ -1,0 +1,126 @@
+"""The verb ``import_stack``: a tilt stack of another program becomes the projections of a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from pydantic import ValidationError
+
+from stemtomo.algorithms.ptychography.phase import vacuum_background
+from stemtomo.algorithms.tomography.diagnosis import require_sound
+from stemtomo.errors import ConfigurationError, FormatError
+from stemtomo.io.provenance import Provenance
+from stemtomo.io.stacks import angles_beside, read_angles, read_stack
+from stemtomo.io.store import Store
+from stemtomo.physics.electron import interaction_parameter
+from stemtomo.pipeline.config import StackSettings
+
+GROUP = "projections"
+
+
+def import_stack(
+    path: str | Path,
+    store: Store | str | Path,
+    settings: StackSettings | None = None,
+    *,
+    angles: str | Path | None = None,
+) -> dict[str, Any]:
+    """Make a store at ``store`` whose projections are the images of the stack ``path``; ``align`` goes on from there.
+
+    Parameters
+    ----------
+    path
+        See :func:`stemtomo.io.stacks.read_stack`.
+    angles
+        Text file with theta, or theta, phi and psi, of every image in degrees; that of the name of the stack
+        (``.rawtlt``, ``.tlt``, ``.txt``, ``.csv``) if not given.
+
+    Returns
+    -------
+    dict
+        ``store``, ``tilts``, ``shape_yx``, ``pixel_angstrom``, ``theta_deg``: smallest and largest, ``valid_fraction``.
+
+    Raises
+    ------
+    FormatError
+        If a file is not what it should be, or an image cannot be used.
+    ConfigurationError
+        If nothing says the pixel, or there are no angles.
+    """
+    settings, path = settings or StackSettings(), Path(path)
+    images, said = read_stack(path, settings.array)
+    pixel = settings.pixel_angstrom or said
+    if pixel is None:
+        raise ConfigurationError(f"{path}: does not say its pixel; give pixel_angstrom (--pixel-angstrom)")
+    tilts = _angles(path, angles)
+    valid = np.isfinite(images) if settings.nan_as_missing else np.ones(images.shape, bool)
+    require_sound(images, valid, tilts)
+    images = np.where(valid, settings.scale * images, 0).astype(np.float32)
+    if settings.axis == "x":
+        images, valid = (np.ascontiguousarray(stack.transpose(0, 2, 1)) for stack in (images, valid))
+    if settings.background != "none":
+        pairs = zip(images, valid, strict=True)
+        images = np.stack([image - vacuum_background(image, mask, settings.background) * mask for image, mask in pairs])
+    dataset = _dataset(images, valid, tilts + np.array([0.0, settings.axis_deg, 0.0]), pixel, settings)
+    store = store if isinstance(store, Store) else _opened(Path(store), path.stem)
+    inputs = {"angles_deg": tilts.tolist(), "file": path.name}
+    store.write(GROUP, dataset, Provenance.start("import_stack", {**settings.model_dump(), **inputs}))
+    return {
+        "store": str(store.path),
+        "tilts": len(images),
+        "shape_yx": list(images.shape[1:]),
+        "pixel_angstrom": pixel,
+        "theta_deg": [float(tilts[:, 0].min()), float(tilts[:, 0].max())],
+        "valid_fraction": float(valid.mean()),
+    }
+
+
+def stack_settings(**given: Any) -> StackSettings:
+    """Return settings from what a command line says; ``None`` for what it does not.
+
+    Raises
+    ------
+    ConfigurationError
+        For a value that is not allowed.
+    """
+    try:
+        return StackSettings.model_validate({key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigurationError(f"import-stack: {problems}") from None
+
+
+def _angles(path: Path, angles: str | Path | None) -> np.ndarray:
+    """Return theta, phi, psi (tilt, 3) in degrees."""
+    file = Path(angles) if angles is not None else angles_beside(path)
+    if file is None:
+        raise ConfigurationError(f"{path}: has no angles beside it (.rawtlt, .tlt, .txt, .csv); give --angles FILE")
+    found = read_angles(file)
+    return np.stack([found, 0 * found, 0 * found], axis=1) if found.ndim == 1 else found
+
+
+def _dataset(
+    images: np.ndarray, valid: np.ndarray, tilts: np.ndarray, pixel: float, settings: StackSettings
+) -> xr.Dataset:
+    dims = ("tilt", "y", "x")
+    angles = {f"{name}_deg": (("tilt",), tilts[:, k]) for k, name in enumerate(("theta", "phi", "psi"))}
+    energy = settings.energy_kev
+    # Intensities have no relation to volts: the volume is then intensity per Å.
+    sigma = 1.0 if energy is None else float(interaction_parameter(energy * 1e3))
+    attrs: dict[str, Any] = {"pixel_angstrom": pixel, "sigma_rad_per_volt_angstrom": sigma, "periodic": False}
+    attrs["quantity"] = "intensity" if energy is None else "phase"
+    if energy is not None:
+        attrs["energy_kev"] = energy
+    return xr.Dataset({"phase": (dims, images), "valid": (dims, valid), **angles}, attrs=attrs)
+
+
+def _opened(path: Path, name: str) -> Store:
+    if not Store.is_store(path):
+        return Store.create(path, name)
+    store = Store.open(path, "r+")
+    if store.tilt_count:
+        raise FormatError(f"{path}: is a store with frames, whose projections come from them; give a new path")
+    return store

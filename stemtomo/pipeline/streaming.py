@@ -1,0 +1,202 @@
+"""A volume larger than the memory: its blocks lie in files, and an iteration reads and writes each of them once.
+
+The state of a part is then the names of two files, its last two iterates. Every iteration is a checkpoint: the files of
+the last two stay, and whatever is lost with a worker is computed again from them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from operator import getitem
+from typing import Any
+
+import numpy as np
+
+from stemtomo import backend
+from stemtomo.algorithms.tomography import solver
+from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
+from stemtomo.distributed.checkpoint import Mark, read_state, write_state
+from stemtomo.physics.projection import TiltGeometry, Window, render
+from stemtomo.pipeline.config import TomographySettings
+from stemtomo.pipeline.descent import Blocks, Descent, Iterate, useful_blocks
+
+METHODS = ("fista", "resire")
+_ROWS, _FEWER_ROWS = 32, 16
+"""Rows along y of a block, which share the weights of the projector, and where these would take too much memory."""
+_BLOCK_BYTES = 1 << 28
+_PART_OF_MEMORY = 0.6  # beyond, a Dask worker begins to spill
+
+
+@dataclass(frozen=True)
+class FileBlock:
+    """The last two iterates of a block, (z, y, x) each, in files; ``None`` for one of zeros."""
+
+    window: Window
+    volume: str | None = None
+    previous: str | None = None
+
+    def read(self) -> solver.Block:
+        """Return the block in memory, on the GPU where there is one."""
+        volume = self._array(self.volume)
+        return {"volume": volume, "previous": volume if self.previous == self.volume else self._array(self.previous)}
+
+    def coefficients(self) -> np.ndarray:
+        """Return the last iterate in host memory."""
+        return backend.to_host(self._array(self.volume))
+
+    def _array(self, path: str | None) -> backend.Array:
+        if path is not None:
+            return read_state(path)
+        place = backend.to_device if backend.gpu_available() else np.asarray
+        return place(np.zeros([stop - start for start, stop in self.window], np.float32))
+
+
+@dataclass(frozen=True)
+class FileBlocks(Blocks):
+    """Blocks of which a worker has only one in memory."""
+
+    def project(self, function: Any, parts: Parts, geometry: TiltGeometry) -> Handle:
+        """Return the sum of ``function(state, geometry, window, image, support)`` over the blocks, whole images."""
+        return super().project(functools.partial(_with_block, function), parts, geometry)
+
+
+@dataclass(frozen=True)
+class StreamedDescent(Descent):
+    """The gradient methods over blocks in the files of ``checkpoint``, which keeps two steps."""
+
+    checkpoint: Checkpoint | None = None
+
+    def begin(self) -> Iterate:
+        """Return the last iterate in the files; the empty volume if there is none."""
+        mark = self._files.latest()
+        return self.start() if mark is None else self._at(mark)
+
+    def start(self) -> Iterate:
+        """Return the empty volume."""
+        executor = self.blocks.executor
+        blocks = Parts.create(executor, FileBlock, self.blocks.windows, beside=self.blocks.supports)
+        control = self.steer(self.blocks.project(solver.project_block, blocks, self.geometry), None)
+        return Iterate(blocks, control, self.geometry, np.zeros((len(self.geometry), 6)), [])
+
+    def advanced(self, state: Iterate) -> tuple[Parts, Handle]:
+        """Return the blocks after one gradient step, written, and their projections."""
+        blocks, views = self.blocks, self.blocks.footprints(state.geometry)
+        paths = self._files.begin(len(state.losses) + 1, len(blocks.windows) + 1)
+        residuals = state.blocks.cut(blocks.executor.submit(getitem, state.control, "residual"), views)
+        beta = blocks.executor.submit(getitem, state.control, "beta")
+        columns = (blocks.windows, views, residuals, blocks.supports, [str(path) for path in paths[:-1]])
+        stepped = state.blocks.map(_step, state.geometry, self.constraint, beta, self.step, each=columns)
+        images = stepped.pick("images").sum_into(state.geometry.image_shape, views)
+        return stepped.pick("block"), images
+
+    def iterate(self, state: Iterate, iteration: int) -> Iterate:
+        """Return the next iterate, of which nothing but what is in files has a history."""
+        executor, files = self.blocks.executor, self._files
+        found = super().iterate(state, iteration)
+        stored: list[FileBlock] = found.blocks.gather()
+        path = files.begin(iteration, len(stored) + 1)[-1]
+        size = executor.gather(executor.submit(write_state, str(path), found.control))
+        shared = {key: value for key, value in self.saved(found).items() if key != "control"}
+        mark = files.commit(iteration, [*(os.path.getsize(block.volume or "") for block in stored), size], shared)
+        return self._at(mark, stored)
+
+    def _at(self, mark: Mark, stored: list[FileBlock] | None = None) -> Iterate:
+        executor = self.blocks.executor
+        if stored is None:
+            stored = [self._found(mark, index) for index in range(len(self.blocks.windows))]
+        blocks = Parts.create(executor, _itself, stored, beside=self.blocks.supports)
+        control = executor.submit(read_state, str(mark.parts[-1]))
+        return self.resumed(blocks, {**mark.shared, "control": control})
+
+    def _found(self, mark: Mark, index: int) -> FileBlock:
+        path = mark.parts[index]
+        before = self._files.directory / f"step-{mark.step - 1:08d}" / path.name
+        previous = str(before) if before.is_file() else None
+        return FileBlock(self.blocks.windows[index], str(path), previous)
+
+    @property
+    def _files(self) -> Checkpoint:
+        assert self.checkpoint is not None
+        return self.checkpoint
+
+
+def streams(settings: TomographySettings, voxels: int, tilts: int, pixels: int, memory_bytes: int) -> bool:
+    """Whether a volume of ``voxels`` goes through files.
+
+    Parameters
+    ----------
+    pixels
+        Of one projection.
+    memory_bytes
+        Of all workers together.
+    """
+    if settings.stream != "auto" or settings.method not in METHODS:
+        return settings.stream == "always"
+    held = voxels * 20 + tilts * pixels * 41  # two iterates and a step of all blocks at once; see the plan
+    return held > _PART_OF_MEMORY * memory_bytes
+
+
+def block_count(voxels: int, tilts: int, rows: int, workers: int) -> int:
+    """Slabs that a streamed volume is cut into: small ones, yet not thinner than the projector likes."""
+    thin = voxels // rows * _ROWS * 20 > _BLOCK_BYTES
+    return max(min(workers, rows), min(useful_blocks(voxels, tilts), rows // (_FEWER_ROWS if thin else _ROWS)), 1)
+
+
+def rendered(stored: list[FileBlock], degree: int, width_px: float, scale: float) -> Any:
+    """Return the values at the voxels' centres, times ``scale``: a lazy (dask) array of the blocks' slabs."""
+    import dask
+    import dask.array
+
+    reach = 1 + int(np.ceil(4 * width_px))
+    slabs = []
+    for block in stored:
+        (_, depth), (start, stop), (_, width) = block.window
+        around = [other for other in stored if other.window[1][0] < stop + reach and other.window[1][1] > start - reach]
+        values = dask.delayed(_rendered, pure=False)(around, (start, stop), degree, width_px, scale)
+        slabs.append(dask.array.from_delayed(values, (depth, stop - start, width), np.float32))
+    return dask.array.concatenate(slabs, axis=1)
+
+
+def _rendered(around: list[FileBlock], rows: tuple[int, int], degree: int, width_px: float, scale: float) -> np.ndarray:
+    first = around[0].window[1][0]
+    volume = render(np.concatenate([block.coefficients() for block in around], axis=1), degree, width_px)
+    return volume[:, rows[0] - first : rows[1] - first] * volume.dtype.type(scale)
+
+
+def _with_block(function: Callable[..., Any], state: FileBlock, *rest: Any) -> Any:
+    return function(state.read(), *rest)
+
+
+def _itself(state: FileBlock) -> FileBlock:
+    return state
+
+
+def _step(
+    state: FileBlock,
+    geometry: TiltGeometry,
+    constraint: solver.Constraint,
+    beta: float,
+    step: float,
+    window: Window,
+    image: Window,
+    residual: backend.Array,
+    support: backend.Array | None,
+    path: str,
+) -> dict[str, Any]:
+    """Write the block after one step to ``path``; return its names and its projections in ``image``."""
+    block = solver.descend(state.read(), geometry, constraint, beta, step, window, image, residual, support)
+    write_state(path, block["volume"])
+    images = solver.project_block(block, geometry, window, image, support)
+    return {"block": replace(state, volume=path, previous=state.volume), "images": images}
+
+
+def memory_of(executor: Executor) -> int:
+    """Return the bytes of memory of all workers of ``executor`` together."""
+    from stemtomo.pipeline.config import ResourceSettings
+    from stemtomo.pipeline.plan import worker_limits
+
+    limit, workers, _ = worker_limits(executor, ResourceSettings())
+    return limit * workers

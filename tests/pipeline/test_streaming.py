@@ -1,0 +1,105 @@
+"""A volume whose blocks lie in files: the same volume as in memory, whatever happens on the way."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from stemtomo.distributed import executor
+from stemtomo.distributed.threads import ThreadExecutor
+from stemtomo.errors import ConfigurationError
+from stemtomo.geometry import TiltSeries
+from stemtomo.pipeline import streaming
+from stemtomo.pipeline.config import TomographySettings
+from stemtomo.pipeline.tomography import plan_row, tomography
+from tests.pipeline.test_tomography import GENERAL, SINGLE, Stop, _refined_px, _store, _volume
+
+IN_MEMORY = TomographySettings(iterations=12, blocks=3, stream="never")
+STREAMED = IN_MEMORY.model_copy(update={"stream": "always"})
+GIB = 2**30
+
+
+@pytest.mark.parametrize("series", [SINGLE, GENERAL], ids=["single axis", "general"])
+def test_blocks_in_files_give_the_volume_of_blocks_in_memory(tmp_path, series):
+    results = []
+    for name, settings in (("memory", IN_MEMORY), ("files", STREAMED)):
+        store, _ = _store(tmp_path / f"{name}.zarr", series, drift=1.0, noise=0.02)
+        numbers = tomography(store, settings, executor=ThreadExecutor(2))
+        results.append((_volume(store), _refined_px(store), numbers["loss"]))
+        assert not list(store.checkpoint_path("volume").rglob("*.npz"))  # nothing is left behind
+    np.testing.assert_allclose(results[1][0], results[0][0], rtol=0, atol=1e-6 * results[0][0].max())
+    np.testing.assert_array_equal(results[1][1], results[0][1])
+    assert results[1][2] == results[0][2]
+
+
+def test_the_plain_gradient_and_a_wider_volume_go_through_files_too(tmp_path):
+    volumes = []
+    for stream in ("never", "always"):
+        store, _ = _store(tmp_path / f"{stream}.zarr")
+        settings = TomographySettings(
+            method="resire", iterations=5, blocks=4, stream=stream, extended=True, depth_angstrom=6.0
+        )
+        tomography(store, settings)
+        volumes.append(_volume(store))
+    np.testing.assert_allclose(volumes[1], volumes[0], rtol=0, atol=1e-6 * volumes[0].max())
+
+
+def test_a_streamed_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
+    whole, _ = _store(tmp_path / "whole.zarr", drift=1.0)
+    tomography(whole, STREAMED)
+    store, _ = _store(tmp_path / "s.zarr", drift=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        tomography(store, STREAMED, progress=Stop(7))
+    assert len(list((store.checkpoint_path("volume") / "files").glob("step-*"))) == 2
+    tomography(store, STREAMED, executor=ThreadExecutor(1))
+    np.testing.assert_array_equal(_volume(store), _volume(whole))
+
+
+def test_a_cluster_streams_the_bits_of_the_threads_though_a_worker_dies(tmp_path, client):
+    here, _ = _store(tmp_path / "threads.zarr", drift=1.0)
+    tomography(here, STREAMED, executor=ThreadExecutor(2))
+    store, _ = _store(tmp_path / "cluster.zarr", drift=1.0)
+
+    class Murder(Stop):
+        def advance(self, n=1, **numbers):
+            self.left -= n
+            if self.left == 0:
+                client.restart_workers(list(client.scheduler_info(n_workers=-1)["workers"])[:1])
+
+    tomography(store, STREAMED, executor=executor(client), progress=Murder(5))
+    np.testing.assert_array_equal(_volume(store), _volume(here))
+
+
+def test_methods_that_need_the_whole_volume_say_so(tmp_path):
+    store, _ = _store(tmp_path / "s.zarr")
+    with pytest.raises(ConfigurationError, match="cannot keep its volume in files; take one of fista, resire"):
+        tomography(store, TomographySettings(method="cgls", stream="always"))
+
+
+def _row(edge, memory_gib, **settings):
+    rotations = TiltSeries.from_degrees(np.linspace(-70, 70, 36)).rotations
+    return plan_row((edge, edge), rotations, 0.35, TomographySettings(**settings), 2, int(memory_gib * GIB))
+
+
+def test_the_plan_of_a_volume_beyond_the_memory_fits_two_workers_of_two_gib():
+    for edge in (512, 1024):
+        row = _row(edge, 4)
+        assert row.bytes_per_worker(2, 1) < 1.7 * GIB
+        assert row.bytes_written >= 200 * 4 * edge**3
+        assert row.tasks >= 16
+        assert row.seconds is not None
+    assert _row(1024, 4, stream="never").bytes_per_worker(2, 1) > 4 * GIB
+    assert _row(1024, 64).resident_bytes >= 8 * 1024**3  # it fits, and stays in memory
+    assert not streaming.streams(TomographySettings(method="cgls"), 1024**3, 36, 1024**2, GIB)
+
+
+def test_the_plan_knows_of_material_beside_the_images():
+    """At 70 degrees a film of depth D is seen over w / cos + D tan: the box is wider by that."""
+    plain, extended = (
+        _row(100, 64, depth_angstrom=35.0, extended=extended, stream="never") for extended in (False, True)
+    )
+    wider = (extended.bytes_written - plain.bytes_written) / (plain.bytes_written)
+    expected = 1 / math.cos(math.radians(70)) + math.tan(math.radians(70)) - 1
+    assert wider == pytest.approx(expected, rel=0.02)
+    assert dataclasses.replace(plain, seconds=None) != extended
