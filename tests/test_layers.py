@@ -83,7 +83,7 @@ def test_only_backend_and_kernels_import_cupy():
 #: Joint tomography is ptychography of all tilts at once.
 BUILT_ON = {"joint": "ptychography"}
 #: What serves several of them.
-SHARED = ("quasi_newton",)
+SHARED = ("quasi_newton", "total_variation")
 
 
 def test_algorithms_do_not_know_each_other():

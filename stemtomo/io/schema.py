@@ -158,6 +158,7 @@ GROUPS: dict[str, GroupSchema] = {
             "phi_deg": _optional(_TILT, "deg", "refined angle"),
             "psi_deg": _optional(_TILT, "deg", "refined angle"),
             "magnification": _optional(_TILT, "1", "by which the projection is larger than the volume"),
+            "gain": _optional(("tilt", "y"), "1", "factor that brings the projections to one scale"),
         },
         revision=2,
     ),

@@ -18,6 +18,7 @@ from stemtomo.algorithms.tomography.alignment import (
     without_translation,
 )
 from stemtomo.algorithms.tomography.diagnosis import diagnoses, require_sound
+from stemtomo.algorithms.tomography.intensity import gains
 from stemtomo.algorithms.tomography.poses import euler_deg
 from stemtomo.distributed import Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
@@ -51,8 +52,9 @@ def align(
     dict
         ``method``: what was used; ``shift_rms_px``; ``score``: per tilt, residual in px of the centre of mass or, for
         the methods that correlate, a correlation; ``wholly_in_view``, and ``border_fraction``: the largest, how bright
-        the border is beside the specimen; ``diagnoses``: what is likely wrong with the poses, each with its ``name``
-        (tilt_order, tilt_axis, tilt_sense, mirrored) and a ``text``; ``computed``: whether anything was done.
+        the border is beside the specimen; ``gain``: mean factor per tilt, if asked for; ``diagnoses``: what is likely
+        wrong with the poses, each with its ``name`` (tilt_order, tilt_axis, tilt_sense, mirrored) and a ``text``;
+        ``computed``: whether anything was done.
 
     Raises
     ------
@@ -87,6 +89,7 @@ def align(
         "wholly_in_view": bool(result.attrs["wholly_in_view"]),
         "border_fraction": result.attrs["border_fraction"],
         "angle_change_rms_deg": result.attrs.get("angle_change_rms_deg"),
+        "gain": result["gain"].mean("y").values.tolist() if "gain" in result else None,
         "diagnoses": result.attrs.get("diagnoses", []),
         "computed": todo,
     }
@@ -129,6 +132,14 @@ def aligned_geometry(projections: xr.Dataset, alignment: xr.Dataset, degree: int
     )
 
 
+def aligned_images(projections: xr.Dataset, alignment: xr.Dataset | None) -> np.ndarray:
+    """Return the phases (tilt, y, x), float32, in the one scale that ``alignment`` found."""
+    images: np.ndarray = projections["phase"].values.astype(np.float32)
+    if alignment is None or "gain" not in alignment:
+        return images
+    return images * alignment["gain"].values.astype(np.float32)[:, :, None]
+
+
 def aligned_rotations(projections: xr.Dataset, alignment: xr.Dataset | None) -> np.ndarray:
     """Return the matrices R (tilt, 3, 3) that ``alignment`` refined, else those of the angles of the projections."""
     refined = alignment is not None and "theta_deg" in alignment
@@ -149,11 +160,14 @@ def _estimate(projections: xr.Dataset, settings: AlignmentSettings) -> xr.Datase
         method, estimate = _in_view(images, valid, series, settings, none)
     pixel = float(projections.attrs["pixel_angstrom"])
     shifts = estimate.shifts_px * pixel
+    kind = "tilt" if settings.normalise == "rows" and not series.single_axis else settings.normalise
+    found = gains(images, valid, estimate.shifts_px[:, 1], kind) if in_view and kind != "none" else None
     return xr.Dataset(
         {
             "shift_x_angstrom": (("tilt",), shifts[:, 0]),
             "shift_y_angstrom": (("tilt",), shifts[:, 1]),
             "score": (("tilt",), estimate.score),
+            **({} if found is None else {"gain": (("tilt", "y"), found)}),
         },
         attrs={
             "method": method,
@@ -175,7 +189,7 @@ def _jointly(
     """Return ``estimate`` with poses refined together with a volume."""
     from stemtomo.pipeline.joint_alignment import refine_poses
 
-    images, valid = projections["phase"].values, projections["valid"].values
+    images, valid = aligned_images(projections, estimate), projections["valid"].values
     start = aligned_geometry(projections, estimate)
     found = refine_poses(images, valid, start, settings, executor)
     theta, phi, psi = euler_deg(found.geometry.rotations)

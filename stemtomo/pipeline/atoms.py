@@ -20,7 +20,7 @@ from stemtomo.errors import ConfigurationError
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.physics.potential import atomic_number
-from stemtomo.pipeline.alignment import aligned_rotations, series_of
+from stemtomo.pipeline.alignment import aligned_images, aligned_rotations, series_of
 from stemtomo.pipeline.config import AtomSettings
 from stemtomo.pipeline.progress import Progress, Silent
 
@@ -213,7 +213,7 @@ def _projected(store: Store) -> ProjectedImages:
         if source is not None and "shift_x_angstrom" in source:
             shifts = np.stack([source[f"shift_{axis}_angstrom"].values for axis in "xy"], axis=-1)
     return ProjectedImages(
-        images=projections["phase"].values.astype(np.float32),
+        images=aligned_images(projections, alignment),
         valid=projections["valid"].values,
         rotations=aligned_rotations(projections, alignment),
         shifts_angstrom=shifts,

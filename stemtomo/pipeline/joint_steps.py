@@ -30,7 +30,7 @@ from stemtomo.algorithms.ptychography.solver import CURVATURE, illumination
 from stemtomo.algorithms.ptychography.windows import spread_batches
 from stemtomo.algorithms.tomography.alignment import without_translation
 from stemtomo.algorithms.tomography.poses import euler_deg, turned, without_rotation
-from stemtomo.algorithms.tomography.total_variation import smoothed
+from stemtomo.algorithms.total_variation import smoothed
 from stemtomo.backend import Array
 from stemtomo.distributed import Executor, Handle, Parts
 from stemtomo.geometry import Pose

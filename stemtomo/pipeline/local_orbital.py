@@ -122,11 +122,11 @@ def _reconstruct(
     used = np.flatnonzero(~out)
     evaluate = Sums.over(executor, store.path, used, settings, len(series))
     geometry = Geometry(
-        series.rotations[used],
-        series.sections[used],
+        series.rotations,
+        series.sections,
         (series.images.shape[1], series.images.shape[2]),
         series.pixel_angstrom,
-        gradient_power(series.images[used], series.pixel_angstrom),
+        gradient_power(series.images, series.pixel_angstrom),
         used,
     )
     schedule = _schedule(settings)
@@ -238,7 +238,7 @@ def _dataset(
     model: Orbitals, evaluate: Sums, geometry: Geometry, steps: list[Step], series: FocalSeries, out: np.ndarray
 ) -> xr.Dataset:
     pixels = math.prod(geometry.shape_yx)
-    sigma = position_uncertainty(model, geometry, evaluate(model, False).loss)
+    sigma = position_uncertainty(model, geometry, evaluate.variance(model))
     left = sums(model, series.part(out), out, with_probes=False).loss / pixels / len(out) if len(out) else None
     per_atom = {"intensity": model.intensity, "width_angstrom": model.width_angstrom}
     for number, axis in enumerate("xyz"):
@@ -248,7 +248,7 @@ def _dataset(
         **{f"shift_{axis}_angstrom": model.shifts_angstrom[:, n] for n, axis in enumerate("xy")},
         **{f"turn_{axis}_rad": model.tilts_rad[:, n] for n, axis in enumerate("xyz")},
     }
-    losses = np.concatenate([step.losses for step in steps]) / pixels / len(geometry.sections)
+    losses = np.concatenate([step.losses for step in steps]) / pixels / len(geometry.numbers)
     return xr.Dataset(
         {
             **{name: (("atom",), values) for name, values in per_atom.items()},

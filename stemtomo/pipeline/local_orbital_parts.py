@@ -50,6 +50,11 @@ class Sums:
         total = self.executor.gather(self.parts.map(part_sums, handle, with_probes, self.images).sum())
         return orbital.Sums(**total)
 
+    def variance(self, model: Orbitals) -> float:
+        """Return the residual's variance where the specimen is."""
+        residual, signal = self.executor.gather(self.parts.map(part_residual, self.executor.broadcast(model)).sum())
+        return float(residual / signal) if signal > 0 else 0.0
+
 
 def load_part(numbers: np.ndarray, path: str, precision: str) -> Tree:
     """Return the images ``numbers`` with their geometry; runs in a worker."""
@@ -71,6 +76,11 @@ def part_sums(part: Tree, model: Orbitals, with_probes: bool, images: int) -> Tr
         whole[part["numbers"]] = found[name]
         found[name] = whole
     return found
+
+
+def part_residual(part: Tree, model: Orbitals) -> tuple[float, float]:
+    """Return the weighted residual of a part and its weight."""
+    return orbital.weighted_residual(model, FocalSeries(part["images"], *part["rest"]), part["numbers"])
 
 
 def read_images(store: Store, precision: str, numbers: np.ndarray | None = None) -> FocalSeries:

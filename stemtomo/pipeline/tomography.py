@@ -20,11 +20,12 @@ from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.physics.projection import render, seen_extent
 from stemtomo.pipeline import streaming
-from stemtomo.pipeline.alignment import aligned_geometry, series_of
+from stemtomo.pipeline.alignment import aligned_geometry, aligned_images, series_of
 from stemtomo.pipeline.config import TomographySettings
 from stemtomo.pipeline.descent import Problem, Reconstruction, refined_by, useful_blocks, useful_blocks_of
 from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.reconstruction import reconstruct
+from stemtomo.pipeline.substrate import without_substrate
 
 GROUP = "volume"
 STAGE = "tomography"
@@ -74,6 +75,8 @@ def tomography(
     todo = not store.is_complete(GROUP, provenance.fingerprint)
     if todo:
         problem = _problem(store, settings)
+        if settings.mask == "substrate":
+            problem = without_substrate(problem, settings, executor)
         files = _files(store, problem, settings, executor, provenance.fingerprint)
         if settings.blocks is None and useful_blocks_of(problem.geometry) == 1:
             executor = ThreadExecutor(1)  # an iteration takes less time than sending its parts to workers and back
@@ -172,7 +175,7 @@ def _problem(store: Store, settings: TomographySettings) -> Problem:
             "run the stage 'projections' again"
         )
     pixel = float(attrs["pixel_angstrom"])
-    images = projections["phase"].values.astype(np.float32)
+    images = aligned_images(projections, alignment)
     require_sound(images, projections["valid"].values)
     shape = (images.shape[1], images.shape[2])
     plain = settings.method in _PLAIN

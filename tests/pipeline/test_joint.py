@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from stemtomo.algorithms.tomography.total_variation import total_variation
+from stemtomo.algorithms.total_variation import total_variation
 from stemtomo.cli import app
 from stemtomo.distributed import executor
 from stemtomo.distributed.threads import ThreadExecutor

@@ -156,6 +156,20 @@ def test_shifts_of_two_pixels_are_refined_without_any_alignment(tmp_path, series
     assert numbers["shift_change_rms_px"] == pytest.approx(np.sqrt(np.mean(np.sum(shifts**2, axis=1))), rel=0.05)
 
 
+def test_projections_in_different_scales_are_brought_to_one(tmp_path):
+    factors = np.random.default_rng(5).uniform(0.8, 1.25, 11).astype(np.float32)
+    images = VOLTS * 6.5e-4 * phantom.images(*ATOMS, SINGLE.rotations, np.zeros((11, 2)), SHAPE)
+    told = {}
+    for normalise in ("none", "tilt", "rows"):
+        store = phase_store(tmp_path / f"{normalise}.zarr", SINGLE, (images * factors[:, None, None]).astype("f4"))
+        gain = align(store, AlignmentSettings(normalise=normalise))["gain"]
+        told[normalise] = tomography(store, TomographySettings(iterations=40, refine_shifts=False))["r1"]
+        if normalise == "tilt":
+            np.testing.assert_allclose(np.array(gain) * factors, np.exp(np.log(factors).mean()), rtol=1e-3)
+    assert told["tilt"] < 0.6 * told["none"]
+    assert told["rows"] < 0.6 * told["none"]
+
+
 def test_refinement_does_no_harm_where_there_is_nothing_to_refine(tmp_path):
     store, _ = _store(tmp_path / "s.zarr", noise=0.05)
     tomography(store, TomographySettings(iterations=100))

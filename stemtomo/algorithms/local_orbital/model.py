@@ -228,6 +228,16 @@ def sums(model: Orbitals, series: FocalSeries, numbers: np.ndarray | None = None
     return Sums(loss, by_atom[:, :3].copy(), by_atom[:, 3].copy(), by_atom[:, 4].copy(), probes, shifts, tilts)
 
 
+def weighted_residual(model: Orbitals, series: FocalSeries, numbers: np.ndarray | None = None) -> tuple[float, float]:
+    """Return sums over pixels of the squared residual times the signal, and of the signal.
+
+    Their ratio is the variance of a pixel where the specimen is, for noise that grows with the signal too.
+    """
+    signal = series.images.clip(0, None)
+    left = images_of(model, series, numbers) - series.images
+    return float((left**2 * signal).sum(dtype=np.float64)), float(signal.sum(dtype=np.float64))
+
+
 class _Tables(NamedTuple):
     """Arguments of the kernels, and the places they come from."""
 

@@ -81,16 +81,17 @@ def without_gauges(
 
     Parameters
     ----------
-    rotations, sections, numbers
-        R, section and number in the model's shifts of every image that counts.
+    rotations, sections
+        R and section of every image.
+    numbers
+        Images that are refined: they say what all move by.
     """
     probes = normalised(model.probes)
-    shifts = model.shifts_angstrom.copy()
-    own = shifts[numbers] + _centroids(probes)[sections] * pixel_angstrom
+    shifts = model.shifts_angstrom + _centroids(probes)[sections] * pixel_angstrom
     probes = np.stack([_moved(stack, -centroid) for stack, centroid in zip(probes, _centroids(probes), strict=True)])
     seen = np.swapaxes(rotations, 1, 2)[:, :2, :]
-    moved = np.linalg.lstsq(seen.reshape(-1, 3), own.reshape(-1), rcond=None)[0]
-    shifts[numbers] = own - seen @ moved
+    moved = np.linalg.lstsq(seen[numbers].reshape(-1, 3), shifts[numbers].reshape(-1), rcond=None)[0]
+    shifts = shifts - seen @ moved
     return replace(model, probes=normalised(probes), shifts_angstrom=shifts, positions=model.positions + moved)
 
 

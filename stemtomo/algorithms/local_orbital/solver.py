@@ -36,7 +36,7 @@ class Geometry(NamedTuple):
     gradient_power: np.ndarray
     """Sum over every image of its squared gradient, per Å², (image,)."""
     numbers: np.ndarray
-    """Numbers of these images in the model's shifts and tilts, (image,)."""
+    """Which of the images are refined; the others test the model."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,13 @@ def refine(
     return Result(refined, losses)
 
 
-def position_uncertainty(model: Orbitals, geometry: Geometry, loss: float) -> np.ndarray:
-    """Return the standard deviations of the positions, (atom, 3) in Å, that the residual leaves.
+def position_uncertainty(model: Orbitals, geometry: Geometry, variance: float) -> np.ndarray:
+    """Return the standard deviations of the positions, (atom, 3) in Å, that noise of this ``variance`` leaves.
 
-    From the residual's variance and the curvature of each atom alone; what neighbours share is not counted, and noise
-    is taken as even over the images.
+    From the curvature of each atom alone: what neighbours share is not counted, so that true errors are larger where
+    atoms lie behind one another. The variance is that of a pixel where the specimen is (see
+    :func:`~stemtomo.algorithms.local_orbital.model.weighted_residual`).
     """
-    pixels = geometry.shape_yx[0] * geometry.shape_yx[1] * len(geometry.sections)
-    variance = 2 * loss / max(1, pixels - 5 * len(model))
     return np.asarray(np.sqrt(variance * _inverse_curvature(model, geometry)["positions"]))
 
 
@@ -249,7 +248,8 @@ def _inverse_curvature(model: Orbitals, geometry: Geometry) -> dict[str, np.ndar
     count = len(model)
     by_intensity, by_width, by_place = np.zeros(count), np.zeros(count), np.zeros((count, 3))
     lit = np.zeros(model.probes.shape[:2])
-    for image, rotation, section in zip(geometry.numbers, geometry.rotations, geometry.sections, strict=True):
+    for image in geometry.numbers:
+        rotation, section = geometry.rotations[image], geometry.sections[image]
         depth = places(model, rotation, int(image), geometry.shape_yx, geometry.pixel_angstrom).depth
         nearest = np.clip(np.rint(depth).astype(int), 0, model.slices - 1)
         by_intensity += plain[section, nearest]
@@ -259,8 +259,7 @@ def _inverse_curvature(model: Orbitals, geometry: Geometry) -> dict[str, np.ndar
     floor = 0.05 * np.maximum(by_place.max(axis=1, keepdims=True), 1e-30)
     square = np.maximum(model.intensity, 0.3 * np.median(np.abs(model.intensity))) ** 2
     radius = float((model.positions**2).sum(axis=1).mean()) / 2
-    by_shift = np.zeros(len(model.shifts_angstrom))
-    by_shift[geometry.numbers] = 1 / geometry.gradient_power
+    by_shift = 1 / geometry.gradient_power
     return {
         "positions": 1 / (square[:, None] * np.maximum(by_place, floor)),
         "intensity": 1 / by_intensity,

@@ -111,7 +111,7 @@ def common_line(images: np.ndarray, valid: np.ndarray, thetas: np.ndarray, shift
     ValueError
         If no row of a tilt is measured over its full width.
     """
-    profiles = [_profile(image, mask) for image, mask in zip(images, valid, strict=True)]
+    profiles = [row_profile(image, mask) for image, mask in zip(images, valid, strict=True)]
     shifts = np.array(shifts_px, dtype=np.float64)
     order = np.argsort(np.abs(thetas), kind="stable")
     known = [order[0]]
@@ -148,16 +148,6 @@ def neighbour_correlation(images: np.ndarray, valid: np.ndarray, thetas: np.ndar
     return ShiftEstimate(shifts, score)
 
 
-def normalised(images: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Return projections (tilt, y, x) scaled so that each contains the same total, the median of all.
-
-    For a specimen wholly in view; corrects what is left of a drift in the scale of the phase.
-    """
-    totals = np.array([(image * mask).sum() for image, mask in zip(images, valid, strict=True)])
-    factors = np.where(totals > 0, np.median(totals) / np.where(totals > 0, totals, 1), 1.0)
-    return images * factors[:, None, None].astype(images.dtype)
-
-
 def _centre(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the centre of mass (x, y) in px from index n // 2."""
     weight = np.where(mask & near_specimen(image, mask), image, 0.0)
@@ -185,7 +175,8 @@ def near_specimen(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return ndimage.binary_dilation(ndimage.binary_fill_holes(kept), iterations=4)
 
 
-def _profile(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def row_profile(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the sums over x of the rows of ``image``; rows not measured over their full width are interpolated."""
     full = mask.all(axis=1)
     if not full.any():
         measured = mask.any(axis=0)  # the same columns may be missing in all rows

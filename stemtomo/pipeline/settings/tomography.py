@@ -99,6 +99,11 @@ class AlignmentSettings(Section):
         description="The specimen counts as wholly in view while the border is fainter than this part of its brightest "
         "tenth; else neighbouring tilts are correlated instead.",
     )
+    normalise: Literal["none", "tilt", "rows"] = Field(
+        default="none",
+        description="Bring the projections of a specimen wholly in view to one scale: a factor per tilt, or one that "
+        "varies smoothly along the tilt axis (rows; for tilts about y).",
+    )
     refine_angles: bool = Field(
         default=False,
         description="Refine shifts and angles of all projections together with a coarse volume; for a specimen that is "
@@ -163,6 +168,20 @@ class TomographySettings(Section):
         default=False,
         description="The specimen goes on beyond the images: reconstruct all that the tilts saw of it within the "
         "depth, and keep what lies under the images. Give depth_angstrom.",
+    )
+    mask: Literal["none", "substrate"] = Field(
+        default="none",
+        description="substrate: find the specimen in a coarse volume first, and take what lies outside its projections "
+        "off the images.",
+    )
+    mask_bin: Count | None = Field(
+        default=None, description="Pixels binned for the coarse volume of the mask; to at most 64 if not given."
+    )
+    mask_threshold: float = Field(
+        default=0.25, gt=0, lt=1, description="Part of its brightest voxels above which the coarse volume is specimen."
+    )
+    mask_blur_px: Positive = Field(
+        default=1.5, description="Width (sigma) in coarse voxels of the blur of the mask, its margin."
     )
     oversampling: float = Field(
         default=2.0, ge=1, le=4, description="Edge of the Fourier grid over the volume's (genfire)."
