@@ -12,6 +12,7 @@ from tests.benchmarks import (
     catch_up,
     codecs,
     first_look,
+    joint,
     mistilted_columns,
     pipelines,
     ptychography,
@@ -26,6 +27,7 @@ from tests.benchmarks.measure import Row, machine, print_result, python, table
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "ptychography": ptychography.benchmark,
     "mistilt": mistilted_columns.benchmark,
+    "joint": joint.benchmark,
     "tomography": tomography.benchmark,
     "codecs": codecs.benchmark,
     "streaming": streaming.benchmark,
