@@ -46,7 +46,7 @@ def plan(configuration: Configuration, workers: int = 1, until: str | None = Non
         projections.plan_row(scan, detector, tilts, configuration.projections),
         alignment.plan_row(field, tilts),
         tomography.plan_row(field, tilts, pixel[0], configuration.tomography, workers),
-        atoms.plan_row((planes, *field)),
+        atoms.plan_row((planes, *field), configuration.atoms),
     ]
     stages = list(STAGES)
     last = len(stages) if until is None else stages.index(until)
