@@ -23,7 +23,13 @@ from stemtomo.physics.potential import atomic_number
 from stemtomo.pipeline.alignment import aligned_rotations
 from stemtomo.pipeline.config import AtomSettings
 from stemtomo.pipeline.progress import Progress, Silent
-from stemtomo.pipeline.tracing import measured_in_blocks, plan_block, traced_in_blocks
+from stemtomo.pipeline.tracing import (
+    atoms_alone,
+    measured_in_blocks,
+    plan_block,
+    traced_in_blocks,
+    with_local_species,
+)
 
 GROUP = "atoms"
 
@@ -82,8 +88,14 @@ def find_atoms(
         for group in groups:
             store.read(group)  # what is missing is said before a task begins
         traced = traced_in_blocks(store, source, settings, workers)
+        if settings.non_atoms and len(traced):
+            traced = atoms_alone(
+                traced, settings.species if isinstance(settings.species, int) else len(settings.species)
+            )
         dataset = workers.gather(workers.submit(_found, str(store.path), source, settings, names, traced))
         dataset = dataset.assign(_measured(dataset, store, source, settings, workers))
+        if settings.reclassify_radius_angstrom > 0:
+            dataset = with_local_species(dataset, store, source, settings, workers)
         store.write(GROUP, dataset, provenance)
     result = store.read(GROUP).load()
     progress.advance(atoms=float(result.sizes["atom"]))

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
-from stemtomo.algorithms.atoms.tracing import Region, TracedAtoms, TracingRules, measure_atoms, trace_blocks
+from stemtomo.algorithms.atoms.classification import atoms_and_others
+from stemtomo.algorithms.atoms.reclassification import reclassify_locally
+from stemtomo.algorithms.atoms.tracing import (
+    Region,
+    TracedAtoms,
+    TracingRules,
+    atom_profiles,
+    measure_atoms,
+    trace_blocks,
+)
 from stemtomo.distributed import Executor, PlanRow, available_memory_bytes
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import AtomSettings
@@ -66,6 +76,36 @@ def measured_in_blocks(
     read = StoredVolume(str(store.path), group)
     rules = tracing_rules(settings)
     return measure_atoms(shape, read, voxel, positions, rules, block_voxels=edge, run=_mapper(workers))
+
+
+def atoms_alone(traced: TracedAtoms, count: int) -> TracedAtoms:
+    """Return ``traced`` without the class that is fainter than all ``count`` species."""
+    good = atoms_and_others(traced.integrated, count)
+    return TracedAtoms(*(getattr(traced, field.name)[good] for field in fields(TracedAtoms)))
+
+
+def with_local_species(
+    atoms: xr.Dataset, store: Store, group: str, settings: AtomSettings, workers: Executor
+) -> xr.Dataset:
+    """Return ``atoms`` with the species that their profiles in the volume have among the atoms around them."""
+    shape, voxel = _shape_and_voxel(store, group)
+    edge = block_edge(shape, settings, workers.workers)
+    positions = np.stack([atoms[axis].values for axis in "xyz"], axis=-1)
+    read = StoredVolume(str(store.path), group)
+    run = _mapper(workers)
+    profiles = atom_profiles(shape, read, voxel, positions, tracing_rules(settings), block_voxels=edge, run=run)
+    names = list(atoms.attrs["classes"])
+    labels = np.array([names.index(str(name)) for name in atoms["species"].values])
+    found = reclassify_locally(positions, profiles, labels, settings.reclassify_radius_angstrom)
+    # Symbols, or numbers where species have no names.
+    kinds = np.array(names).astype(atoms["species"].dtype)
+    count = np.bincount(found.labels, minlength=len(names))
+    totals = np.bincount(found.labels, atoms["intensity"].values, minlength=len(names))
+    changed = {
+        "species": atoms["species"].variable.copy(data=kinds[found.labels]),
+        "confidence": atoms["confidence"].variable.copy(data=found.confidence),
+    }
+    return atoms.assign(changed).assign_attrs(class_intensity=(totals / np.maximum(count, 1)).tolist())
 
 
 def block_edge(shape_zyx: tuple[int, ...], settings: AtomSettings, workers: int) -> int:

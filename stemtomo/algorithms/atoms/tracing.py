@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from scipy.ndimage import map_coordinates
 
-from stemtomo.algorithms.atoms.fitting import GaussianFits, fit_gaussians, fit_polynomials
+from stemtomo.algorithms.atoms.fitting import GaussianFits, ball_offsets, fit_gaussians, fit_polynomials
 from stemtomo.algorithms.atoms.peaks import integrate, maxima, parabolic, separate, smooth
 from stemtomo.algorithms.atoms.sharpening import deconvolution_reach, deconvolved, upsampled, upsampling_reach
 from stemtomo.algorithms.atoms.thresholds import faintest_level
@@ -204,6 +205,28 @@ def measure_atoms(
     return replace(measured, positions=positions)
 
 
+def atom_profiles(
+    shape: tuple[int, ...],
+    read: Reader,
+    voxel_angstrom: float,
+    positions: np.ndarray,
+    rules: TracingRules,
+    *,
+    block_voxels: int | None = None,
+    run: Mapper = map,
+) -> np.ndarray:
+    """Return the smoothed volume around atoms at ``positions`` (atom, 3) in Å, (atom, sample).
+
+    Samples are voxels' offsets within half of the minimum distance, from the atom itself and not from its voxel. Other
+    arguments as of :func:`trace_blocks`.
+    """
+    task = _Task(shape, read, voxel_angstrom, rules)
+    sample = voxel_angstrom / rules.upsampling
+    blocks = volume_blocks(shape, block_voxels or max(shape))
+    centres = positions[:, ::-1] / sample + np.array([count // 2 for count in shape]) * rules.upsampling
+    return _by_block(task.profiles, blocks, _owner(centres / rules.upsampling, blocks), centres, run)
+
+
 def volume_blocks(shape: tuple[int, ...], edge: int) -> list[Region]:
     """Cut a volume of ``shape`` into regions of at most ``edge`` voxels along each axis, of about one size."""
     cuts = []
@@ -262,6 +285,14 @@ class _Task:
         block, centres = work
         sharp, _, origin = self._window(block)
         return self._integrated(sharp, centres - origin)[:, None]
+
+    def profiles(self, work: tuple[Region, np.ndarray]) -> np.ndarray:
+        """Return samples around the centres (n, 3) of a block, (n, sample)."""
+        block, centres = work
+        _, smoothed, origin = self._window(block)
+        points = (centres - origin)[:, None] + ball_offsets(max(self.radius, 1.0))
+        values: np.ndarray = map_coordinates(smoothed, np.moveaxis(points, -1, 0), order=1, mode="constant")
+        return values
 
     def _integrated(self, sharp: np.ndarray, centres: np.ndarray) -> np.ndarray:
         sample = self.voxel_angstrom / self.rules.upsampling

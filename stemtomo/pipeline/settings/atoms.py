@@ -52,6 +52,15 @@ class AtomSettings(Section):
         description="Edge in voxels of the blocks that the volume is traced in; as large as memory allows, if not "
         "given. It does not change the atoms.",
     )
+    non_atoms: bool = Field(
+        default=False,
+        description="Look for one class more than there are species, and leave the faintest out as no atoms.",
+    )
+    reclassify_radius_angstrom: NonNegative = Field(
+        default=0.0,
+        description="Compare each atom's profile in the volume with the mean profiles of the species within this "
+        "distance in Å (10 is usual), for brightness that drifts through the specimen; 0 for one level everywhere.",
+    )
     refine: bool = Field(
         default=True, description="Refine positions and intensities against the projections, as Gaussian atoms."
     )
