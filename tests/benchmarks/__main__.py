@@ -13,6 +13,7 @@ from tests.benchmarks import (
     codecs,
     first_look,
     joint,
+    million,
     mistilted_columns,
     pipelines,
     ptychography,
@@ -39,6 +40,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "tiles": tiles.benchmark,
     "tiles_10_gb": tiles.out_of_core_rows,
     "pipelines": pipelines.benchmark,
+    "million": million.million_rows,
 }
 
 
