@@ -146,7 +146,9 @@ class TomographySettings(Section):
     depth_angstrom: Positive | None = Field(
         default=None, description="Extent of the volume along the beam at zero tilt; that along x if not given."
     )
-    degree: Literal[1, 2] = Field(default=2, description="B-spline of the volume: 1 (linear) or 2 (quadratic).")
+    degree: Literal[1, 2, 3] = Field(
+        default=2, description="B-spline of the volume: 1 (linear), 2 (quadratic) or 3 (cubic: finer detail, slower)."
+    )
     element_width_px: float = Field(
         default=0.5,
         ge=0,
