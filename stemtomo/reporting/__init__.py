@@ -11,7 +11,7 @@ from stemtomo import __version__
 from stemtomo.errors import StoreError
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import OPTIONAL_STAGES, STAGES
-from stemtomo.reporting import analysis, calibration, experiment, markup, resolution, specimen
+from stemtomo.reporting import alignment, analysis, calibration, experiment, markup, resolution, specimen
 from stemtomo.reporting.markup import Raw
 from stemtomo.reporting.results import Results
 
@@ -21,6 +21,7 @@ _TITLES = {
     "calibration": "Calibration",
     "ptychography": "Ptychography",
     "projections": "Projections",
+    "alignment": "Alignment",
     "volume": "Volume",
     "resolution": "Resolution",
     "atoms": "Atoms",
@@ -78,6 +79,7 @@ def render(results: Results) -> str:
         "calibration": calibration.calibration(results),
         "ptychography": experiment.ptychography(results),
         "projections": experiment.projections(results),
+        "alignment": alignment.alignment(results),
         "volume": specimen.volume(results),
         "resolution": resolution.resolution(results),
         "atoms": specimen.atoms(results),
@@ -162,8 +164,13 @@ def _record(record: Any) -> str:
 
 
 def _lead(results: Results) -> str:
-    scan, detector = results.store.scan(0), results.store.detector(0)
     count = results.tilt_count
+    if not count:
+        projections = results.read("projections")
+        return (
+            "A store without frames." if projections is None else f"{projections.sizes['tilt']} projections, no frames."
+        )
+    scan, detector = results.store.scan(0), results.store.detector(0)
     return (
         f"4D-STEM tilt series: {count} tilt{'s' if count != 1 else ''}, "
         f"{scan.shape_yx[0]} × {scan.shape_yx[1]} probe positions, "
