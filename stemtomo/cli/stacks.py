@@ -37,6 +37,9 @@ def import_stack(
     scale: Annotated[
         float | None, typer.Option("--scale", help="Factor; -1 for dark objects on bright ground.")
     ] = None,
+    scan_matrix: Annotated[
+        str | None, typer.Option("--scan-matrix", metavar="XX,XY,YX,YY", help="Linear distortion that is taken out.")
+    ] = None,
     nan_as_missing: Annotated[
         bool, typer.Option("--nan-as-missing", help="Pixels that are no numbers were not measured.")
     ] = False,
@@ -57,6 +60,7 @@ def import_stack(
             axis=axis,
             axis_deg=axis_deg,
             scale=scale,
+            scan_matrix=None if scan_matrix is None else scan_matrix.split(","),
             nan_as_missing=nan_as_missing,
         )
         numbers = read_in(stack, store, settings, angles=angles)
@@ -64,6 +68,26 @@ def import_stack(
         low, high = numbers["theta_deg"]
         height, width = numbers["shape_yx"]
         typer.echo(f"{numbers['store']}: {numbers['tilts']} projections of {height} x {width}, {low:g} to {high:g} deg")
+
+
+@app.command("scan-distortion")
+def scan_distortion(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image or repeated frames: .mrc, .tif, .npy or .npz.")],
+    spot: Annotated[
+        list[str] | None,
+        typer.Option("--spot", metavar="KX,KY", help="Frequency in 1/px that a lattice should have; two or more."),
+    ] = None,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Say how a scan is distorted: by drift between repeated frames, or (--spot) from a known lattice."""
+    with clear_errors(debug):
+        require_folder(json_file)
+        from stemtomo.pipeline.import_stack import scan_distortion as measure
+
+        numbers = measure(image, spot)
+        write_json(numbers, json_file)
+        typer.echo(f"--scan-matrix={','.join(f'{value:.6f}' for value in numbers['scan_matrix'])}")
 
 
 @app.command("export-volume")

@@ -14,7 +14,9 @@ TIFF = (".tif", ".tiff")
 ANGLES = (".rawtlt", ".tlt", ".txt", ".csv")
 
 
-def read_stack(path: str | Path, array: str | None = None) -> tuple[np.ndarray, float | None]:
+def read_stack(
+    path: str | Path, array: str | None = None, repeats: bool = False, single: bool = False
+) -> tuple[np.ndarray, float | None]:
     """Return the projections (tilt, y, x), float32, of the file at ``path``, and its pixel in Å if it says one.
 
     Rows and columns are in the order of the file; MRC files of microscopes count y from below.
@@ -24,7 +26,11 @@ def read_stack(path: str | Path, array: str | None = None) -> tuple[np.ndarray, 
     path
         ``.mrc`` (``.st``, ``.ali`` ...; needs mrcfile), ``.tif`` (needs tifffile), ``.npy`` or ``.npz``.
     array
-        Member of an ``.npz``; its only array of three axes if not given.
+        Member of an ``.npz``; its only stack if not given.
+    repeats
+        Repeated frames (tilt, frame, y, x) are a stack too.
+    single
+        One image (y, x) is a stack of one.
 
     Raises
     ------
@@ -34,16 +40,18 @@ def read_stack(path: str | Path, array: str | None = None) -> tuple[np.ndarray, 
     path = Path(path)
     if not path.is_file():
         raise FormatError(f"{path}: no such file; give a stack of projections as .mrc, .st, .tif, .npy or .npz")
-    suffix, pixel = path.suffix.lower(), None
+    suffix, pixel, axes = path.suffix.lower(), None, (3, 4) if repeats else ((2, 3) if single else (3,))
     if suffix in MRC:
         images, pixel = read_mrc(path, cubes=False)
     elif suffix in TIFF:
         images = _read_tiff(path)
     elif suffix in (".npy", ".npz"):
-        images = _read_numpy(path, array)
+        images = _read_numpy(path, array, axes)
     else:
         raise FormatError(f"{path}: the format {suffix!r} is not known; give .mrc, .st, .tif, .npy or .npz")
-    if images.ndim != 3 or images.dtype.kind not in "fiu":
+    if single and images.ndim == 2:
+        images = images[None]
+    if images.ndim not in axes or images.dtype.kind not in "fiu":
         raise FormatError(f"{path}: holds {images.dtype} of shape {images.shape}, expected real images (tilt, y, x)")
     return images.astype(np.float32, copy=False), pixel
 
@@ -119,11 +127,11 @@ def _read_tiff(path: Path) -> np.ndarray:
         raise FormatError(f"{path}: cannot be read as TIFF ({error})") from error
 
 
-def _read_numpy(path: Path, array: str | None) -> np.ndarray:
+def _read_numpy(path: Path, array: str | None, axes: tuple[int, ...]) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) if path.suffix == ".npz" else _Single(path) as archive:
             names = list(archive)
-            stacks = [name for name in names if np.ndim(archive[name]) == 3] if array is None else [array]
+            stacks = [name for name in names if np.ndim(archive[name]) in axes] if array is None else [array]
             if len(stacks) != 1 or stacks[0] not in names:
                 raise FormatError(f"{path}: holds {', '.join(names)}; say which is the stack (--array NAME)")
             return np.asarray(archive[stacks[0]])

@@ -5,9 +5,10 @@ A voxel at block indices (x, y, z) falls on column u and row v of the image of a
     u = U . (x, y, z, 1),   v = V . (x, y, z, 1),
 
 with one *placement* (U, V), (2, 4), per tilt, and is shared among 3 x 3 pixels with the weights b(column - u)
-b(row - v). The footprint b is the B-spline of degree 1 (linear) or 2 (quadratic); voxel and pixel have one size. What
-falls outside the image is lost. Where v is y plus a constant and u does not depend on y (a turn about y), weights are
-computed once per (z, x) and the innermost loop runs along y.
+b(row - v). The footprint b is the B-spline of degree 1 (linear) or 2 (quadratic), or 3 (cubic, on 4 x 4 pixels:
+:mod:`stemtomo.kernels.cubic`); voxel and pixel have one size. What falls outside the image is lost. Where v is y plus a
+constant and u does not depend on y (a turn about y), weights are computed once per (z, x) and the innermost loop runs
+along y.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import numba
 import numpy as np
 
 from stemtomo.backend import Array, array_namespace, is_device_array
-from stemtomo.kernels import cuda
+from stemtomo.kernels import cubic, cuda
 
-_MARGIN = 3  # pixels around an image that take what falls off it: 2 for the taps, 1 for rounding at the edge
+_MARGIN = cubic.MARGIN  # pixels around an image that take what falls off it: 2 for the taps, 1 for rounding at the edge
 _EXACT = 1e-12  # placements this close to a turn about y are one: the error stays below 1e-8 pixels in any volume
 
 _jit = numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, error_model="numpy")
@@ -36,24 +37,29 @@ def splat(block: Array, placements: np.ndarray, images: Array, degree: int = 2, 
     images
         (tilt, row, column), of the dtype of ``block``.
     degree
-        1 (linear) or 2 (quadratic B-spline).
+        1 (linear), 2 (quadratic) or 3 (cubic B-spline).
     support
         Boolean (z, y, x); voxels outside are skipped.
     """
     if is_device_array(block):
         _launch("splat_voxels", block, placements, images, degree, support)
         return
-    axial = _axial(placements)
+    axial, third = _axial(placements), degree == 3
     if support is not None and axial.any():
         block = block * support
     lines = np.flatnonzero(axial)
     if len(lines):
-        strips = _splat_axial(block, placements[lines][:, 0], images.shape[2], degree)
+        views = (block, placements[lines][:, 0], images.shape[2])
+        strips = cubic.splat_axial(*views) if third else _splat_axial(*views, degree)
         for strip, tilt in zip(strips, lines, strict=True):
-            _rows_from_strip(strip, placements[tilt, 1, 3], images[tilt], degree)
+            rows = (strip, placements[tilt, 1, 3], images[tilt])
+            cubic.rows_from_strip(*rows) if third else _rows_from_strip(*rows, degree)
     for tilt in np.flatnonzero(~axial):
         padded = np.zeros([n + 2 * _MARGIN for n in images.shape[1:]], images.dtype)
-        _splat(block, placements[tilt], padded, degree, *_mask(support))
+        if third:
+            cubic.splat(block, placements[tilt], padded, *_mask(support))
+        else:
+            _splat(block, placements[tilt], padded, degree, *_mask(support))
         images[tilt] += padded[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
 
 
@@ -62,15 +68,23 @@ def gather(images: Array, placements: np.ndarray, block: Array, degree: int = 2,
     if is_device_array(block):
         _launch("gather_voxels", block, placements, images, degree, support)
         return
-    axial = _axial(placements)
+    axial, third = _axial(placements), degree == 3
     lines = np.flatnonzero(axial)
     if len(lines):
         strips = np.zeros((len(lines), images.shape[2] + 2 * _MARGIN, block.shape[1]), images.dtype)
         for strip, tilt in zip(strips, lines, strict=True):
-            _strip_from_rows(images[tilt], placements[tilt, 1, 3], strip, degree)
-        _gather_axial(strips, placements[lines][:, 0], block, degree, *_mask(support))
+            rows = (images[tilt], placements[tilt, 1, 3], strip)
+            cubic.strip_from_rows(*rows) if third else _strip_from_rows(*rows, degree)
+        if third:
+            cubic.gather_axial(strips, placements[lines][:, 0], block, *_mask(support))
+        else:
+            _gather_axial(strips, placements[lines][:, 0], block, degree, *_mask(support))
     for tilt in np.flatnonzero(~axial):
-        _gather(np.pad(images[tilt], _MARGIN), placements[tilt], block, degree, *_mask(support))
+        padded = np.pad(images[tilt], _MARGIN)
+        if third:
+            cubic.gather(padded, placements[tilt], block, *_mask(support))
+        else:
+            _gather(padded, placements[tilt], block, degree, *_mask(support))
 
 
 def _launch(

@@ -26,8 +26,8 @@ from stemtomo.kernels import voxels
 Window: TypeAlias = tuple[tuple[int, int], ...]
 """``((start, stop), ...)`` along the axes of a volume (z, y, x) or of an image (y, x)."""
 
-_REACH_PX = {1: 1.0, 2: 1.5}
-_RENDERED = {1: (1.0,), 2: (1 / 8, 3 / 4, 1 / 8)}
+_REACH_PX = {1: 1.0, 2: 1.5, 3: 2.0}
+_RENDERED = {1: (1.0,), 2: (1 / 8, 3 / 4, 1 / 8), 3: (1 / 6, 2 / 3, 1 / 6)}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TiltGeometry:
     image_shape
         (y, x) of the whole image of a tilt.
     degree
-        Degree of the B-spline: 1 or 2.
+        Degree of the B-spline: 1, 2 or 3.
     magnifications
         (tilt,), by which an image is larger than the volume, about the rotation centre; all one if not given. The
         line integrals stay what they are.
@@ -66,7 +66,9 @@ class TiltGeometry:
                 "give (tilt, 3, 3) and (tilt, 2) for the same tilts"
             )
         if self.degree not in _REACH_PX:
-            raise ConfigurationError(f"geometry: degree is {self.degree!r}; allowed: 1 (linear), 2 (quadratic)")
+            raise ConfigurationError(
+                f"geometry: degree is {self.degree!r}; allowed: 1 (linear), 2 (quadratic), 3 (cubic)"
+            )
 
     def __len__(self) -> int:
         return len(self.rotations)

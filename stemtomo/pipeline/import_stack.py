@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,13 @@ import numpy as np
 import xarray as xr
 from pydantic import ValidationError
 
+from stemtomo.algorithms.imaging.scan_distortion import (
+    averaged,
+    corrected,
+    drift_of,
+    matrix_of_drift,
+    matrix_of_lattice,
+)
 from stemtomo.algorithms.ptychography.phase import vacuum_background
 from stemtomo.algorithms.tomography.diagnosis import require_sound
 from stemtomo.errors import ConfigurationError, FormatError
@@ -33,7 +41,8 @@ def import_stack(
     Parameters
     ----------
     path
-        See :func:`stemtomo.io.stacks.read_stack`.
+        See :func:`stemtomo.io.stacks.read_stack`; of repeated frames (tilt, frame, y, x) the mean is taken after their
+        drift was taken out.
     angles
         Text file with theta, or theta, phi and psi, of every image in degrees; that of the name of the stack
         (``.rawtlt``, ``.tlt``, ``.txt``, ``.csv``) if not given.
@@ -41,7 +50,8 @@ def import_stack(
     Returns
     -------
     dict
-        ``store``, ``tilts``, ``shape_yx``, ``pixel_angstrom``, ``theta_deg``: smallest and largest, ``valid_fraction``.
+        ``store``, ``tilts``, ``shape_yx``, ``pixel_angstrom``, ``theta_deg``: smallest and largest, ``valid_fraction``,
+        ``drift_px_per_frame``: (x, y) of every tilt, where its frames were repeated.
 
     Raises
     ------
@@ -51,13 +61,16 @@ def import_stack(
         If nothing says the pixel, or there are no angles.
     """
     settings, path = settings or StackSettings(), Path(path)
-    images, said = read_stack(path, settings.array)
+    images, said = read_stack(path, settings.array, repeats=True)
     pixel = settings.pixel_angstrom or said
     if pixel is None:
         raise ConfigurationError(f"{path}: does not say its pixel; give pixel_angstrom (--pixel-angstrom)")
     tilts = _angles(path, angles)
     valid = np.isfinite(images) if settings.nan_as_missing else np.ones(images.shape, bool)
-    require_sound(images, valid, tilts)
+    require_sound(
+        images.reshape(len(images), -1, images.shape[-1]), valid.reshape(len(images), -1, images.shape[-1]), tilts
+    )
+    images, valid, drifts = _straightened(images, valid, settings)
     images = np.where(valid, settings.scale * images, 0).astype(np.float32)
     if settings.axis == "x":
         images, valid = (np.ascontiguousarray(stack.transpose(0, 2, 1)) for stack in (images, valid))
@@ -75,6 +88,7 @@ def import_stack(
         "pixel_angstrom": pixel,
         "theta_deg": [float(tilts[:, 0].min()), float(tilts[:, 0].max())],
         "valid_fraction": float(valid.mean()),
+        "drift_px_per_frame": drifts,
     }
 
 
@@ -91,6 +105,61 @@ def stack_settings(**given: Any) -> StackSettings:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigurationError(f"import-stack: {problems}") from None
+
+
+def scan_distortion(path: str | Path, spots: Sequence[str | Sequence[float]] | None = None) -> dict[str, Any]:
+    """Return the linear distortion of the scan of an image, or of repeated frames of one place.
+
+    Parameters
+    ----------
+    path
+        Image (y, x) or frames (frame, y, x), see :func:`stemtomo.io.stacks.read_stack`.
+    spots
+        Frequencies (x, y) in cycles per px, or ``"x,y"``, that a lattice in the (mean) image should have; the drift
+        between frames decides if there are none.
+
+    Returns
+    -------
+    dict
+        ``scan_matrix`` (xx, xy, yx, yy) for :func:`import_stack`; ``drift_px_per_frame`` (x, y) or ``None``.
+
+    Raises
+    ------
+    CalibrationError
+        If there is one frame and no lattice, or a spot is not there.
+    """
+    frames, _ = read_stack(path, single=True)
+    require_sound(frames, np.ones(frames.shape, bool))
+    if spots:
+        try:
+            known = [[float(k) for k in (spot.split(",") if isinstance(spot, str) else spot)] for spot in spots]
+        except ValueError:
+            raise ConfigurationError(
+                f"spots {list(spots)!r}: give two numbers each, cycles per px along x and y"
+            ) from None
+        matrix = matrix_of_lattice(frames.mean(axis=0), np.array(known))
+        return {"scan_matrix": matrix.ravel().tolist(), "drift_px_per_frame": None}
+    drift = drift_of(frames).per_frame_px
+    return {
+        "scan_matrix": matrix_of_drift(drift, frames.shape[1]).ravel().tolist(),
+        "drift_px_per_frame": drift.tolist(),
+    }
+
+
+def _straightened(
+    images: np.ndarray, valid: np.ndarray, settings: StackSettings
+) -> tuple[np.ndarray, np.ndarray, list[list[float]] | None]:
+    """Return one image (y, x) per tilt, without drift and distortion, where it is known, and the drifts."""
+    drifts = None
+    if images.ndim == 4:
+        means = [averaged(frames, mask) for frames, mask in zip(images, valid, strict=True)]
+        images, valid = np.stack([each.image for each in means]), np.stack([each.known for each in means])
+        drifts = [each.drift.per_frame_px.tolist() for each in means]
+    if settings.scan_matrix is not None:
+        matrix = np.reshape(settings.scan_matrix, (2, 2))
+        straight = [corrected(image, mask, matrix) for image, mask in zip(images, valid, strict=True)]
+        images, valid = np.stack([pair[0] for pair in straight]), np.stack([pair[1] for pair in straight])
+    return images, valid, drifts
 
 
 def _angles(path: Path, angles: str | Path | None) -> np.ndarray:

@@ -11,7 +11,17 @@ from stemtomo import __version__
 from stemtomo.errors import StoreError
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import OPTIONAL_STAGES, STAGES
-from stemtomo.reporting import analysis, calibration, experiment, joint, local_orbital, markup, resolution, specimen
+from stemtomo.reporting import (
+    alignment,
+    analysis,
+    calibration,
+    experiment,
+    joint,
+    local_orbital,
+    markup,
+    resolution,
+    specimen,
+)
 from stemtomo.reporting.markup import Raw
 from stemtomo.reporting.results import Results
 
@@ -21,6 +31,7 @@ _TITLES = {
     "calibration": "Calibration",
     "ptychography": "Ptychography",
     "projections": "Projections",
+    "alignment": "Alignment",
     "volume": "Volume",
     "joint": "Joint tomography",
     "local_orbital": "Local orbitals",
@@ -97,17 +108,16 @@ def render(results: Results) -> str:
 
 
 def sections(results: Results) -> dict[str, str]:
-    """Return the sections by name, empty where there is nothing; those on frames only for a store that has some."""
-    of_frames = {
+    """Return the sections by name, empty where there is nothing to show."""
+    made = {
         "experiment": experiment.experiment,
         "quicklook": experiment.quicklook,
         "calibration": calibration.calibration,
         "ptychography": experiment.ptychography,
         "projections": experiment.projections,
+        "alignment": alignment.alignment,
         "volume": specimen.volume,
         "joint": joint.joint,
-    }
-    others = {
         "local_orbital": local_orbital.local_orbital,
         "resolution": resolution.resolution,
         "atoms": specimen.atoms,
@@ -118,8 +128,7 @@ def sections(results: Results) -> dict[str, str]:
         "score": specimen.score,
         "provenance": provenance,
     }
-    wanted = {**(of_frames if results.tilt_count else {}), **others}
-    return {name: section(results) for name, section in wanted.items()}
+    return {name: section(results) for name, section in made.items()}
 
 
 def provenance(results: Results) -> str:
@@ -177,7 +186,10 @@ def _record(record: Any) -> str:
 def _lead(results: Results) -> str:
     count = results.tilt_count
     if not count:
-        return "No frames: results of images alone."
+        projections = results.read("projections")
+        return (
+            "A store without frames." if projections is None else f"{projections.sizes['tilt']} projections, no frames."
+        )
     scan, detector = results.store.scan(0), results.store.detector(0)
     return (
         f"4D-STEM tilt series: {count} tilt{'s' if count != 1 else ''}, "

@@ -29,6 +29,8 @@ _VIRTUAL = (
 def experiment(results: Results) -> str:
     """Return the section on optics, scan, detector and poses."""
     store = results.store
+    if not results.tilt_count:
+        return ""
     optics, scan, detector, series = store.optics(0), store.scan(0), store.detector(0), store.tilt_series()
     frames = store.frames(0)
     aberrations = {name: value for name, value in optics.aberrations.items() if name != "C10" and value}

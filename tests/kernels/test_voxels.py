@@ -31,6 +31,8 @@ def _b_spline(t, degree):
     t = np.abs(t)
     if degree == 1:
         return np.maximum(1 - t, 0)
+    if degree == 3:
+        return np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.where(t < 2, (2 - t) ** 3 / 6, 0))
     return np.where(t < 0.5, 0.75 - t**2, np.where(t < 1.5, 0.5 * (1.5 - t) ** 2, 0))
 
 
@@ -66,7 +68,7 @@ routes = pytest.mark.parametrize(
 )
 precisions = pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 3e-6), (np.float64, 1e-13)])
 kinds = pytest.mark.parametrize("kind", ["about y", "general"])
-degrees = pytest.mark.parametrize("degree", [1, 2])
+degrees = pytest.mark.parametrize("degree", [1, 2, 3])
 
 
 @routes
@@ -99,19 +101,20 @@ def test_gather_is_the_transposed_matrix(route, kind, degree, dtype, tolerance, 
 
 @routes
 @kinds
-def test_voxels_outside_the_support_neither_give_nor_take(route, kind, monkeypatch):
+@degrees
+def test_voxels_outside_the_support_neither_give_nor_take(route, kind, degree, monkeypatch):
     _through(route, monkeypatch)
     rng = np.random.default_rng(2)
     support = rng.random(BLOCK) < 0.4
     block, placements = rng.normal(size=BLOCK), _placements(kind)
     masked, plain = np.zeros((2, 2, *IMAGE))
-    voxels.splat(block, placements, masked, 2, support)
-    voxels.splat(block * support, placements, plain, 2)
+    voxels.splat(block, placements, masked, degree, support)
+    voxels.splat(block * support, placements, plain, degree)
     np.testing.assert_allclose(masked, plain, atol=1e-13)
     back = np.zeros(BLOCK)
-    voxels.gather(plain, placements, back, 2, support)
+    voxels.gather(plain, placements, back, degree, support)
     full = np.zeros(BLOCK)
-    voxels.gather(plain, placements, full, 2)
+    voxels.gather(plain, placements, full, degree)
     np.testing.assert_allclose(back, full * support, atol=1e-12)
 
 

@@ -168,3 +168,37 @@ def test_the_defaults_of_tomography_take_a_stack(tmp_path):
     import_stack(_mrc(tmp_path / "a.st"), tmp_path / "s.zarr")
     stemtomo.align(tmp_path / "s.zarr")
     assert stemtomo.tomography(tmp_path / "s.zarr", TomographySettings(iterations=5))["computed"]
+
+
+def test_repeated_frames_are_freed_of_drift_and_the_scan_is_put_straight(tmp_path):
+    """Frames recorded while the specimen moves, written down row by row; the mean is the specimen at rest."""
+    rng = np.random.default_rng(3)
+    drifts = rng.uniform(-1.5, 1.5, (13, 2))
+    rows = np.arange(30) - 15
+    frames = np.zeros((13, 3, 30, 32), np.float32)
+    for tilt, drift in enumerate(drifts):
+        for number in range(3):
+            for row in range(30):
+                moved = [drift * (number + rows[row] / 30)]
+                one = SERIES.rotations[tilt : tilt + 1]
+                frames[tilt, number, row] = phantom.images(*ATOMS, one, moved, (30, 32))[0, row]
+    np.save(tmp_path / "frames.npy", frames)
+    (tmp_path / "frames.tlt").write_text("\n".join(map(str, THETA)))
+    numbers = import_stack(tmp_path / "frames.npy", tmp_path / "s.zarr", StackSettings(pixel_angstrom=PIXEL))
+    np.testing.assert_allclose(numbers["drift_px_per_frame"], drifts, atol=0.15)
+    mean = Store.open(tmp_path / "s.zarr").read("projections")["phase"].values
+    assert np.corrcoef(mean.ravel(), IMAGES.ravel())[0, 1] > 0.995
+    assert np.corrcoef(frames.mean(axis=1).ravel(), IMAGES.ravel())[0, 1] < 0.95
+    # One tilt's frames alone, by command line: the matrix that straightens them.
+    np.save(tmp_path / "one.npy", frames[0])
+    said = call("scan-distortion", tmp_path / "one.npy")
+    assert said.exit_code == 0
+    matrix = [float(word) for word in said.output.strip().partition("=")[2].split(",")]
+    np.testing.assert_allclose(matrix, [1, -drifts[0, 0] / 30, 0, 1 - drifts[0, 1] / 30], atol=0.006)
+    straight = StackSettings(pixel_angstrom=PIXEL, scan_matrix=tuple(matrix))
+    np.save(tmp_path / "first.npy", frames[:1, 0])
+    (tmp_path / "first.tlt").write_text(str(THETA[0]))
+    import_stack(tmp_path / "first.npy", tmp_path / "t.zarr", straight)
+    first = Store.open(tmp_path / "t.zarr").read("projections")["phase"].values[0]
+    assert np.corrcoef(first.ravel(), IMAGES[0].ravel())[0, 1] > 0.995
+    assert call("scan-distortion", tmp_path / "one.npy", "--spot", "0.1,0.2").exit_code == 2

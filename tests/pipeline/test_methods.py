@@ -187,3 +187,20 @@ def test_the_vesicle_of_genfire_is_found_better_than_by_genfire():
     assert found.errors[-1] < error
     ours, reference = (np.corrcoef(v.ravel(), truth.ravel())[0, 1] for v in (found.volume, theirs))
     assert ours > reference
+
+
+def test_the_cubic_footprint_comes_nearer_to_the_phantom():
+    """Without noise, the same series and iterations: linear, quadratic, cubic."""
+    rotations = TiltSeries.from_degrees(np.linspace(-70, 70, 31)).rotations
+    atoms, edge = phantom.ball(120, 7.0, 2.4), 48
+    images = phantom.images(*atoms, rotations, np.zeros((31, 2)), (edge, edge)).astype(np.float32)
+    truth, missed = phantom.volume(*atoms, (edge,) * 3), {}
+    for degree in (1, 2, 3):
+        geometry = TiltGeometry(rotations, np.zeros((31, 2)), (edge,) * 3, (edge, edge), degree)
+        measured = Measurement(images, np.ones(images.shape, bool), np.ones(31, np.float32))
+        settings = TomographySettings(iterations=100, refine_shifts=False)
+        found = reconstruct(Problem(measured, geometry, 1.0, 1.0), settings, ThreadExecutor(1))
+        volume = render(found.coefficients, degree)
+        missed[degree] = 1 - np.corrcoef(volume.ravel(), truth.ravel())[0, 1]
+    assert missed[3] < 0.9 * missed[2]
+    assert missed[2] < 0.7 * missed[1]

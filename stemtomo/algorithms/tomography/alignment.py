@@ -19,6 +19,8 @@ from scipy import ndimage
 
 _BORDER_PX = 2
 _SMOOTHING_PX = 2.0
+_NOISY = 0.3
+"""Four standard deviations of what the smoothing leaves of the noise, over the maximum, from which noise is strong."""
 _UPSAMPLING = 50
 _ROUNDS = 6
 
@@ -149,8 +151,13 @@ def neighbour_correlation(images: np.ndarray, valid: np.ndarray, thetas: np.ndar
 
 
 def _centre(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the centre of mass (x, y) in px from index n // 2."""
-    weight = np.where(mask & near_specimen(image, mask), image, 0.0)
+    """Return the centre of mass (x, y) in px from index n // 2; under strong noise that of smooth heights."""
+    filled = np.where(mask, image, 0.0)
+    smooth = ndimage.gaussian_filter(filled, _SMOOTHING_PX, mode="constant")
+    if 4 * _noise(filled, mask) > _NOISY * smooth.max():
+        weight = _heights(filled)
+    else:
+        weight = np.where(mask & near_specimen(image, mask), image, 0.0)
     total = weight.sum()
     if total <= 0:
         return np.zeros(2)
@@ -162,17 +169,32 @@ def near_specimen(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return where the smoothed image stands above its noise, with a margin; everywhere if there is no noise."""
     filled = np.where(mask, image, 0.0)
     smooth = ndimage.gaussian_filter(filled, _SMOOTHING_PX, mode="constant")
-    # Differences of neighbours are noise alone where the specimen is smooth; the median ignores where it is not.
-    rough = np.diff(filled, axis=-1)[mask[:, 1:] & mask[:, :-1]]
-    noise = np.median(np.abs(rough)) / (0.6745 * math.sqrt(2)) if rough.size else 0.0
-    noise /= 2 * _SMOOTHING_PX * math.sqrt(math.pi)  # what a Gaussian leaves of white noise
-    level = max(4 * noise, 0.02 * smooth.max())
+    level = max(4 * _noise(filled, mask), 0.02 * smooth.max())
     labels, count = ndimage.label(smooth > level)
     if count == 0:
         return np.ones_like(mask)
     sizes = ndimage.sum_labels(filled, labels, np.arange(1, count + 1))
     kept = np.isin(labels, 1 + np.flatnonzero(sizes > 0.05 * sizes.max()))
     return ndimage.binary_dilation(ndimage.binary_fill_holes(kept), iterations=4)
+
+
+def _noise(filled: np.ndarray, mask: np.ndarray) -> float:
+    """Return the standard deviation of the noise that is left after the smoothing."""
+    # Differences of neighbours are noise alone where the specimen is smooth; the median ignores where it is not.
+    rough = np.diff(filled, axis=-1)[mask[:, 1:] & mask[:, :-1]]
+    noise = float(np.median(np.abs(rough))) / (0.6745 * math.sqrt(2)) if rough.size else 0.0
+    return noise / (2 * _SMOOTHING_PX * math.sqrt(math.pi))  # what a Gaussian leaves of white noise
+
+
+def _heights(filled: np.ndarray) -> np.ndarray:
+    """Return by how much the largest body of the strongly smoothed image stands out: it fades where noise begins."""
+    smooth = ndimage.gaussian_filter(filled, 1.5 * _SMOOTHING_PX, mode="constant")
+    heights = np.maximum(smooth - 0.1 * smooth.max(), 0)
+    labels, count = ndimage.label(heights > 0)
+    if count < 2:
+        return heights
+    sizes = ndimage.sum_labels(heights, labels, np.arange(1, count + 1))
+    return np.where(labels == 1 + int(np.argmax(sizes)), heights, 0.0)
 
 
 def row_profile(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

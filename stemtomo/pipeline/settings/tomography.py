@@ -27,6 +27,11 @@ class StackSettings(Section):
     )
     axis_deg: float = Field(default=0.0, description="Turn of the tilt axis in the plane of the images, added to phi.")
     scale: float = Field(default=1.0, description="Factor of the images; -1 for dark objects on bright ground.")
+    scan_matrix: tuple[float, float, float, float] | None = Field(
+        default=None,
+        description="Linear distortion of the scan, xx, xy, yx, yy: the image shows the specimen at this matrix times "
+        "the distance from its centre; taken out by cubic splines.",
+    )
     nan_as_missing: bool = Field(
         default=False, description="Pixels that are no numbers were not measured; else they are refused."
     )
@@ -146,7 +151,9 @@ class TomographySettings(Section):
     depth_angstrom: Positive | None = Field(
         default=None, description="Extent of the volume along the beam at zero tilt; that along x if not given."
     )
-    degree: Literal[1, 2] = Field(default=2, description="B-spline of the volume: 1 (linear) or 2 (quadratic).")
+    degree: Literal[1, 2, 3] = Field(
+        default=2, description="B-spline of the volume: 1 (linear), 2 (quadratic) or 3 (cubic: finer detail, slower)."
+    )
     element_width_px: float = Field(
         default=0.5,
         ge=0,

@@ -101,3 +101,14 @@ def test_neighbours_of_a_film_are_chained_through_their_stretch():
     left = without_translation(found.shifts_px, series.rotations) - shifts
     assert rms(left) < 0.35 * rms(shifts)
     assert found.score.min() > 0.5
+
+
+def test_the_centre_of_mass_survives_strong_noise():
+    """Noise of a quarter of the maximum in every pixel: an average over the view would be wrong by 2 px and more."""
+    images, shifts, valid = series_images(SINGLE)
+    noisy = images + 0.25 * images.max() * np.random.default_rng(8).normal(size=images.shape)
+    found = alignment.centre_of_mass(noisy, valid, SINGLE.rotations).shifts_px
+    y, x = (np.arange(n) - n // 2 for n in images.shape[1:])
+    plain = np.stack([(noisy * x).sum((1, 2)), (noisy * y[:, None]).sum((1, 2))], axis=1) / noisy.sum((1, 2))[:, None]
+    assert rms(found - shifts) < 1.2
+    assert rms(without_translation(plain, SINGLE.rotations) - shifts) > 1.5 * rms(found - shifts)
