@@ -12,7 +12,7 @@ import xarray as xr
 
 from stemtomo import backend
 from stemtomo.algorithms.ptychography import solver
-from stemtomo.algorithms.ptychography.advice import advise
+from stemtomo.algorithms.ptychography.advice import advise, advise_geometry, probe_diameter_angstrom
 from stemtomo.algorithms.ptychography.misfit import misfit
 from stemtomo.algorithms.ptychography.padding import commensurate, window_of
 from stemtomo.algorithms.ptychography.regularisation import depth_blur_angstrom
@@ -213,7 +213,16 @@ def _advice(store: Store, job: Job, result: xr.Dataset) -> list[str]:
     depth = 2 * depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
     losses = result["loss"].values.tolist()
     thickness = thickness if thickness is not None and job.settings.slices > 1 else 0.0
-    return advise(losses, float(result.attrs["noise_floor"]), thickness, depth)
+    found = advise(losses, float(result.attrs["noise_floor"]), thickness, depth)
+    probe = probe_diameter_angstrom(
+        wavelength_angstrom(optics.energy_ev),
+        optics.semiangle_rad,
+        optics.aberrations.get("C10", 0.0),
+        job.settings.slices * thickness,
+    )
+    window = 1 / store.detector(job.tilt).pixel_inv_angstrom
+    step = max(store.scan(job.tilt).step_angstrom_yx)
+    return [*found, *advise_geometry(probe, step, window, thickness, depth, job.settings.depth_blur_angstrom)]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.benchmarks import catch_up, codecs, first_look, pipelines, ptychography, streaming, tomography
+from tests.benchmarks import catch_up, codecs, first_look, joint, pipelines, ptychography, streaming, tomography
 
 pytestmark = pytest.mark.benchmark
 
@@ -18,6 +18,12 @@ def test_an_epoch_of_ptychography_is_mostly_ffts():
     rows = figures(ptychography.benchmark(), "ptychography")
     assert rows[0].ratio < 3.6  # one slice
     assert rows[1].ratio < 2.8  # six slices
+
+
+def test_an_epoch_of_joint_tomography_is_mostly_ffts():
+    single, sliced, _ = figures(joint.benchmark(), "joint")
+    assert sliced.ratio < 4
+    assert single.figure < 8 * single.floor  # turning the volume costs as much as a slice
 
 
 def test_an_iteration_of_tomography_costs_no_more_than_twice_a_plain_projector():

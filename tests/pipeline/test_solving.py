@@ -7,12 +7,15 @@ from pydantic import ValidationError
 
 from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.detection import blurred
+from stemtomo.algorithms.ptychography.positions import without_gauges
 from stemtomo.distributed import Checkpoint
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import ConfigurationError
+from stemtomo.geometry import Detector, Scan
 from stemtomo.io.provenance import Provenance
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.ptychography import build_model, ptychography
+from tests.algorithms.ptychography import test_positions as positions
 from tests.pipeline.series import DETECTOR, OPTICS, SCAN, make_series
 from tests.pipeline.test_mistilt import write
 
@@ -173,3 +176,23 @@ def test_tiles_and_one_piece_leave_out_the_same_pixels_and_keep_the_same_bounds(
     whole, cut = results
     assert whole.attrs["masked_pixels"] == 1
     np.testing.assert_allclose(cut["loss"], whole["loss"], rtol=1e-5)
+
+
+def test_a_jitter_of_40_pm_is_recovered_to_5_pm_from_the_settings(tmp_path):
+    _, _, told, jitter, counts = positions.experiment(14, 0.8, np.complex64, 0.04, slices=1)
+    detector = Detector((32, 32), 1 / 12.8)
+    store = write(tmp_path / "jitter.zarr", counts, positions.OPTICS, Scan((14, 14), (0.8, 0.8)), detector)
+    settings = PtychographySettings(
+        epochs=60,
+        settling_epochs=10,
+        batches=4,
+        refine_positions_from_epoch=8,
+        probe_update_start_epoch=99,
+        electrons_per_pattern=1e5,
+    )
+    ptychography(store, settings, executor=ThreadExecutor(1))
+    result = store.read("ptychography/000").compute()
+    moved = np.column_stack([result["position_x"].values, result["position_y"].values]) - told
+    assert np.sqrt((jitter**2).mean()) == pytest.approx(0.04, abs=0.004)
+    assert np.sqrt((without_gauges(moved - jitter, told, affine=True) ** 2).mean()) < 0.005
+    assert result.attrs["scan_affine"]["jitter_rms_pm"] == pytest.approx(4, rel=0.15)

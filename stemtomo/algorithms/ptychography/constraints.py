@@ -11,11 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stemtomo.algorithms.ptychography.model import State
+from stemtomo.algorithms.total_variation import smoothed
 from stemtomo.backend import Array, array_namespace, fft2, ifft2, to_device_of
-
-_TV_ROUNDS = 12
-#: Step of Chambolle's dual iteration, at most 1/8 in two dimensions.
-_TV_STEP = 0.124
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class Constraints:
         """Return ``state`` behind the filters that look at more than one pixel; ``illumination`` is (Y, X)."""
         phase = state.phase
         if self.tv_weight_rad > 0:
-            smooth = total_variation(array_namespace(phase).ascontiguousarray(phase.real), self.tv_weight_rad)
+            smooth = flattened(array_namespace(phase).ascontiguousarray(phase.real), self.tv_weight_rad)
             phase = phase + (smooth - phase.real)
         if self.kz_weight > 0:
             phase = kz_filtered(phase, self.kz_weight)
@@ -72,19 +69,9 @@ class Constraints:
         return state if phase is state.phase else replace(state, phase=phase)
 
 
-def total_variation(image: Array, weight: float) -> Array:
-    """Return the minimiser of |x - image|² / 2 + weight TV(x) of every layer (layer, Y, X), real.
-
-    Chambolle's dual iteration, a few rounds of it; edges are repeated, so a constant stays. Source: Chambolle, J. Math.
-    Imaging Vis. 20, 89 (2004).
-    """
-    xp = array_namespace(image)
-    down, right = xp.zeros_like(image), xp.zeros_like(image)
-    for _ in range(_TV_ROUNDS):
-        slope_y, slope_x = _differences(_divergence(down, right) - image / weight)
-        size = 1 + _TV_STEP * xp.sqrt(slope_y**2 + slope_x**2)
-        down, right = (down + _TV_STEP * slope_y) / size, (right + _TV_STEP * slope_x) / size
-    return (image - weight * _divergence(down, right)).astype(image.dtype)
+def flattened(image: Array, weight: float) -> Array:
+    """Return every layer of ``image`` (layer, Y, X), real, after the proximal step of its own total variation."""
+    return array_namespace(image).concatenate([smoothed(layer[None], weight, positive=False) for layer in image])
 
 
 def kz_filtered(phase: Array, weight: float) -> Array:
@@ -133,22 +120,3 @@ def notched(phase: Array, period_px_yx: tuple[float, float], width: float = 1.5)
     kept = to_device_of((~node | centre).astype(np.float32), phase)
     found = ifft2(fft2(phase.astype(np.complex128)) * kept)
     return (found if array_namespace(phase).iscomplexobj(phase) else found.real).astype(phase.dtype)
-
-
-def _differences(image: Array) -> tuple[Array, Array]:
-    """Forward differences along y and x, zero at the last row and column."""
-    xp = array_namespace(image)
-    down, right = xp.zeros_like(image), xp.zeros_like(image)
-    down[:, :-1] = image[:, 1:] - image[:, :-1]
-    right[:, :, :-1] = image[:, :, 1:] - image[:, :, :-1]
-    return down, right
-
-
-def _divergence(down: Array, right: Array) -> Array:
-    """Minus the adjoint of :func:`_differences`."""
-    found = array_namespace(down).zeros_like(down)
-    found[:, :-1] += down[:, :-1]
-    found[:, 1:] -= down[:, :-1]
-    found[:, :, :-1] += right[:, :, :-1]
-    found[:, :, 1:] -= right[:, :, :-1]
-    return found
