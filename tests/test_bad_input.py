@@ -62,6 +62,27 @@ def test_partial_last_record(frames: np.ndarray) -> None:
     assert Store.open("s.zarr").valid(0).sum() == 23
 
 
+def test_a_merlin_file_that_is_cut_off() -> None:
+    counts = files.counts((24, 4, 256), 63).astype("u1") + np.uint8(1)
+    files.write_mib(Path("a.mib"), counts, "U08", 6)
+    data = Path("a.mib").read_bytes()
+    Path("a.mib").write_bytes(data[:-300])
+    refused(ingest(MIB, scan=SCAN), "a.mib: ends inside frame 23 (of 24)", "ingest.missing = 'mask' to keep 23")
+    assert ingest(MIB, "--missing", "mask", scan=SCAN).exit_code == 0
+    assert np.flatnonzero(~Store.open("s.zarr").valid(0)).tolist() == [23]
+
+
+def test_an_empad_file_that_is_cut_off() -> None:
+    counts = files.counts((24, 128, 128), 63).astype("f4") + np.float32(1)
+    files.write_empad(Path("a.xml"), counts, "<pix_x>4</pix_x><pix_y>6</pix_y>")
+    data = Path("a.raw").read_bytes()
+    Path("a.raw").write_bytes(data[:-300])
+    section = 'path = "a.xml"'
+    refused(ingest(section), "a.raw: ends inside frame 23 (of 24)", "ingest.missing = 'mask' to keep 23")
+    assert ingest(section, "--missing", "mask").exit_code == 0
+    assert np.flatnonzero(~Store.open("s.zarr").valid(0)).tolist() == [23]
+
+
 def test_lost_sequence_numbers() -> None:
     counts = files.counts((24, 4, 256), 63).astype("u1") + np.uint8(1)
     files.write_mib(Path("a.mib"), counts, "U08", 6, lost=(3, 8, 9, 10))

@@ -46,12 +46,11 @@ def watch(
         given.append(f"input.path={json.dumps(str(source))}")
         configuration = load_configuration(config, [*(overrides or []), *given])
         with bars() as progress, warnings.catch_warnings():
-            warnings.simplefilter("ignore", AcquisitionWarning)  # said below
+            warnings.simplefilter("always", AcquisitionWarning)
+            warnings.showwarning = _say  # when it comes up: the end may be an error
             reports = follow(source, store, configuration, progress=progress)
             numbers = _last_value(reports)
         write_json(numbers, json_file)
-        for text in numbers["warnings"]:
-            typer.echo(f"Warning: {text}", err=True)
         missed = f", {numbers['missing_frames']} missing" if numbers["missing_frames"] else ""
         typer.echo(f"{store}: {numbers['tilts']} tilts, {numbers['frames']} frames{missed}")
 
@@ -94,6 +93,10 @@ def calibrate(
             console.print(f"Outlier: {note}", soft_wrap=True, highlight=False)
         for reason in sorted({text for tilt in numbers["tilts"] for text in tilt["undetermined"].values()}):
             console.print(f"Undetermined: {reason}", soft_wrap=True, highlight=False)
+
+
+def _say(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"Warning: {message}", err=True)
 
 
 def _last_value(reports: Generator[Any, None, dict[str, Any]]) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stemtomo.errors import FormatError
+from stemtomo.io.frames import NOTED
 from stemtomo.io.layout import check_values
 from stemtomo.io.prepared import replace_pixels
+from stemtomo.io.store import Store
 from stemtomo.kernels.masks import FrameSums
 from stemtomo.kernels.survey import survey
 from stemtomo.pipeline.config import IngestSettings
@@ -143,6 +145,13 @@ class Noted:
             "nonfinite_values": self.nonfinite_values,
             "missing_frames": missing_frames,
         }
+
+
+def store_warnings(store: Store) -> list[str]:
+    """Return what looks wrong in the tilts of ``store``."""
+    noted = [store.tilt_attrs(tilt).get(NOTED, {}) for tilt in range(store.tilt_count)]
+    told = [warning_text(str(store.path), tilt, counts) for tilt, counts in enumerate(noted) if counts]
+    return [text for text in told if text is not None]
 
 
 def _lowest(dtype: np.dtype) -> float:

@@ -31,6 +31,7 @@ from stemtomo.pipeline.config import Configuration
 from stemtomo.pipeline.ingest import Experiment, mark_of_series, open_or_create, tilt_mark
 from stemtomo.pipeline.live import QUICKLOOK, LiveTask, LiveTilt, take
 from stemtomo.pipeline.meter import Meter, Partial
+from stemtomo.pipeline.noted import store_warnings
 from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.run import run_stages, with_dose
 
@@ -122,7 +123,6 @@ class _Watcher:
         self.pending: list[tuple[LiveTask, Handle]] = []
         self.conclusions = Conclusions(store, configuration, executor)
         self.problems: dict[str, str] = {}
-        self.warnings: list[str] = []
         self.last_growth = self.looked = clock.now()
         self.published: dict[int, float] = {}
         self.meter = Meter(self.clock, self.tilts, 0, 0)
@@ -313,7 +313,6 @@ class _Watcher:
         noted, odd = tilt.conclude()
         self.store.complete_tilt(tilt.index, tilt_mark(self.experiment, tilt.index, identity, tilt.missing), noted)
         if odd is not None:
-            self.warnings.append(odd)
             warnings.warn(odd, AcquisitionWarning, stacklevel=2)
         self.complete.add(tilt.index)
         try:
@@ -390,7 +389,7 @@ class _Watcher:
             "tilts": self.tilts,
             "frames": self.meter.frames,
             "missing_frames": missing,
-            "warnings": self.warnings,
+            "warnings": store_warnings(self.store),
             "wall_s": self.meter.seconds,
             **({} if self.last is None else {"last": asdict(self.last)}),
         }

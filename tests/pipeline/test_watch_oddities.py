@@ -33,7 +33,7 @@ def test_oddities_are_counted_as_by_ingest_and_said_once(tmp_path: Path) -> None
     with pytest.warns(AcquisitionWarning) as told:
         _, numbers = follow(config, tmp_path / "s.zarr", steps[1:])
     texts = [str(found.message) for found in told if found.category is AcquisitionWarning]
-    assert texts == numbers["warnings"]
+    assert [text.partition(", ")[2] for text in texts] == [text.partition(", ")[2] for text in numbers["warnings"]]
     assert len(texts) == 1
     for part in (
         "2 frames are empty",

@@ -118,3 +118,15 @@ def test_the_command_says_done_stalled_and_bad_input(tmp_path: Path) -> None:
     assert result.exit_code == 2, result.output
     assert "'x' is not the number of a tilt" in result.output
     assert call(*words, "--missing", "guess").exit_code == 2
+
+
+def test_the_command_says_what_looks_wrong_when_it_comes_up(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    odd = frames()[0]
+    odd[3, 3] = 0
+    (tmp_path / "in" / "t0.raw").write_bytes(odd.tobytes())  # the second tilt never comes
+    words = ("watch", tmp_path / "in", tmp_path / "s.zarr", "--config", toml(tmp_path))
+    result = call(*words, "--deadline", 0.05, "--poll", 0.01)
+    assert result.exit_code == 3, result.output
+    assert result.output.count("Warning: ") == 1
+    assert "1 frames are empty" in result.output

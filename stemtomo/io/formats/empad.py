@@ -63,7 +63,8 @@ class EmpadFrames:
         if rest:
             raise AcquisitionError(
                 f"{self.raw}: ends inside frame {frames} (of {max(expected, self.promised or 0)}): {rest} of "
-                f"{_RECORD_BYTES} bytes; copy the file again if it is cut off, wait if it is still being written"
+                f"{_RECORD_BYTES} bytes; copy the file again if it is cut off, wait if it is still being written, or "
+                f"give ingest.missing = 'mask' to keep {frames}"
             )
         if self.promised is not None and frames < self.promised:
             raise AcquisitionError(

@@ -130,7 +130,7 @@ class MerlinFrames:
                 raise AcquisitionError(
                     f"{file}: ends inside frame {before + frames} (of {max(expected, self.promised or 0)}): "
                     f"{rest} of {self.header.record_bytes} bytes; copy the file again if it is cut off, wait if it is "
-                    "still being written"
+                    f"still being written, or give ingest.missing = 'mask' to keep {before + frames}"
                 )
             if frames:
                 first, end = self._sequence(file, 0), self._sequence(file, frames - 1)
