@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from stemtomo.pipeline.score import score, score_atoms
     from stemtomo.pipeline.simulate import simulate
     from stemtomo.pipeline.strain import strain
+    from stemtomo.pipeline.study import study
     from stemtomo.pipeline.tomography import tomography
     from stemtomo.pipeline.track import track
     from stemtomo.pipeline.watch import watch
@@ -66,6 +67,7 @@ _HOME = {
     "simulate": "stemtomo.pipeline.simulate",
     "simulate_particle": "stemtomo.pipeline.focal_series",
     "strain": "stemtomo.pipeline.strain",
+    "study": "stemtomo.pipeline.study",
     "tomography": "stemtomo.pipeline.tomography",
     "track": "stemtomo.pipeline.track",
     "watch": "stemtomo.pipeline.watch",
@@ -101,6 +103,7 @@ __all__ = [
     "simulate",
     "simulate_particle",
     "strain",
+    "study",
     "tomography",
     "track",
     "watch",

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from stemtomo.cli import acquisition, analysis, ingest, local_orbital, quality, reconstruct, series, stacks, stages
+from stemtomo.cli import (
+    acquisition,
+    analysis,
+    ingest,
+    local_orbital,
+    quality,
+    reconstruct,
+    series,
+    simulate,
+    stacks,
+    stages,
+)
 from stemtomo.cli.application import app
 
 __all__ = [
@@ -15,6 +26,7 @@ __all__ = [
     "quality",
     "reconstruct",
     "series",
+    "simulate",
     "stacks",
     "stages",
 ]

@@ -23,6 +23,7 @@ def local_orbital(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write the atoms: .xyz, .parquet, .cif, .pdb.")
     ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it needs, and stop.")] = False,
     json_file: JsonOption = None,
     scheduler: SchedulerOption = None,
     workers: WorkersOption = None,
@@ -31,13 +32,21 @@ def local_orbital(
     """Find atoms in a tilt series of HAADF images at one focus or several, with the probe at every depth."""
     with clear_errors(debug), cluster(scheduler, workers):
         require_folder(json_file)
+        from stemtomo.distributed import MemoryPlan
+        from stemtomo.io.store import Store
         from stemtomo.pipeline.local_orbital import local_orbital as verb
+        from stemtomo.pipeline.local_orbital import plan_local_orbital
         from stemtomo.pipeline.references import override_section
         from stemtomo.pipeline.settings.local_orbital import FocalSettings, LocalOrbitalSettings
         from stemtomo.terminal import numbers_table
 
         settings = override_section("local_orbital", {}, overrides or [], FocalSettings)
         assert isinstance(settings, LocalOrbitalSettings)
+        if plan:
+            planned = MemoryPlan([plan_local_orbital(Store.of(store), settings)])
+            write_json(planned.to_dict(), json_file)
+            typer.echo(str(planned))
+            return
         with bars() as progress:
             numbers = verb(store, settings, images=images, out=out, progress=progress)
         write_json(numbers, json_file)

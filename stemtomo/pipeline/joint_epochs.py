@@ -59,7 +59,8 @@ def reconstruct(
     for number in range(first, len(schedule)):
         epoch = schedule[number]
         fresh = number == 0 or schedule[number - 1].kind != epoch.kind
-        if fresh and epoch.kind != "single" and settings.support == "auto" and now.losses:
+        shown = now.losses or settings.start == "sequential"
+        if fresh and epoch.kind != "single" and settings.support == "auto" and shown:
             now = run.find_support(now)
         if epoch.kind == "accelerated":
             now = run.accelerate(now)

@@ -30,6 +30,7 @@ from stemtomo.algorithms.ptychography.solver import CURVATURE, illumination
 from stemtomo.algorithms.ptychography.windows import spread_batches
 from stemtomo.algorithms.tomography.alignment import without_translation
 from stemtomo.algorithms.tomography.poses import euler_deg, turned, without_rotation
+from stemtomo.algorithms.total_variation import smoothed
 from stemtomo.backend import Array
 from stemtomo.distributed import Executor, Handle, Parts
 from stemtomo.geometry import Pose
@@ -89,7 +90,7 @@ class JointRun:
     def constraint(self) -> solver.Constraint:
         """What every volume must obey."""
         told = self.settings
-        return solver.Constraint(told.positivity, told.soft_threshold_rad, told.tv_weight_rad, told.element_width_px)
+        return solver.Constraint(told.positivity, told.soft_threshold_rad, told.element_width_px)
 
     def sweep(self, now: Standing, epoch: int, step: float, batches: int, single: bool) -> Standing:
         """Return the standing after one visit of every tilt, in a random order; waits for the loss."""
@@ -112,7 +113,8 @@ class JointRun:
                 if "focus" in refined:
                     steps.append(self._focus_step(index, poses[index], volume, probes[index], rule))
                 poses[index] += np.sum(self.executor.gather(steps), axis=0)
-        volume = self.executor.submit(_flatten, volume, self.constraint)
+        if self.settings.tv_weight_rad:
+            volume = self.executor.submit(_flatten, volume, self.settings.tv_weight_rad, self.settings.positivity)
         poses = self._without_gauge(poses, refined)
         loss = float(np.sum(self.executor.gather(losses)))
         parts = replace(now.volume, handles=(volume,))
@@ -130,6 +132,8 @@ class JointRun:
                 self._refine_probe(probes, index, self.executor.submit(_visited, sums), view)
         total = Parts(self.executor, tuple(collected), (None,) * len(collected)).sum()
         volume = self.executor.submit(_accelerated, volume, total, self.constraint)
+        if self.settings.tv_weight_rad:
+            volume = self.executor.submit(_flatten, volume, self.settings.tv_weight_rad, self.settings.positivity)
         loss = float(self.executor.gather(self.executor.submit(getitem, total, "loss")))
         return Standing(replace(now.volume, handles=(volume,)), probes, now.poses, [*now.losses, loss / self._pixels])
 
@@ -324,9 +328,13 @@ def _newton_focus(slope: float, ahead: float) -> np.ndarray:
     return step
 
 
-def _flatten(volume: dict[str, Any], constraint: solver.Constraint) -> dict[str, Any]:
-    found = solver.flattened(volume["coefficients"], constraint, volume["support"])
-    return {**volume, "coefficients": found}
+def _flatten(volume: dict[str, Any], weight: float, positive: bool) -> dict[str, Any]:
+    """Return ``volume`` after the proximal step of its total variation; a look-ahead point moves along."""
+    found = smoothed(volume["coefficients"], weight, positive)
+    if volume["support"] is not None:
+        found = backend.array_namespace(found).where(volume["support"], found, 0)
+    moved = {"ahead": volume["ahead"] + (found - volume["coefficients"])} if "ahead" in volume else {}
+    return {**volume, "coefficients": found.astype(volume["coefficients"].dtype), **moved}
 
 
 def _sliced(volume: dict[str, Any], view: View, constraint: solver.Constraint) -> Array:
@@ -352,9 +360,6 @@ def _accelerated(volume: dict[str, Any], total: dict[str, Any], constraint: solv
         volume.get("step", solver.Momentum.step),
     )
     new = solver.accelerated(now, total["volume"], total["loss"], total["bound"], constraint, volume["support"])
-    if constraint.tv_weight_rad:
-        kept = solver.flattened(new.coefficients, constraint, volume["support"])
-        new = replace(new, coefficients=kept, ahead=new.ahead + (kept - new.coefficients))
     momentum = {"ahead": new.ahead, "t": new.t, "loss": new.loss, "step": new.step}
     return {"coefficients": new.coefficients, "support": volume["support"], **momentum}
 

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from dask import delayed
 
+from stemtomo import backend
 from stemtomo.algorithms.imaging.virtual import (
     Superpixels,
     VirtualImages,
@@ -34,7 +35,7 @@ def detectors(optics: Optics, detector: Detector, settings: QuicklookSettings) -
 
 
 class BlockLook:
-    """What one pass over a block of positions leaves, put together from pieces of it.
+    """What one pass over a block of positions leaves, put together from pieces of it; on the GPU where there is one.
 
     Parameters
     ----------
@@ -47,13 +48,21 @@ class BlockLook:
     def __init__(self, region: tuple[int, int, int, int], weights: np.ndarray, labels: np.ndarray) -> None:
         self._origin = (region[0], region[2])
         self._shape = (region[1] - region[0], region[3] - region[2])
-        self._told = (weights, labels, prepare(weights, labels))
+        # On a GPU the kernel finds its own way through the lines.
+        self._on_device = backend.gpu_available()
+        self._told = (
+            (backend.to_device(weights), labels, None)
+            if self._on_device
+            else (weights, labels, prepare(weights, labels))
+        )
         self._images: dict[str, np.ndarray] = {}
         self._patterns: dict[str, np.ndarray] | None = None
 
     def add(self, y: int, x: int, frames: np.ndarray) -> FrameSums:
         """Look at ``frames`` (y, x, ky, kx), which begin at position (y, x); return what was seen of them."""
-        look = frame_sums(frames, *self._told)
+        frames = frames.astype(frames.dtype.newbyteorder("="), copy=False)
+        frames = backend.to_device(frames) if self._on_device else frames
+        look = FrameSums(*map(backend.to_host, frame_sums(frames, *self._told)))
         y, x = y - self._origin[0], x - self._origin[1]
         for name, part in (("weighted", look.weighted), ("superpixels", look.superpixels)):
             if name not in self._images:

@@ -61,7 +61,7 @@ def plan(
         alignment.plan_row(field, tilts),
         tomography.plan_row(field, poses.rotations, pixel[0], configuration.tomography, workers, memory),
         joint.plan_row(scan, detector, optics, itemsize, list(poses), configuration.joint, workers),
-        atoms.plan_row((planes, *field)),
+        atoms.plan_row((planes, *field), configuration.atoms),
     ]
     skipped = skipped_stages(configuration) - {until}
     wanted = ((row.stage.partition(",")[0], row) for row in rows)

@@ -17,11 +17,10 @@ from stemtomo.algorithms.ptychography.parameters import Parameter
 from stemtomo.algorithms.ptychography.tiles import Rectangle
 from stemtomo.backend import Array
 from stemtomo.distributed.trees import map_tree
-from stemtomo.errors import FormatError
 from stemtomo.io.store import Store
 
 #: Patterns that are expanded from the store are worked on when they are this many bytes.
-GROUP_BYTES = 32 << 20
+GROUP_BYTES = 16 << 20
 
 
 class Patterns(Protocol):
@@ -74,8 +73,7 @@ class Streamed:
     def _read(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         store = Store.open(self.path)
         frames = store.frames(self.tilt)
-        columns = frames.shape[1]
-        centre = tuple(-round(c) for c in store.detector(self.tilt).centre_yx)
+        centre = store.detector(self.tilt).centre_yx
         number = np.full(frames.shape[:2], -1)
         number.ravel()[self.flat[wanted]] = wanted
         numbers: list[np.ndarray] = []
@@ -87,10 +85,10 @@ class Streamed:
             found.append(piece[inside >= 0])
             size += found[-1].nbytes
             if size >= GROUP_BYTES:
-                yield np.concatenate(numbers), _checked(found, centre, self, np.concatenate(numbers), columns)
+                yield np.concatenate(numbers), _with_zero_first(found, centre)
                 numbers, found, size = [], [], 0
         if size:
-            yield np.concatenate(numbers), _checked(found, centre, self, np.concatenate(numbers), columns)
+            yield np.concatenate(numbers), _with_zero_first(found, centre)
 
     def _pieces(self, store: Store, shard: Sequence[int], number: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
         (y0, y1), (x0, x1) = self.scan
@@ -170,15 +168,15 @@ def _added(
     return total._replace(loss=total.loss + sums.loss, positions=total.positions + sums.positions)
 
 
-def _checked(
-    found: Sequence[np.ndarray], centre: tuple[int, ...], where: Streamed, numbers: np.ndarray, columns: int
-) -> np.ndarray:
-    counts = np.concatenate(found)
-    empty = np.flatnonzero(counts.reshape(len(counts), -1).max(axis=1) <= 0)
-    if empty.size:
-        y, x = divmod(int(where.flat[numbers[empty[0]]]), columns)
-        raise FormatError(
-            f"{where.path}: tilt {where.tilt} has a pattern without a single electron at scan position y {y}, x {x};"
-            " the beam was blanked or frames were lost: leave this tilt out"
-        )
-    return np.roll(counts, centre, axis=(-2, -1))
+def _with_zero_first(found: Sequence[np.ndarray], centre_yx: tuple[float, float]) -> np.ndarray:
+    """Return the patterns (position, ky, kx) of all ``found``, rolled until the zero frequency is at [0, 0]."""
+    height, width = found[0].shape[1:]
+    y, x = round(centre_yx[0]) % height, round(centre_yx[1]) % width
+    counts = np.empty((sum(map(len, found)), height, width), found[0].dtype)
+    first = 0
+    for some in found:  # each quadrant is copied once, which np.roll does not do
+        into = counts[first : first + len(some)]
+        into[:, : height - y, : width - x], into[:, height - y :, : width - x] = some[:, y:, x:], some[:, :y, x:]
+        into[:, : height - y, width - x :], into[:, height - y :, width - x :] = some[:, y:, :x], some[:, :y, :x]
+        first += len(some)
+    return counts

@@ -24,6 +24,8 @@ from stemtomo.pipeline.tile_fields import GROUP_BYTES
 
 #: Pixels that a window is larger than what its positions reach, on every side: what refined positions may move by.
 MARGIN_PX = 4
+#: Memory of a worker of a cluster that holds nothing: the interpreter, its modules and compiled kernels.
+_PROCESS_BYTES = 256 << 20
 #: Scan positions of a chunk, the least that is read.
 CHUNK = (CHUNK_POSITIONS, CHUNK_POSITIONS)
 #: Buffers of a running task beside the object: waves of the positions that are worked on together, codecs.
@@ -51,7 +53,10 @@ class Room:
         """Return the room of ``executor``, cut to ``settings.memory_gib`` for all workers together."""
         from stemtomo.pipeline.plan import worker_limits
 
-        return cls(*worker_limits(executor, ResourceSettings(memory_gib=settings.memory_gib)))
+        limit, workers, threads = worker_limits(executor, ResourceSettings(memory_gib=settings.memory_gib))
+        # The limit of a worker of a cluster is for all of its process.
+        own = _PROCESS_BYTES if workers > 1 or getattr(executor, "client", None) is not None else 0
+        return cls(limit - own, workers, threads)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from stemtomo.algorithms.ptychography.positions import Positions, moved_grid
 from stemtomo.algorithms.ptychography.regularisation import blurred_along_beam
 from stemtomo.algorithms.ptychography.tiles import Tile
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
+from stemtomo.errors import FormatError
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.pipeline.mistilt import Found, chosen_patterns, tilted_propagator
@@ -45,10 +46,11 @@ def reconstruct_tiled(job: Job, layout: Layout, executor: Executor, progress: Pr
     checkpoint = Checkpoint(store.checkpoint_path(job.group), job.provenance.fingerprint)
     layout = _as_before(layout, checkpoint)
     tiles = layout.tiles()
-    patterns = Parts.create(executor, load_patterns, list(range(len(tiles))), layout)
-    counted = patterns.map(count_electrons).sum()
+    numbers = list(range(len(tiles)))
+    patterns = Parts.create(executor, load_patterns, numbers, layout)
+    counted = patterns.map(count_electrons, layout, each=[numbers]).sum()
     found = executor.submit(find_start, layout, counted)
-    fields = patterns.map(make_field, layout, found, each=[list(range(len(tiles)))])
+    fields = patterns.map(make_field, layout, found, each=[numbers])
     schedule = _schedule(layout, executor.gather(executor.submit(start_facts, found)))
     kept = {"tiles": np.array(layout.tiles_yx)}
     run = TiledRun(executor, fields, [tile.window for tile in tiles], schedule, kept)
@@ -137,15 +139,25 @@ def load_patterns(index: int, layout: Layout) -> Patterns:
     return Resident(backend.to_device(counts) if backend.gpu_available() else counts)
 
 
-def count_electrons(patterns: Patterns) -> dict[str, float]:
-    """Return the electrons of all patterns of a tile, and their number."""
-    total, number = 0.0, 0
-    if isinstance(patterns, Resident):
-        return {"electrons": float(patterns.counts.sum(dtype=np.float64)), "patterns": len(patterns.counts)}
-    assert isinstance(patterns, Streamed)
-    for numbers, counts in patterns.groups(np.arange(len(patterns.flat))):
-        total, number = total + float(counts.sum(dtype=np.float64)), number + len(numbers)
-    return {"electrons": total, "patterns": number}
+def count_electrons(patterns: Patterns, layout: Layout, index: int) -> dict[str, float]:
+    """Return the electrons of all patterns of a tile, and their number.
+
+    Raises
+    ------
+    FormatError
+        If a pattern holds no electrons at all.
+    """
+    flat, total = _flat(layout, layout.tiles()[index]), 0.0
+    for numbers, counts in patterns.groups(np.arange(len(flat))):
+        sums = backend.to_host(counts.sum(axis=(1, 2), dtype=np.float64))
+        if (empty := np.flatnonzero(sums <= 0)).size:
+            y, x = divmod(int(flat[numbers[empty[0]]]), Store.open(layout.path).scan(layout.tilt).shape_yx[1])
+            raise FormatError(
+                f"{layout.path}: tilt {layout.tilt} has {empty.size} patterns without a single electron, the first at"
+                f" scan position y {y}, x {x}; the beam was blanked or frames were lost: leave this tilt out"
+            )
+        total += float(sums.sum())
+    return {"electrons": total, "patterns": len(flat)}
 
 
 def find_start(layout: Layout, counted: dict[str, float]) -> Found:

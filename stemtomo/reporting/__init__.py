@@ -11,7 +11,7 @@ from stemtomo import __version__
 from stemtomo.errors import StoreError
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import OPTIONAL_STAGES, STAGES
-from stemtomo.reporting import analysis, calibration, experiment, joint, markup, resolution, specimen
+from stemtomo.reporting import analysis, calibration, experiment, joint, local_orbital, markup, resolution, specimen
 from stemtomo.reporting.markup import Raw
 from stemtomo.reporting.results import Results
 
@@ -23,6 +23,7 @@ _TITLES = {
     "projections": "Projections",
     "volume": "Volume",
     "joint": "Joint tomography",
+    "local_orbital": "Local orbitals",
     "resolution": "Resolution",
     "atoms": "Atoms",
     "order": "Order",
@@ -73,23 +74,7 @@ def report(store: Store | str | Path, out: str | Path | None = None) -> Path:
 
 def render(results: Results) -> str:
     """Return the page as text."""
-    parts = {
-        "experiment": experiment.experiment(results),
-        "quicklook": experiment.quicklook(results),
-        "calibration": calibration.calibration(results),
-        "ptychography": experiment.ptychography(results),
-        "projections": experiment.projections(results),
-        "volume": specimen.volume(results),
-        "joint": joint.joint(results),
-        "resolution": resolution.resolution(results),
-        "atoms": specimen.atoms(results),
-        "order": analysis.order(results),
-        "lattice": analysis.lattice(results),
-        "strain": analysis.strain(results),
-        "tracking": analysis.tracking(results),
-        "score": specimen.score(results),
-        "provenance": provenance(results),
-    }
+    parts = sections(results)
     links = "".join(f'<a href="#{name}">{_TITLES[name]}</a>' for name, content in parts.items() if content)
     name = str(results.store.name)
     body = (
@@ -109,6 +94,32 @@ def render(results: Results) -> str:
         f'<!doctype html>\n<html lang="en"><head>{head}</head>\n'
         f"<body><main>\n{body}{footer}\n</main>{script}</body></html>\n"
     )
+
+
+def sections(results: Results) -> dict[str, str]:
+    """Return the sections by name, empty where there is nothing; those on frames only for a store that has some."""
+    of_frames = {
+        "experiment": experiment.experiment,
+        "quicklook": experiment.quicklook,
+        "calibration": calibration.calibration,
+        "ptychography": experiment.ptychography,
+        "projections": experiment.projections,
+        "volume": specimen.volume,
+        "joint": joint.joint,
+    }
+    others = {
+        "local_orbital": local_orbital.local_orbital,
+        "resolution": resolution.resolution,
+        "atoms": specimen.atoms,
+        "order": analysis.order,
+        "lattice": analysis.lattice,
+        "strain": analysis.strain,
+        "tracking": analysis.tracking,
+        "score": specimen.score,
+        "provenance": provenance,
+    }
+    wanted = {**(of_frames if results.tilt_count else {}), **others}
+    return {name: section(results) for name, section in wanted.items()}
 
 
 def provenance(results: Results) -> str:
@@ -164,8 +175,10 @@ def _record(record: Any) -> str:
 
 
 def _lead(results: Results) -> str:
-    scan, detector = results.store.scan(0), results.store.detector(0)
     count = results.tilt_count
+    if not count:
+        return "No frames: results of images alone."
+    scan, detector = results.store.scan(0), results.store.detector(0)
     return (
         f"4D-STEM tilt series: {count} tilt{'s' if count != 1 else ''}, "
         f"{scan.shape_yx[0]} × {scan.shape_yx[1]} probe positions, "
@@ -195,7 +208,7 @@ def _headline(results: Results) -> list[tuple[str, str, str]]:
 def _missing(results: Results) -> str:
     expected = [stage for stage in STAGES if results.complete(stage) or stage not in OPTIONAL_STAGES]
     missing = [stage for stage in expected if results.complete(stage) < len(results.groups(stage))]
-    if not missing:
+    if not missing or not results.tilt_count:
         return ""
     partial = [
         f"{stage} ({results.complete(stage)} of {len(results.groups(stage))} tilts)"

@@ -1,10 +1,14 @@
 """The verb joint: atoms out of patterns of an independent simulation, however it is cut, interrupted or started."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from stemtomo.algorithms.total_variation import total_variation
+from stemtomo.cli import app
 from stemtomo.distributed import executor
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import ConfigurationError
@@ -166,6 +170,14 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(series, tmp_path, after):
     np.testing.assert_array_equal(potential(other), potential(series))
 
 
+def test_total_variation_makes_the_volume_flatter(series, tmp_path):
+    other = copy_of(series, tmp_path / "flat.zarr")
+    joint(series, QUICK)
+    joint(other, QUICK.model_copy(update={"tv_weight_rad": 1e-3}))
+    assert total_variation(potential(other)) < 0.8 * total_variation(potential(series))
+    assert potential(other).max() > 0.5 * potential(series).max()
+
+
 def test_the_plan_counts_every_visit_and_resident_patterns(series):
     row = plan_joint(series, QUICK)
     assert row.tasks == 6 * 9
@@ -249,3 +261,17 @@ def test_a_wrong_angle_of_one_tilt_is_mostly_found(tmp_path):
     error = store.read("joint")["theta_deg"].values - right
     # A turn of all tilts is a turn of the specimen, and four atoms hold the angle of a tilt to its neighbours' loosely.
     assert abs(error[4] - error[[3, 5]].mean()) < 0.8
+
+
+def test_the_command_says_what_the_check_of_the_sign_found(series, tmp_path):
+    other = copy_of(series, tmp_path / "command.zarr")
+    arguments = ["joint", str(other.path), "--json", str(tmp_path / "numbers.json")]
+    short = ("single_slice_epochs=1", "sweeps=1", "settling_sweeps=0", "slice_thickness_angstrom=2.4")
+    for told in (*short, "check_tilt_sign=true"):
+        arguments += ["--set", told]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "Note: the sign of the tilt" in result.output
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["tilt_sign"]["verdict"] in ("right", "wrong", "undecided")
+    assert numbers["note"] == numbers["tilt_sign"]["sentence"]

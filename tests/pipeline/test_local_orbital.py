@@ -163,6 +163,17 @@ def test_from_the_shell(tmp_path):
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "n.json").read_text())["atoms"] == 25
     assert (tmp_path / "a.xyz").read_text().startswith("25\n")
+    planned = run("local-orbital", tmp_path / "s.zarr", "--plan")
+    assert planned.exit_code == 0, planned.output
+    assert "local_orbital" in planned.output
     bad = run("local-orbital", tmp_path / "s.zarr", "--images", tmp_path / "absent.npz")
     assert bad.exit_code == 2
     assert "cannot be read as a focal series" in bad.output
+
+
+def test_the_report_shows_probes_and_searches(blind):
+    folder, _ = blind
+    page = stemtomo.report(folder / "s.zarr").read_text()
+    assert "Local orbitals" in page
+    assert page.count("data:image/png;base64") >= 2
+    assert "Not complete" not in page

@@ -1,10 +1,15 @@
 """The verb in tiles: from the store and back, out of core, through checkpoints, on threads and on a cluster."""
 
+import errno
+import os
+import signal
+
 import numpy as np
 import pytest
 
 from stemtomo.distributed import Checkpoint, executor
 from stemtomo.distributed.threads import ThreadExecutor
+from stemtomo.errors import StoreError
 from stemtomo.pipeline import tile_fields
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.ptychography import ptychography
@@ -74,7 +79,7 @@ def test_missing_positions_have_no_tile_and_no_loss(tmp_path):
 
 
 def test_a_search_for_the_mistilt_starts_all_tiles_alike(tmp_path):
-    changes = {"slices": 3, "refine_mistilt": True, "mistilt_iterations": 5, "epochs": 2, "settling_epochs": 0}
+    changes = {"slices": 3, "refine_mistilt": True, "mistilt_iterations": 2, "epochs": 2, "settling_epochs": 0}
     changes |= {"refine_positions_from_epoch": 1}
     for patterns in (1024, 64):
         one = reconstructed(tmp_path, f"one-{patterns}", mistilt_patterns=patterns, **changes)
@@ -89,8 +94,8 @@ def test_batches_of_blocks_do_not_depend_on_the_cut(tmp_path):
 
 
 def test_a_cluster_gives_the_bits_of_threads(tmp_path, client):
-    threads = reconstructed(tmp_path, "threads", tiles=(3, 3))
-    cluster = reconstructed(tmp_path, "cluster", executor(client), tiles=(3, 3))
+    threads = reconstructed(tmp_path, "threads", tiles=(2, 2), epochs=3)
+    cluster = reconstructed(tmp_path, "cluster", executor(client), tiles=(2, 2), epochs=3)
     for name in NAMES:
         np.testing.assert_array_equal(threads[name].values, cluster[name].values)
 
@@ -132,3 +137,66 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(tmp_path, epochs):
     assert found.attrs["tiles"] == [2, 2]
     for name in ("object", "probe", "loss", "position_x"):
         assert np.abs(found[name].values - undisturbed[name].values).max() < 1e-5
+
+
+class KillWorkers:
+    """Progress that kills a worker while patterns are loaded, between epochs, and while the result is written."""
+
+    def __init__(self, client, epochs):
+        self.client, self.epochs, self.done = client, epochs, 0
+
+    def kill(self):
+        pids = self.client.run(os.getpid)
+        os.kill(pids[min(pids)], signal.SIGKILL)
+
+    def start(self, stage, total, unit=""):
+        if "tiles" in stage and 0 in self.epochs:
+            self.kill()
+
+    def advance(self, n=1, **numbers):
+        self.done += "loss" in numbers
+        if "loss" in numbers and self.done in self.epochs:
+            self.kill()
+
+    def finish(self, stage):
+        pass
+
+
+@pytest.mark.heavy
+def test_killed_workers_change_no_bit_of_the_result(tmp_path, client):
+    expected = reconstructed(tmp_path, "undisturbed", tiles=(2, 1))
+    store = make_scan(tmp_path / "killed.zarr")
+    settings = SETTINGS.model_copy(update={"tiles": (2, 1)})
+    # While loading, before the first checkpoint, after a later one, and when all epochs are done.
+    killer = KillWorkers(client, {0, 1, 5, 6})
+    ptychography(store, settings, executor=executor(client), progress=killer)
+    found = store.read("ptychography/000").load()
+    for name in NAMES:
+        np.testing.assert_array_equal(found[name].values, expected[name].values)
+
+
+def test_a_full_disk_at_a_checkpoint_is_said_and_the_one_before_it_continues(tmp_path, monkeypatch):
+    from stemtomo.distributed import checkpoint
+
+    store = make_scan(tmp_path / "full.zarr")
+    settings = SETTINGS.model_copy(update={"tiles": (2, 2)})
+    write = checkpoint.write_tree
+
+    def until_the_disk_is_full(file, tree):
+        if "step-00000004" in file.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(file, tree)
+
+    monkeypatch.setattr(checkpoint, "write_tree", until_the_disk_is_full)
+    with pytest.raises(StoreError, match=r"No space left on device.*The one before it is untouched"):
+        ptychography(store, settings, executor=ThreadExecutor(2))
+    folder = store.checkpoint_path("ptychography/000")
+    assert [path.name for path in folder.glob("step-*")] == ["step-00000002"]
+    monkeypatch.setattr(checkpoint, "write_tree", write)
+    counting = StopAfter(99)
+    ptychography(store, settings, executor=ThreadExecutor(2), progress=counting)
+    assert counting.left == 99 - 4  # epochs 3 to 6
+    found = store.read("ptychography/000").load()
+    expected = reconstructed(tmp_path, "undisturbed", tiles=(2, 2))
+    for name in NAMES:
+        np.testing.assert_array_equal(found[name].values, expected[name].values)

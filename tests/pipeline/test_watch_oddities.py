@@ -106,6 +106,15 @@ def test_a_disk_that_is_full_leaves_the_record_as_it_was(tmp_path: Path, monkeyp
     np.testing.assert_array_equal(Store.open(tmp_path / "s.zarr").frames(0)[:], data)
 
 
+def test_the_order_of_bytes_is_that_of_the_file(tmp_path: Path) -> None:
+    path, data = tmp_path / "a.raw", frames()[0]
+    path.write_bytes(data.astype(">u2").tobytes())
+    config = configuration(path, files=None, tilts=1, input_dtype=">u2")
+    follow(config, tmp_path / "s.zarr")
+    np.testing.assert_array_equal(Store.open(tmp_path / "s.zarr").frames(0)[:], data)
+    assert tilts_of(digest(tmp_path / "s.zarr")) == ingested(config, tmp_path / "plain.zarr")
+
+
 def test_the_codec_that_is_asked_for_is_used(tmp_path: Path) -> None:
     path = tmp_path / "a.raw"
     path.write_bytes(frames()[0].tobytes())

@@ -16,6 +16,7 @@ from stemtomo.pipeline.joint_parts import tilts_of
 from stemtomo.pipeline.joint_steps import JointRun
 from stemtomo.pipeline.references import load_configuration
 from stemtomo.pipeline.run import run
+from tests.benchmarks.joint_cuts import WAYS, cut_data, scored
 from tests.data import FOLDER, needs
 
 pytestmark = pytest.mark.heavy
@@ -95,3 +96,11 @@ def test_every_atom_of_the_particle_is_found_named_and_placed(tmp_path, single_s
     assert min(numbers[key] for key in ("recall", "precision", "species_accuracy")) >= 0.99
     assert numbers["rmsd_pm"] <= rmsd_pm
     assert numbers["cpu_s"] < 180
+
+
+@needs("cuau_tilt")
+def test_eight_tilts_are_enough_from_the_sequential_result(tmp_path):
+    numbers = scored(cut_data(tmp_path, "every second tilt"), tmp_path / "cut.zarr", WAYS["sequential, then joint"])
+    print({key: numbers[key] for key in ("recall", "precision", "species_accuracy", "rmsd_pm", "cpu_s")})
+    assert min(numbers[key] for key in ("recall", "precision", "species_accuracy")) >= 0.99
+    assert numbers["rmsd_pm"] <= 6

@@ -20,7 +20,6 @@ from scipy import ndimage
 
 from stemtomo.algorithms.joint.view import View, slices_adjoint, slices_of
 from stemtomo.algorithms.ptychography import solver
-from stemtomo.algorithms.total_variation import smoothed
 from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of, to_host
 
 
@@ -34,15 +33,12 @@ class Constraint:
         No negative potential.
     soft_threshold_rad
         Taken off every voxel after each visit of a view.
-    tv_weight_rad
-        Weight of the total variation after each epoch.
     element_width_px
         Width (sigma) of the Gaussians that the volume is a sum of.
     """
 
     positivity: bool = True
     soft_threshold_rad: float = 0.0
-    tv_weight_rad: float = 0.0
     element_width_px: float = 0.0
 
 
@@ -108,14 +104,6 @@ def constrained(coefficients: Array, constraint: Constraint, support: Array | No
     else:
         found = xp.sign(coefficients) * xp.maximum(xp.abs(coefficients) - threshold, 0)
     return found if support is None else xp.where(support, found, 0)
-
-
-def flattened(coefficients: Array, constraint: Constraint, support: Array | None) -> Array:
-    """Return the coefficients after the proximal step of their total variation, within ``support``."""
-    if constraint.tv_weight_rad == 0:
-        return coefficients
-    found = smoothed(coefficients, constraint.tv_weight_rad, constraint.positivity)
-    return found if support is None else array_namespace(found).where(support, found, 0)
 
 
 def gradients(
