@@ -48,7 +48,7 @@ def plan(
         quicklook.plan_row(scan, detector, itemsize, tilts, configuration.quicklook),
         ptychography.plan_row(scan, detector, optics, itemsize, tilts, configuration.ptychography),
         projections.plan_row(scan, detector, tilts, configuration.projections),
-        alignment.plan_row(field, tilts),
+        alignment.plan_row(field, tilts, configuration.alignment),
         tomography.plan_row(field, rotations, pixel[0], configuration.tomography, workers, memory_bytes),
         atoms.plan_row((planes, *field)),
     ]
