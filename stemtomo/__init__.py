@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from stemtomo.pipeline.alignment import align
     from stemtomo.pipeline.atoms import find_atoms
     from stemtomo.pipeline.calibrate import calibrate
+    from stemtomo.pipeline.focal_series import add_focal_series, simulate_particle
     from stemtomo.pipeline.import_stack import import_stack
     from stemtomo.pipeline.ingest_series import ingest
     from stemtomo.pipeline.joint import joint
     from stemtomo.pipeline.lattice import lattice
+    from stemtomo.pipeline.local_orbital import local_orbital
     from stemtomo.pipeline.order import order
     from stemtomo.pipeline.plan import plan
     from stemtomo.pipeline.projections import projections
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from stemtomo.pipeline.score import score, score_atoms
     from stemtomo.pipeline.simulate import simulate
     from stemtomo.pipeline.strain import strain
+    from stemtomo.pipeline.study import study
     from stemtomo.pipeline.tomography import tomography
     from stemtomo.pipeline.track import track
     from stemtomo.pipeline.watch import watch
@@ -40,6 +43,7 @@ _HOME = {
     "Pose": "stemtomo.geometry",
     "Scan": "stemtomo.geometry",
     "TiltSeries": "stemtomo.geometry",
+    "add_focal_series": "stemtomo.pipeline.focal_series",
     "align": "stemtomo.pipeline.alignment",
     "calibrate": "stemtomo.pipeline.calibrate",
     "find_atoms": "stemtomo.pipeline.atoms",
@@ -48,6 +52,7 @@ _HOME = {
     "joint": "stemtomo.pipeline.joint",
     "lattice": "stemtomo.pipeline.lattice",
     "load_configuration": "stemtomo.pipeline.references",
+    "local_orbital": "stemtomo.pipeline.local_orbital",
     "open": "stemtomo.io.tree",
     "order": "stemtomo.pipeline.order",
     "plan": "stemtomo.pipeline.plan",
@@ -60,7 +65,9 @@ _HOME = {
     "score": "stemtomo.pipeline.score",
     "score_atoms": "stemtomo.pipeline.score",
     "simulate": "stemtomo.pipeline.simulate",
+    "simulate_particle": "stemtomo.pipeline.focal_series",
     "strain": "stemtomo.pipeline.strain",
+    "study": "stemtomo.pipeline.study",
     "tomography": "stemtomo.pipeline.tomography",
     "track": "stemtomo.pipeline.track",
     "watch": "stemtomo.pipeline.watch",
@@ -72,6 +79,7 @@ __all__ = [
     "Pose",
     "Scan",
     "TiltSeries",
+    "add_focal_series",
     "align",
     "calibrate",
     "find_atoms",
@@ -80,6 +88,7 @@ __all__ = [
     "joint",
     "lattice",
     "load_configuration",
+    "local_orbital",
     "open",
     "order",
     "plan",
@@ -92,7 +101,9 @@ __all__ = [
     "score",
     "score_atoms",
     "simulate",
+    "simulate_particle",
     "strain",
+    "study",
     "tomography",
     "track",
     "watch",

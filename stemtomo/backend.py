@@ -82,6 +82,16 @@ def idct2(array: Array) -> Array:
     return _fft_module(array).idctn(array, type=2, axes=(-2, -1), norm="ortho")
 
 
+def rfft2(array: Array) -> Array:
+    """Return the plain 2D FFT of real images over the last two axes, in their precision; kx >= 0 alone."""
+    return _fft_module(array).rfft2(array, axes=(-2, -1))
+
+
+def irfft2(array: Array, shape_yx: tuple[int, int]) -> Array:
+    """Inverse of :func:`rfft2` for images of ``shape_yx``."""
+    return _fft_module(array).irfft2(array, shape_yx, axes=(-2, -1))
+
+
 def rfft3(array: Array) -> Array:
     """Return the plain 3D FFT of a real volume (z, y, x), in its precision; kx >= 0 alone."""
     return _fft_module(array).rfftn(array)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -265,6 +265,11 @@ class Pose:
         return (
             rotation_about("z", self.phi_rad) @ rotation_about("y", self.theta_rad) @ rotation_about("x", self.psi_rad)
         )
+
+    @property
+    def mirrored(self) -> Pose:
+        """The other hand: theta and psi negated, so that a volume mirrored in z has the same projections."""
+        return replace(self, theta_rad=-self.theta_rad, psi_rad=-self.psi_rad)
 
     def to_laboratory(self, positions: np.ndarray) -> np.ndarray:
         """Return sample ``positions`` (n, 3) in Å as seen in the laboratory: R^T r, shifted in x and y."""

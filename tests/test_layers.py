@@ -82,6 +82,8 @@ def test_only_backend_and_kernels_import_cupy():
 
 #: Joint tomography is ptychography of all tilts at once.
 BUILT_ON = {"joint": "ptychography"}
+#: What serves several of them.
+SHARED = ("quasi_newton", "total_variation")
 
 
 def test_algorithms_do_not_know_each_other():
@@ -89,7 +91,8 @@ def test_algorithms_do_not_know_each_other():
         own = path.relative_to(ROOT / "algorithms").parts[0]
         for name in imported(path):
             found = re.match(r"stemtomo\.algorithms\.(\w+)", name)
-            assert found is None or found.group(1) in (own, BUILT_ON.get(own)), f"{name_of(path)} imports {name}"
+            allowed = (own, BUILT_ON.get(own), *SHARED)
+            assert found is None or found.group(1) in allowed, f"{name_of(path)} imports {name}"
 
 
 def test_only_the_command_line_prints():

@@ -267,3 +267,32 @@ def test_order_lattice_strain_and_states_are_shown_and_turn(tmp_path):
         assert f'data-atoms="{anchor}-data"' in page
     for text in ("Pair distribution", "L1_0", "occupied sites", "Resolution 9.4 Å", "persistence"):
         assert text in page
+
+
+def test_joint_tomography_shows_its_volume_its_epochs_and_what_was_refined(tmp_path):
+    store = add_frames(tmp_path / "joint.zarr")
+    shape, tilt = (20, 22, 24), np.arange(float(TILTS))
+    variables = {
+        "potential": (("z", "y", "x"), blobs(*shape)),
+        "loss": ("epoch", 1 / np.arange(1.0, 6.0)),
+        "projection": (("tilt", "y", "x"), blobs(TILTS, *shape[1:])),
+        "probe": (("tilt", "mode", "probe_y", "probe_x"), np.ones((TILTS, 1, 16, 16), np.complex64)),
+        "focus_change_angstrom": ("tilt", tilt),
+        **{f"shift_{axis}_angstrom": ("tilt", 0 * tilt) for axis in "xy"},
+        **{f"{angle}_deg": ("tilt", tilt) for angle in ("theta", "phi", "psi")},
+    }
+    attrs = {
+        "voxel_angstrom": 0.4, "slice_thickness_angstrom": 2.0, "slices": 4, "final_loss": 0.1562,
+        "sigma_rad_per_volt_angstrom": 6.5e-4, "epochs": ["single"] * 3 + ["sweep"] * 2,
+    }  # fmt: skip
+    store.write("joint", xr.Dataset(variables, attrs=attrs), Provenance.start("joint", {}, {}))
+    page = report(store.path).read_text(encoding="utf-8")
+    assert "Joint multislice tomography" in page
+    assert "4 slice(s) of 2 Å" in page
+    assert "0.1562" in page
+    assert "C1 (Å)" in page
+    assert "shift (Å)" not in page
+    assert "cannot be seen in the images" in page
+    attrs["tilt_sign"] = {"verdict": "right", "sentence": "the sign of the tilt fits (loss 1 against 2)"}
+    store.write("joint", xr.Dataset(variables, attrs=attrs), Provenance.start("joint", {"checked": True}, {}))
+    assert "Checked: the sign of the tilt fits" in report(store.path).read_text(encoding="utf-8")

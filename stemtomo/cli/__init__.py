@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from stemtomo.cli import acquisition, analysis, ingest, quality, reconstruct, series, stacks, stages
+from stemtomo.cli import (
+    acquisition,
+    analysis,
+    ingest,
+    local_orbital,
+    quality,
+    reconstruct,
+    series,
+    simulate,
+    stacks,
+    stages,
+)
 from stemtomo.cli.application import app
 
-__all__ = ["acquisition", "analysis", "app", "ingest", "main", "quality", "reconstruct", "series", "stacks", "stages"]
+__all__ = [
+    "acquisition",
+    "analysis",
+    "app",
+    "ingest",
+    "local_orbital",
+    "main",
+    "quality",
+    "reconstruct",
+    "series",
+    "simulate",
+    "stacks",
+    "stages",
+]
 
 
 def main() -> None:

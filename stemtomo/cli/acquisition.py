@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +37,7 @@ def watch(
     """Take an acquisition into a store while it is recorded; run again to continue where it ended."""
     with clear_errors(debug), cluster(scheduler, workers):
         require_folder(json_file)
+        from stemtomo.errors import AcquisitionWarning
         from stemtomo.pipeline.references import load_configuration
         from stemtomo.pipeline.watch import watch as follow
 
@@ -43,10 +45,13 @@ def watch(
         given = [f"watch.{key}={json.dumps(value)}" for key, value in told.items() if value is not None]
         given.append(f"input.path={json.dumps(str(source))}")
         configuration = load_configuration(config, [*(overrides or []), *given])
-        with bars() as progress:
+        with bars() as progress, warnings.catch_warnings():
+            warnings.simplefilter("ignore", AcquisitionWarning)  # said below
             reports = follow(source, store, configuration, progress=progress)
             numbers = _last_value(reports)
         write_json(numbers, json_file)
+        for text in numbers["warnings"]:
+            typer.echo(f"Warning: {text}", err=True)
         missed = f", {numbers['missing_frames']} missing" if numbers["missing_frames"] else ""
         typer.echo(f"{store}: {numbers['tilts']} tilts, {numbers['frames']} frames{missed}")
 

@@ -97,9 +97,9 @@ def conclude(numbers: dict[str, Any], json_file: Path | None, debug: bool) -> No
         path = write_report(numbers["store"])
         console = stdout()
         console.print(summary_table(numbers))
-        note = numbers["stages"].get("score", {}).get("note")
-        if note:
-            console.print(f"Note: {note}", soft_wrap=True)
+        for stage in numbers["stages"].values():
+            if stage.get("note"):
+                console.print(f"Note: {stage['note']}", soft_wrap=True)
         console.print(f"Report: {path}", soft_wrap=True, highlight=False)
 
 

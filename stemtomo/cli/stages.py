@@ -28,6 +28,8 @@ def _add_stage(stage: str, summary: str) -> None:
             with bars() as progress:
                 numbers = stage_verb(stage)(opened, settings, progress=progress)
             write_json(numbers, json_file)
+            if numbers.get("note"):
+                typer.echo(f"Note: {numbers['note']}")
             for diagnosis in numbers.get("diagnoses", []):
                 typer.echo(f"{diagnosis['name']}: {diagnosis['text']}", err=True)
 

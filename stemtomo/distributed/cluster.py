@@ -21,7 +21,10 @@ class ClientExecutor(Executor):
     """
 
     def __init__(self, client: Client) -> None:
+        from stemtomo.distributed.revival import Revival
+
         self.client = client
+        client.register_plugin(Revival(), name=Revival.name)
 
     @property
     def workers(self) -> int:

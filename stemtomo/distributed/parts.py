@@ -115,11 +115,7 @@ class Parts:
         The order of the additions is fixed by the order of the parts alone, so that threads and clusters of any size
         give the same bits. A part whose state is ``None`` contributes nothing.
         """
-        nodes = list(self.handles)
-        while True:
-            nodes = [self.executor.submit_at(None, sum_trees, group, urgent=True) for group in _groups(nodes)]
-            if len(nodes) == 1:
-                return nodes[0]
+        return self.reduce(sum_trees)
 
     def sum_into(self, shape: Sequence[int], windows: Sequence[Window]) -> Handle:
         """Return a handle of the sum of rectangles in a larger array, in an order fixed by the parts alone.
@@ -145,7 +141,18 @@ class Parts:
             if len(nodes) == 1:
                 return nodes[0][1]
 
-    def halo_sum(self, windows: Sequence[Window]) -> Parts:
+    def reduce(self, combine: Callable[[list[Any]], Any]) -> Handle:
+        """Return a handle of ``combine`` of the states, a few at a time, in an order fixed by the parts alone.
+
+        ``combine`` takes a list of states, or of what it returned for them.
+        """
+        nodes = list(self.handles)
+        while True:
+            nodes = [self.executor.submit_at(None, combine, group, urgent=True) for group in _groups(nodes)]
+            if len(nodes) == 1:
+                return nodes[0]
+
+    def halo_sum(self, windows: Sequence[Window], of: Hashable = None) -> Parts:
         """Return, for each part, the sum over all parts of what lies in its window.
 
         Every part that holds a pixel gets the same bits there: contributions are added in the order of the parts.
@@ -154,10 +161,14 @@ class Parts:
         ----------
         windows
             Where each part's arrays, (..., *window shape), lie in a common index space of 1 to 3 axes.
+        of
+            Entry of the states that holds the arrays, where they hold other things too: saves a task per part.
         """
-        return self.exchange(windows, windows, beside=self)
+        return self.exchange(windows, windows, beside=self, of=of)
 
-    def exchange(self, windows: Sequence[Window], onto: Sequence[Window], beside: Parts | None = None) -> Parts:
+    def exchange(
+        self, windows: Sequence[Window], onto: Sequence[Window], beside: Parts | None = None, of: Hashable = None
+    ) -> Parts:
         """Return new parts, each with the sum over all of these parts of what lies in its window of ``onto``.
 
         Overlaps are cut where they lie and travel from worker to worker.
@@ -170,23 +181,26 @@ class Parts:
             One window for each part of the result; a window that no part reaches is refused.
         beside
             Parts on whose workers the result is to live.
+        of
+            Entry of the states that holds the arrays; the states themselves unless given.
         """
         windows, onto = checked(windows, len(self)), checked(onto, len(onto))
         places = self.executor.places(len(onto)) if beside is None else beside.places
         if len(places) != len(onto):
             raise ValueError(f"{len(onto)} windows cannot live beside {len(places)} parts; give as many")
         sources = overlapping(windows, onto)
-        strips = self._strips(windows, onto, places, sources)
+        strips = self._strips(windows, onto, places, sources, of)
         handles = []
         for index, (place, target) in enumerate(zip(places, onto, strict=True)):
             if not sources[index] and _pixels(target):
                 raise ValueError(f"window {index}, {target}, overlaps no part: there is nothing to sum")
             if not sources[index]:
                 sources[index] = [0]  # an empty window takes the leading axes of any part
-            whole = ((source, (windows[source], self.handles[source])) for source in sources[index])
+            whole = ((source, (windows[source], self.handles[source], of)) for source in sources[index])
             pieces = [strips.get((source, _where(place, index)), own) for source, own in whole]
-            where, values = zip(*pieces, strict=True)
-            handles.append(self.executor.submit_at(place, assemble, target, where, values))
+            where, values, entries = zip(*pieces, strict=True)
+            args = (target, where, values) if of is None else (target, where, values, entries)
+            handles.append(self.executor.submit_at(place, assemble, *args))
         return Parts(self.executor, tuple(handles), places)
 
     def cut(self, array: Handle | Tree, windows: Sequence[Window]) -> Parts:
@@ -247,7 +261,8 @@ class Parts:
         onto: Sequence[Window],
         places: Sequence[Place],
         sources: Sequence[Sequence[int]],
-    ) -> dict[tuple[int, Any], tuple[Window, Handle]]:
+        of: Hashable,
+    ) -> dict[tuple[int, Any], tuple[Window, Handle, Hashable]]:
         """Cut, for each part and each other worker, the smallest rectangle that all its neighbours there need."""
         wanted: dict[tuple[int, Any], list[Window]] = {}
         for index, (place, target) in enumerate(zip(places, onto, strict=True)):
@@ -255,11 +270,12 @@ class Parts:
                 common = intersection(windows[source], target)
                 if common is not None and (place is None or place != self.places[source]):
                     wanted.setdefault((source, _where(place, index)), []).append(common)
-        strips = {}
+        strips: dict[tuple[int, Any], tuple[Window, Handle, Hashable]] = {}
         for (source, where), pieces in wanted.items():
             strip = bounding_window(pieces)
-            args = (strip, (windows[source],), (self.handles[source],))
-            strips[source, where] = (strip, self.executor.submit_at(self.places[source], assemble, *args, urgent=True))
+            args = (strip, (windows[source],), (self.handles[source],), (of,))
+            cut_there = self.executor.submit_at(self.places[source], assemble, *args, urgent=True)
+            strips[source, where] = (strip, cut_there, None)
         return strips
 
 

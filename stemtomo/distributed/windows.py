@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -62,7 +62,9 @@ def overlapping(sources: Sequence[Window], targets: Sequence[Window]) -> list[li
     return [np.flatnonzero(row).tolist() for row in shared.all(axis=-1)]
 
 
-def assemble(target: Window, windows: Sequence[Window], values: Sequence[Tree]) -> Tree:
+def assemble(
+    target: Window, windows: Sequence[Window], values: Sequence[Tree], entries: Sequence[Hashable] | None = None
+) -> Tree:
     """Sum, in the given order, what ``values`` hold inside ``target``; zero where none of them reaches.
 
     Parameters
@@ -73,12 +75,16 @@ def assemble(target: Window, windows: Sequence[Window], values: Sequence[Tree]) 
         Where each value lies.
     values
         Trees of arrays of shape (..., *window shape); ``None`` contributes nothing.
+    entries
+        Per value, the entry of it that holds the tree, or ``None`` where it is the tree.
 
     Returns
     -------
     Tree of arrays of shape (..., *target shape); ``None`` if every value is ``None``. A single value that fills the
     target is returned as it is.
     """
+    if entries is not None:
+        values = [value if entry is None else value[entry] for value, entry in zip(values, entries, strict=True)]
     present = [(window, value) for window, value in zip(windows, values, strict=True) if value is not None]
     if not present:
         return None

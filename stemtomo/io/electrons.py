@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ _EVENTS_BELOW = 0.25
 _PACKED_BELOW = 2.0
 _MOST_RARE = 0.25
 _LENGTH = struct.Struct("<I")
-_BLOSC_SIZE_AT = 12
+_BLOSC_PLAIN_SIZE_AT, _BLOSC_SIZE_AT = 4, 12
 _ZSTD = Zstd(level=1)
 
 
@@ -39,6 +40,8 @@ def suits(dtype: np.dtype) -> bool:
 def encode_counts(chunk: np.ndarray) -> bytes:
     """Return the bytes of ``chunk``, unsigned whole numbers of any shape, in C order."""
     counts = np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("=")).reshape(-1)
+    if total(counts[: counts.size // 8]) > _PACKED_BELOW * counts.size:  # dense whatever the rest holds
+        return _as_dense(counts)
     electrons = total(counts)
     if electrons == 0:
         return bytes([_ZEROS])
@@ -50,7 +53,7 @@ def encode_counts(chunk: np.ndarray) -> bytes:
             packed = bytes(_ZSTD.encode(parts[0]))
             rare = bytes(_ZSTD.encode(_little(parts[1]).view(np.uint8))) if parts[1].size else b""
             return bytes([_PACKED]) + _LENGTH.pack(len(packed)) + packed + rare
-    return bytes([_DENSE]) + bytes(_dense(counts.dtype).encode(_little(counts)))
+    return _as_dense(counts)
 
 
 def decode_counts(data: Any, out: np.ndarray) -> None:
@@ -84,10 +87,12 @@ def _decode(form: int, data: memoryview, counts: np.ndarray) -> bool:
             rare = _bytes(_ZSTD.decode(data[stop:])).view(counts.dtype.newbyteorder("<")).astype(counts.dtype)
         return packed.size * PER_BYTE == counts.size and unpack(packed, rare, counts) == rare.size
     if form == _DENSE and len(data) == _LENGTH.unpack_from(data, _BLOSC_SIZE_AT)[0]:
-        plain = _bytes(_dense(counts.dtype).decode(data)).view(counts.dtype.newbyteorder("<"))
-        if plain.size == counts.size:
-            counts[...] = plain
-            return True
+        if _LENGTH.unpack_from(data, _BLOSC_PLAIN_SIZE_AT)[0] != counts.nbytes:
+            return False
+        _dense(counts.dtype).decode(data, counts.view(np.uint8))
+        if sys.byteorder == "big":
+            counts.byteswap(inplace=True)
+        return True
     if form == _ZEROS:
         counts[...] = 0
     return form == _ZEROS and not len(data)
@@ -95,6 +100,10 @@ def _decode(form: int, data: memoryview, counts: np.ndarray) -> bool:
 
 def _bytes(data: Any) -> np.ndarray:
     return np.frombuffer(data, np.uint8)
+
+
+def _as_dense(counts: np.ndarray) -> bytes:
+    return b"".join((bytes([_DENSE]), _dense(counts.dtype).encode(_little(counts))))
 
 
 def _little(counts: np.ndarray) -> np.ndarray:

@@ -135,15 +135,17 @@ def _write_by_zarr(array: zarr.Array, file: Path, region: tuple[int, int, int, i
         sync(file.parent)
 
 
-def read_shard(array: zarr.Array, folder: Path, y0: int, x0: int) -> Iterator[Piece]:
+def read_shard(array: zarr.Array, folder: Path, y0: int, x0: int, wanted: np.ndarray | None = None) -> Iterator[Piece]:
     """Yield the frames of the shard at scan position (y0, x0) in pieces, row by row; see ``Store.read_pieces``."""
     height, width = _extent(array, folder, y0, x0)
     codec = ShardCodec.of(array)
     if codec is None:
         for y in range(y0, y0 + height, CHUNK_POSITIONS):
+            if wanted is not None and not wanted[y - y0 : y - y0 + CHUNK_POSITIONS].any():
+                continue
             yield y, x0, np.asarray(array[y : min(y + CHUNK_POSITIONS, y0 + height), x0 : x0 + width])
         return
-    for y, x, frames in read_pieces(codec, shard_file(array, folder, y0, x0), height, width):
+    for y, x, frames in read_pieces(codec, shard_file(array, folder, y0, x0), height, width, wanted):
         yield y0 + y, x0 + x, frames
 
 

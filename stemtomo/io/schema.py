@@ -89,6 +89,7 @@ GROUPS: dict[str, GroupSchema] = {
     "calibration": GroupSchema(
         stage="calibrate",
         per_tilt=True,
+        revision=2,
         variables={
             "parallax": _optional(_IMAGE, "1", "tilt-corrected bright field over its mean"),
             "icom_phase": _optional(_IMAGE, "rad", "phase integrated from the centre of mass"),
@@ -106,8 +107,17 @@ GROUPS: dict[str, GroupSchema] = {
             "illumination": Variable(_IMAGE, "1", "real", "how often a pixel was lit"),
             "probe": Variable(("probe_y", "probe_x"), "1", "complex", "real-space probe, centre at n // 2"),
             "loss": Variable(("epoch",), "1", "real", "misfit after every epoch"),
+            "loss_map": _optional(("scan_y", "scan_x"), "1", "loss of every position at the end, zero without a frame"),
             "position_x": _optional(("position",), "Å", "refined probe positions, of recorded patterns in scan order"),
             "position_y": _optional(("position",), "Å", "refined probe positions, of recorded patterns in scan order"),
+            "mistilt_map_x_mrad": _optional(("position",), "mrad", "mistilt of recorded patterns in scan order"),
+            "mistilt_map_y_mrad": _optional(("position",), "mrad", "mistilt of recorded patterns in scan order"),
+            "held_out_loss": _optional(("epoch",), "1", "misfit of patterns held out, after every epoch"),
+            "background": _optional(("ky", "kx"), "counts", "electrons counted beside the waves, per pattern"),
+            "variation_modes": Variable(
+                ("variation", "window_y", "window_x"), "1", "complex", "what the probe varies by", required=False
+            ),
+            "variation_weights": _optional(("position", "variation"), "1", "how much of it at each recorded position"),
             "mistilt_x_mrad": _optional(("geometry_iteration",), "mrad", "mistilt while it was looked for"),
             "mistilt_y_mrad": _optional(("geometry_iteration",), "mrad", "mistilt while it was looked for"),
             "thickness_angstrom": _optional(("geometry_iteration",), "Å", "thickness while it was looked for"),
@@ -177,8 +187,44 @@ GROUPS: dict[str, GroupSchema] = {
             ),
             "shift_x_angstrom": Variable(_TILT, "Å", "real", "shift of every tilt"),
             "shift_y_angstrom": Variable(_TILT, "Å", "real", "shift of every tilt"),
+            "theta_deg": Variable(_TILT, "deg", "real", "angle of every tilt, refined where asked for"),
+            "phi_deg": Variable(_TILT, "deg", "real", "angle of every tilt, refined where asked for"),
+            "psi_deg": Variable(_TILT, "deg", "real", "angle of every tilt, refined where asked for"),
+            "turn_deg": _optional(("tilt", "axis"), "deg", "turn about the laboratory's x, y and z that was found"),
+            "focus_change_angstrom": _optional(_TILT, "Å", "what C1 of a tilt is larger by than said"),
         },
         attrs=("voxel_angstrom", "sigma_rad_per_volt_angstrom"),
+        revision=2,
+    ),
+    "focal_series": GroupSchema(
+        stage="focal_series",
+        variables={
+            "images": Variable(("image", "y", "x"), "1", "real", "incoherent signal"),
+            "section": Variable(("image",), "1", "label", "focal section"),
+            "theta_deg": Variable(("image",), "deg"),
+            "phi_deg": Variable(("image",), "deg"),
+            "psi_deg": Variable(("image",), "deg"),
+        },
+        attrs=("pixel_angstrom", "energy_kev", "semiangle_mrad"),
+    ),
+    "local_orbital": GroupSchema(
+        stage="local_orbital",
+        variables={
+            "x": Variable(_ATOM, "Å"),
+            "y": Variable(_ATOM, "Å"),
+            "z": Variable(_ATOM, "Å"),
+            "intensity": Variable(_ATOM, "1", "real", "integral over an image, in its unit times pixels"),
+            "width_angstrom": Variable(_ATOM, "Å", "real", "standard deviation of the Gaussian"),
+            "species": Variable(_ATOM, "1", "label", "number of the class"),
+            **{f"sigma_{axis}": Variable(_ATOM, "Å", "real", "standard deviation") for axis in "xyz"},
+            **{f"shift_{axis}_angstrom": Variable(("image",), "Å", "real", "shift of every image") for axis in "xy"},
+            **{f"turn_{axis}_rad": Variable(("image",), "rad", "real", "rotation after the pose") for axis in "xyz"},
+            "probe": Variable(
+                ("focus", "slice", "probe_y", "probe_x"), "1", "real", "probe of every focal section over depth"
+            ),
+            "loss": Variable(("iteration",), "1", "real", "half the squared misfit per pixel"),
+        },
+        attrs=("pixel_angstrom", "slice_thickness_angstrom"),
     ),
     "atoms": GroupSchema(
         stage="find_atoms",

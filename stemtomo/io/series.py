@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from stemtomo.errors import AcquisitionError, ConfigurationError
-from stemtomo.io.sources import FrameSource, Shape
+from stemtomo.io.sources import FrameSource, Shape, check_complete
 
 _FIELDS = ("theta_deg", "tilt", "number")
 _TEMPORARY = (".part", ".partial", ".tmp", ".filepart", ".crdownload", "~")
 _ANGLE_TOLERANCE_DEG = 1e-3
+_ANGLE = re.compile(r"[+-]?\d+(\.\d*)?")
 
 
 @dataclass
@@ -37,7 +38,8 @@ class TiltFiles:
     ----------
     files
         Names in the order of the tilts; or one name with a field in braces: ``{theta_deg}``, the angle in degrees;
-        ``{tilt}``, counted from 0; ``{number}``, counted from 1.
+        ``{tilt}``, counted from 0; ``{number}``, counted from 1. The field may stand in the name of a folder:
+        ``"{theta_deg}/scan_master.h5"``.
     theta_deg
         Angles of the tilts in degrees.
 
@@ -59,13 +61,10 @@ class TiltFiles:
                     f"input.files names {len(set(self.files))} different files for {count} tilts; name one per tilt"
                 )
             return
-        fields = re.findall(r"\{(\w*)\}", self.files)
-        if len(fields) != 1 or fields[0] not in _FIELDS:
-            allowed = " or ".join(f"{{{name}}}" for name in _FIELDS)
-            raise ConfigurationError(f"input.files = {self.files!r} has fields {fields}; give exactly one of {allowed}")
+        field_of(self.files)
         angles = sorted(self.theta_deg)
         gaps = [b - a for a, b in itertools.pairwise(angles)]
-        if fields[0] == "theta_deg" and gaps and min(gaps) <= 2 * _ANGLE_TOLERANCE_DEG:
+        if field_of(self.files) == "theta_deg" and gaps and min(gaps) <= 2 * _ANGLE_TOLERANCE_DEG:
             raise ConfigurationError(
                 f"input.files = {self.files!r} names tilts by theta, but two tilts have the same theta_deg; "
                 "use {tilt} or {number}, or list the files"
@@ -77,21 +76,14 @@ class TiltFiles:
         Files of other names, hidden ones and the temporary names of copying programs do not count.
         """
         found = Found()
-        try:
-            names = sorted(entry.name for entry in self.folder.iterdir())
-        except FileNotFoundError:
-            return found
         if not isinstance(self.files, str):
-            found.files = {i: self.folder / name for i, name in enumerate(self.files) if name in names}
+            files = {i: self.folder / name for i, name in enumerate(self.files)}
+            found.files = {i: file for i, file in files.items() if file.exists()}
             return found
-        before, name_of, after = re.split(r"\{(\w+)\}", self.files)
-        loose = re.compile(f"{re.escape(before)}(.+?){re.escape(after)}")
+        name_of = field_of(self.files)
         claims: dict[int, list[str]] = {}
-        for name in names:
-            match = loose.fullmatch(name)
-            if match is None or name.startswith(".") or name.endswith(_TEMPORARY):
-                continue
-            index, why = self._index(name_of, match[1])
+        for text, name in _fitting(self.folder, self.files):
+            index, why = self._index(name_of, text)
             if index is None:
                 found.refused[name] = f"{self.folder / name}: {why}"
             else:
@@ -110,7 +102,7 @@ class TiltFiles:
     def _index(self, name_of: str, text: str) -> tuple[int | None, str]:
         count = len(self.theta_deg)
         if name_of == "theta_deg":
-            if not re.fullmatch(r"[+-]?\d+(\.\d*)?", text):
+            if not _ANGLE.fullmatch(text):
                 return None, f"{text!r} is not a tilt angle in degrees; rename the file or correct input.files"
             angle = float(text)
             distances = [abs(angle - theta) for theta in self.theta_deg]
@@ -124,6 +116,72 @@ class TiltFiles:
         if not 0 <= index < count:
             return None, f"there is no tilt {text} in a series of {count}; correct tilts or the name"
         return index, ""
+
+
+def field_of(files: str) -> str:
+    """Return the field in braces of a name for the files of all tilts.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is not exactly one, or it is not known.
+    """
+    fields = re.findall(r"\{(\w*)\}", files)
+    if len(fields) != 1 or fields[0] not in _FIELDS:
+        allowed = " or ".join(f"{{{name}}}" for name in _FIELDS)
+        raise ConfigurationError(f"input.files = {files!r} has fields {fields}; give exactly one of {allowed}")
+    return fields[0]
+
+
+def angles_in_names(folder: Path, files: str) -> tuple[float, ...]:
+    """Return the angles in degrees, ascending, in the names of ``folder`` that fit ``files`` with ``{theta_deg}``.
+
+    Raises
+    ------
+    ConfigurationError
+        If no name fits.
+    AcquisitionError
+        If two names have the same angle, or a name fits but for an angle that is no number; naming them.
+    """
+    found: dict[float, str] = {}
+    for text, name in _fitting(folder, files):
+        if not _ANGLE.fullmatch(text):
+            raise AcquisitionError(
+                f"{folder / name}: fits input.files = {files!r}, but {text!r} is no angle; rename the file, or "
+                "list the files of the series"
+            )
+        before = found.setdefault(float(text), name)
+        if before != name:
+            raise AcquisitionError(
+                f"{folder}: {before} and {name} both have the angle {float(text):g} deg; remove or rename one"
+            )
+    if not found:
+        raise ConfigurationError(
+            f"{folder}: no name fits input.files = {files!r}, from which the angles are to be taken; correct "
+            "input.path or input.files, or give tilts.theta_deg if the files are still to come"
+        )
+    return tuple(sorted(found))
+
+
+def _fitting(folder: Path, files: str) -> Iterator[tuple[str, str]]:
+    """Yield what stands for the field, and the name, of what in ``folder`` fits ``files``, by name.
+
+    Hidden files and the temporary names of copying programs do not.
+    """
+    parts = Path(files).parts
+    level = next(index for index, part in enumerate(parts) if "{" in part)
+    fixed, rest = folder.joinpath(*parts[:level]), parts[level + 1 :]
+    before, _, after = re.split(r"\{(\w+)\}", parts[level])
+    loose = re.compile(f"{re.escape(before)}(.+?){re.escape(after)}")
+    try:
+        names = sorted(entry.name for entry in fixed.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in names:
+        match = loose.fullmatch(name)
+        whole = str(Path(*parts[:level], name, *rest))
+        if match and not name.startswith(".") and not name.endswith(_TEMPORARY) and (folder / whole).exists():
+            yield match[1], whole
 
 
 @dataclass(frozen=True)
@@ -193,6 +251,11 @@ class SeriesOfFiles:
         if any(ready < expected for ready, expected in counts):
             return sum(min(pair) for pair in counts)
         return sum(ready for ready, _ in counts)
+
+    def check(self) -> None:
+        """Check every file on its own, so that the message names the one that is short, too long or has gaps."""
+        for source in self.sources:
+            check_complete(source)
 
     def read(self, tilt: int, y0: int, y1: int, x0: int = 0, x1: int | None = None) -> np.ndarray:
         """Return the frames (y, x, ky, kx) of a block of the scan of ``tilt``."""

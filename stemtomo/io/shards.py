@@ -139,8 +139,15 @@ class ShardBuilder:
         return [*parts, table, crc32c(table).to_bytes(4, "little")]
 
 
-def read_pieces(codec: ShardCodec, file: Path, rows: int, columns: int) -> Iterator[Piece]:
+def read_pieces(
+    codec: ShardCodec, file: Path, rows: int, columns: int, wanted: np.ndarray | None = None
+) -> Iterator[Piece]:
     """Yield the chunks of the shard in ``file`` row by row, cut to the ``rows`` and ``columns`` that are in the scan.
+
+    Parameters
+    ----------
+    wanted
+        (row, column) bool; chunks without a position that is wanted are passed over. All unless given.
 
     Raises
     ------
@@ -148,7 +155,12 @@ def read_pieces(codec: ShardCodec, file: Path, rows: int, columns: int) -> Itera
         If the file is damaged.
     """
     height, width = codec.chunk_yx
-    places = itertools.product(range(math.ceil(rows / height)), range(math.ceil(columns / width)))
+    grid = itertools.product(range(math.ceil(rows / height)), range(math.ceil(columns / width)))
+    places = [
+        (row, column)
+        for row, column in grid
+        if wanted is None or wanted[row * height : (row + 1) * height, column * width : (column + 1) * width].any()
+    ]
     try:
         stream = file.open("rb", buffering=0)
     except FileNotFoundError:  # a shard of zeros

@@ -201,17 +201,22 @@ class StoredTilts:
         self._require_writable(f"tilt {index}")
         frame_arrays.write_shard(self._frames(index, "r+"), self._tilt(index) / frame_arrays.FRAMES, y0, x0, pieces)
 
-    def read_pieces(self, index: int, y0: int, x0: int) -> Iterator[Piece]:
+    def read_pieces(self, index: int, y0: int, x0: int, wanted: np.ndarray | None = None) -> Iterator[Piece]:
         """Yield the shard at position (y0, x0) of the frames of tilt ``index`` in pieces, row by row.
 
         Each piece is a rectangle of chunks that is expanded when it is its turn: three times as fast as reading the
         shard through Zarr, and with a fraction of the memory. Whether the tilt is complete is not asked.
 
+        Parameters
+        ----------
+        wanted
+            (y, x) bool over the shard; pieces without a position that is wanted are passed over. All unless given.
+
         Yields
         ------
         First row and column, in positions of the scan, and frames (y, x, ky, kx).
         """
-        return frame_arrays.read_shard(self._frames(index), self._tilt(index) / frame_arrays.FRAMES, y0, x0)
+        return frame_arrays.read_shard(self._frames(index), self._tilt(index) / frame_arrays.FRAMES, y0, x0, wanted)
 
     def recorded_frames(self, index: int) -> set[int]:
         """Return the numbers of the shards of tilt ``index`` that are on the disk (row by row over the shard grid)."""

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 
 from stemtomo.io.formats.datasets import DatasetRecords
 from stemtomo.io.formats.records import ScannedFrames
 from stemtomo.io.formats.tilts import TiltFiles
 from stemtomo.io.gaps import MaskedFrames
-from stemtomo.io.layout import check_values
 from stemtomo.io.prepared import PreparedFrames
 from stemtomo.io.raw import ArrayFile
 from stemtomo.io.schema import CHUNK_POSITIONS
 from stemtomo.io.series import SeriesOfFiles
-from stemtomo.io.shards import Piece
 from stemtomo.io.sources import FrameSource
 
 Region = tuple[int, int, int, int]
@@ -44,20 +41,6 @@ def piece_regions(source: FrameSource, region: Region) -> list[Region]:
         (y, min(y + step_y, y1), x, min(x + step_x, x1))
         for y, x in itertools.product(range(y0, y1, step_y), range(x0, x1, step_x))
     ]
-
-
-def checked_pieces(source: FrameSource, tilt: int, region: Region) -> Iterator[Piece]:
-    """Yield the frames of ``region``, one shard of ``tilt``, in pieces; values that no detector gives are refused.
-
-    Raises
-    ------
-    FormatError, AcquisitionError
-        If the file is damaged, ends early, or holds non-finite values or negative counts.
-    """
-    for y0, y1, x0, x1 in piece_regions(source, region):
-        block = source.read(tilt, y0, y1, x0, x1)
-        check_values(block, source.where, tilt, y0, x0)
-        yield y0, x0, block
 
 
 def _finest(source: FrameSource) -> str:

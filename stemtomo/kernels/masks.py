@@ -226,34 +226,58 @@ def _label_bands(labels):  # type: ignore[no-untyped-def]
 
 
 @_jit
+def _one_sum(line, weight):  # type: ignore[no-untyped-def]
+    total = line[0] * weight[0]
+    for x in range(1, line.size):
+        total += line[x] * weight[x]
+    return total
+
+
+@_jit
+def _two_sums(line, weight, other):  # type: ignore[no-untyped-def]
+    """Sum ``line`` under two weights at once: it is loaded once, and neither sum waits for the other."""
+    first, second = line[0] * weight[0], line[0] * other[0]
+    for x in range(1, line.size):
+        first += line[x] * weight[x]
+        second += line[x] * other[x]
+    return first, second
+
+
+@_jit
 def _frame_sums(frames, weights, even, inside, used, last, runs, first, weighted, total, maximum, binned, line):  # type: ignore[no-untyped-def]
     count, height, width = frames.shape
     column = np.zeros(width, dtype=line.dtype)
+    zero = column[0]  # sums in the type of the line: twice as many in a register as of float64
     for i in range(count):
         band = 0
         for y in range(height):
             # One line is cast, added and compared while it is in the cache; then only the copy is read.
-            line_sum = 0.0
+            line_sum = zero
             for x in range(width):
                 pixel = frames[i, y, x]
                 line[x] = pixel
-                line_sum += pixel
+                line_sum += line[x]
                 total[y, x] += pixel
                 maximum[y, x] = max(maximum[y, x], pixel)
+            waiting = -1
             for k in range(weights.shape[0]):
                 if even[k, y]:
                     weighted[i, k] += line_sum * weights[k, y, 0]
-                    continue
-                row_sum = line[0] * weights[k, y, 0]
-                for x in range(1, width):
-                    row_sum += line[x] * weights[k, y, x]
-                weighted[i, k] += row_sum
+                elif waiting < 0:
+                    waiting = k
+                else:
+                    one, other = _two_sums(line, weights[waiting, y], weights[k, y])
+                    weighted[i, waiting] += one
+                    weighted[i, k] += other
+                    waiting = -1
+            if waiting >= 0:
+                weighted[i, waiting] += _one_sum(line, weights[waiting, y])
             if used[y]:  # the lines of a band are added up before their pixels are: few long sums, not many short ones
                 for x in range(width):
                     column[x] += line[x] * inside[y, x]
             if last[y]:
                 for run in range(first[band], first[band + 1]):
-                    run_sum = 0.0
+                    run_sum = zero
                     for x in range(runs[run, 0], runs[run, 1]):
                         run_sum += column[x]
                     binned[i, runs[run, 2]] += run_sum

@@ -16,7 +16,10 @@ from stemtomo.pipeline.config import Configuration
 from stemtomo.pipeline.ingest import open_file
 
 _LOG = logging.getLogger(__name__)
-_HINT = "is it still being copied, of another format, or is a plugin or option missing to read it?"
+_HINT = (
+    "is it still being copied, written by HDF5 without SWMR, of another format, or is a plugin (hdf5plugin) or option "
+    "missing to read it?"
+)
 
 
 @dataclass

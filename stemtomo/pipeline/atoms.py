@@ -12,7 +12,7 @@ from stemtomo.algorithms.atoms.classification import Classes, classify, order_by
 from stemtomo.algorithms.atoms.completion import CompletionRules, complete_atoms
 from stemtomo.algorithms.atoms.projected import ProjectedImages
 from stemtomo.algorithms.atoms.refinement import RefinedAtoms
-from stemtomo.algorithms.atoms.tracing import TracedAtoms, measure_atoms, trace_atoms
+from stemtomo.algorithms.atoms.tracing import TracedAtoms
 from stemtomo.algorithms.atoms.uncertainty import position_uncertainty
 from stemtomo.distributed import Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
@@ -20,9 +20,16 @@ from stemtomo.errors import ConfigurationError
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.physics.potential import atomic_number
-from stemtomo.pipeline.alignment import aligned_images, aligned_rotations
+from stemtomo.pipeline.alignment import aligned_images, aligned_rotations, series_of
 from stemtomo.pipeline.config import AtomSettings
 from stemtomo.pipeline.progress import Progress, Silent
+from stemtomo.pipeline.tracing import (
+    atoms_alone,
+    measured_in_blocks,
+    plan_block,
+    traced_in_blocks,
+    with_local_species,
+)
 
 GROUP = "atoms"
 
@@ -80,7 +87,15 @@ def find_atoms(
     if not store.is_complete(GROUP, provenance.fingerprint):
         for group in groups:
             store.read(group)  # what is missing is said before a task begins
-        dataset = workers.gather(workers.submit(_found, str(store.path), source, settings, names))
+        traced = traced_in_blocks(store, source, settings, workers)
+        if settings.non_atoms and len(traced):
+            traced = atoms_alone(
+                traced, settings.species if isinstance(settings.species, int) else len(settings.species)
+            )
+        dataset = workers.gather(workers.submit(_found, str(store.path), source, settings, names, traced))
+        dataset = dataset.assign(_measured(dataset, store, source, settings, workers))
+        if settings.reclassify_radius_angstrom > 0:
+            dataset = with_local_species(dataset, store, source, settings, workers)
         store.write(GROUP, dataset, provenance)
     result = store.read(GROUP).load()
     progress.advance(atoms=float(result.sizes["atom"]))
@@ -88,11 +103,9 @@ def find_atoms(
     return _numbers(result)
 
 
-def plan_row(shape_zyx: tuple[int, int, int]) -> PlanRow:
+def plan_row(shape_zyx: tuple[int, int, int], settings: AtomSettings | None = None) -> PlanRow:
     """Say what :func:`find_atoms` will hold, read and write for a volume of ``shape_zyx``."""
-    voxels = int(np.prod(shape_zyx))
-    # The volume, smoothed, its maxima, and a boolean each for the comparison; windows of atoms are fitted in chunks.
-    return PlanRow(stage="find_atoms", tasks=1, bytes_per_task=16 * voxels + 200 * 2**20, bytes_read=4 * voxels)
+    return plan_block(shape_zyx, settings or AtomSettings())
 
 
 def plan_find_atoms(store: Store) -> PlanRow:
@@ -130,28 +143,20 @@ def volume_group(store: Store, settings: AtomSettings) -> str:
     return "joint" if store.fingerprint("joint") else "volume"
 
 
-def _found(path: str, source: str, settings: AtomSettings, names: tuple[str, ...] | None) -> xr.Dataset:
-    """Return the atoms of the store at ``path``; runs in a worker."""
+def _found(
+    path: str, source: str, settings: AtomSettings, names: tuple[str, ...] | None, traced: TracedAtoms
+) -> xr.Dataset:
+    """Return the atoms of the store at ``path`` from those ``traced``; runs in a worker."""
     store = Store.open(path)
-    volume = store.read(source)
-    traced = trace_atoms(
-        volume["potential"].values,
-        float(volume.attrs["voxel_angstrom"]),
-        smoothing_angstrom=settings.smoothing_angstrom,
-        minimum_distance_angstrom=settings.minimum_distance_angstrom,
-        threshold=settings.threshold,
-    )
     if len(traced) == 0:
         raise ConfigurationError(
-            f"{path}: no atom was found in the volume (largest potential {float(volume['potential'].max()):.3g} V); "
-            "look at the volume, and lower atoms.threshold if it shows atoms"
+            f"{path}: no atom was found in the volume; look at it, and lower atoms.threshold if it shows atoms"
         )
     count = settings.species if isinstance(settings.species, int) else len(settings.species)
     model = _traced_model(traced, "not asked for")
     if settings.refine:
         model = _refined_model(store, source, traced, classify(traced.integrated, count).labels, settings)
-    dataset = _dataset(model, classify(model.intensity, count), names)
-    return dataset.assign(_measured(dataset, model, volume, settings))
+    return _dataset(model, classify(model.intensity, count), names)
 
 
 def _traced_model(traced: TracedAtoms, reason: str) -> _Model:
@@ -228,7 +233,7 @@ def _projected_jointly(store: Store) -> ProjectedImages:
     return ProjectedImages(
         images=images,
         valid=np.ones(images.shape, dtype=bool),
-        rotations=store.tilt_series().rotations,
+        rotations=series_of(result).rotations,
         shifts_angstrom=np.zeros((len(images), 2)),
         pixel_angstrom=float(result.attrs["voxel_angstrom"]),
     )
@@ -270,19 +275,16 @@ def _dataset(model: _Model, classes: Classes, names: tuple[str, ...] | None) -> 
     return xr.Dataset(variables, attrs=attrs)
 
 
-def _measured(dataset: xr.Dataset, model: _Model, volume: xr.Dataset, settings: AtomSettings) -> dict[str, xr.Variable]:
+def _measured(
+    dataset: xr.Dataset, store: Store, source: str, settings: AtomSettings, workers: Executor
+) -> dict[str, xr.Variable]:
     """Return what tracing says of each atom; of added ones, which it did not see, what it says at their places."""
-    added = model.origin < 0
+    added = dataset["added"].values
     names = {"fit_residual": "residual", "traced_intensity": "integrated"}
     variables = {name: dataset[name].variable.copy() for name in names}
     if added.any():
-        measured = measure_atoms(
-            volume["potential"].values,
-            float(volume.attrs["voxel_angstrom"]),
-            model.positions[added],
-            smoothing_angstrom=settings.smoothing_angstrom,
-            minimum_distance_angstrom=settings.minimum_distance_angstrom,
-        )
+        positions = np.stack([dataset[axis].values[added] for axis in "xyz"], axis=-1)
+        measured = measured_in_blocks(store, source, positions, settings, workers)
         for name, field in names.items():
             variables[name].values[added] = getattr(measured, field)
     return variables

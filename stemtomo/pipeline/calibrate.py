@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import xarray as xr
 from pydantic import ValidationError
 
-from stemtomo.algorithms.imaging import calibration, parallax
+from stemtomo.algorithms.imaging import calibration, parallax, scan_gaps
 from stemtomo.distributed import Executor
 from stemtomo.distributed import executor as default_executor
 from stemtomo.errors import CalibrationError, ConfigurationError
@@ -102,6 +103,10 @@ def calibrate_tilt(path: Path, index: int, settings: CalibrationSettings) -> xr.
     store = Store(path)
     look = store.read(f"quicklook/{tilt_name(index)}").load()
     optics, scan, detector = store.optics(index), store.scan(index), store.detector(index)
+    recorded, valid = store.valid(index), store.valid(index)
+    if not recorded.all():
+        look, valid = _without_gaps(look, recorded)
+        scan = replace(scan, shape_yx=valid.shape, periodic=False)
     wavelength = wavelength_angstrom(optics.energy_ev)
     undetermined: dict[str, str] = {}
     found: dict[str, Any] = {}
@@ -120,7 +125,7 @@ def calibrate_tilt(path: Path, index: int, settings: CalibrationSettings) -> xr.
         )
     fit = _parallax(look, semiangle, wavelength, offset, scan, settings, found, undetermined)
     _rotation_and_sign(fit, field, settings, found, undetermined)
-    bad = calibration.bad_pixels(np.asarray(look["mean_pattern"]), _maximum(look), scan.count)
+    bad = calibration.bad_pixels(np.asarray(look["mean_pattern"]), _maximum(look), int(recorded.sum()))
     found["dead_pixels"], found["hot_pixels"] = int((bad == 1).sum()), int((bad == 2).sum())
     variables: dict[str, Any] = {"bad_pixels": (("ky", "kx"), bad)}
     if fit is not None and not fit.reason:
@@ -129,6 +134,8 @@ def calibrate_tilt(path: Path, index: int, settings: CalibrationSettings) -> xr.
     rotation = scan.rotation_rad if turn is None else math.radians(turn)
     phase = calibration.integrated_phase(*com, scan.step_angstrom_yx, rotation, bool(found["transposed"]))
     variables["icom_phase"] = (("y", "x"), phase.astype(np.float32))
+    if not recorded.all():
+        variables = _in_place(variables, recorded)
     metadata = _metadata(optics, scan, detector)
     attrs = {
         "found": found,
@@ -138,6 +145,32 @@ def calibrate_tilt(path: Path, index: int, settings: CalibrationSettings) -> xr.
         "icom_rotation_from": "metadata" if turn is None else "calibration",
     }
     return xr.Dataset(variables, attrs=attrs)
+
+
+def _without_gaps(look: xr.Dataset, recorded: np.ndarray) -> tuple[xr.Dataset, np.ndarray]:
+    """Return the part of the scan that is whole, gaps in it filled from beside them, and the mask (y, x) of that part.
+
+    Zeros at positions without a frame would be details that all images share, and hold them in place.
+    """
+    part = scan_gaps.whole_part(recorded)
+    look, valid = look.isel(y=part[0], x=part[1]), recorded[part]
+    filled = {
+        name: (image.dims, scan_gaps.fill_gaps(image.values, valid), image.attrs)
+        for name, image in look.data_vars.items()
+        if image.dims[:2] == ("y", "x") and image.dtype.kind == "f"
+    }
+    return look.assign(filled), valid
+
+
+def _in_place(variables: dict[str, Any], recorded: np.ndarray) -> dict[str, Any]:
+    """Put images of the part that is whole into the scan, 0 outside, and the mask (y, x) of frames beside them."""
+    part = scan_gaps.whole_part(recorded)
+    for name, (dims, values) in variables.items():
+        if dims == ("y", "x"):
+            whole = np.zeros(recorded.shape, values.dtype)
+            whole[part] = values
+            variables[name] = (dims, whole)
+    return {**variables, "valid": (("y", "x"), recorded, {"units": "1"})}
 
 
 def _provenance(store: Store, index: int, settings: CalibrationSettings) -> Provenance:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from stemtomo import backend
-from stemtomo.algorithms.tomography import quality, refinement, solver, total_variation
+from stemtomo.algorithms import total_variation
+from stemtomo.algorithms.tomography import quality, refinement, solver
 from stemtomo.algorithms.tomography.poses import stepped
 from stemtomo.distributed import Executor, Handle, Parts
 from stemtomo.physics.projection import (

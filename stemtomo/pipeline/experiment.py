@@ -43,9 +43,8 @@ class SeriesSettings(Section):
 class InputSettings(Section):
     """[input]: the detector frames as they come."""
 
-    path: Path | tuple[Path, ...] = Field(
-        description="File with the frames, relative to the TOML file; or one file per tilt: a list in the order of the "
-        "angles, or a name with {theta} where the angle in degrees stands.",
+    path: Path = Field(
+        description="File with the frames, or the folder of input.files; relative to the TOML file.",
     )
     format: str | None = Field(
         default=None, description="Name of the format, such as 'merlin' or 'hdf5'; told from the file if not given."
@@ -53,7 +52,8 @@ class InputSettings(Section):
     files: str | tuple[str, ...] | None = Field(
         default=None,
         description="One file per tilt in the folder input.path: their names in the order of the tilts, or one name "
-        "with {theta_deg}, {tilt} (from 0) or {number} (from 1) in it.",
+        "with {theta_deg}, {tilt} (from 0) or {number} (from 1) in it. With {theta_deg} in the names of files that are "
+        "there, tilts.theta_deg may be left out.",
     )
     array: str | None = Field(
         default=None,

@@ -12,7 +12,7 @@ import numpy as np
 
 from stemtomo.distributed.executor import Executor
 from stemtomo.distributed.memory import PlanRow
-from stemtomo.errors import AcquisitionError, ConfigurationError
+from stemtomo.errors import AcquisitionError
 from stemtomo.geometry import Detector, Optics, Scan, TiltSeries
 from stemtomo.io.archive import StreamedMember
 from stemtomo.io.formats.registry import read_overhead_bytes
@@ -61,6 +61,7 @@ def ingest(
     tilts: TiltSeries,
     settings: IngestSettings | None = None,
     *,
+    name: str | None = None,
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -73,7 +74,8 @@ def ingest(
     Parameters
     ----------
     store
-        An open store, or the path of one to make or continue; a new one is named after its file.
+        An open store, or the path of one to make or continue. A new one is made when the source has been checked,
+        and called ``name``, or after its file.
     source
         Frames (tilt, y, x, ky, kx), see :func:`stemtomo.io.sources.open_frames`.
     tilts
@@ -103,7 +105,7 @@ def ingest(
         source = without_gaps(source)
     else:
         check_complete(source)
-    store = store if isinstance(store, Store) else open_or_create(store)
+    store = store if isinstance(store, Store) else open_or_create(store, name)
     source, detector = prepare(source, detector, settings, store, executor)
     identities = tilt_identities(source)
     _check_identity(store, source, identities)
@@ -135,24 +137,19 @@ def open_input(
         See :func:`stemtomo.io.sources.open_frames`.
     """
     if settings.files is not None and theta_deg is not None:
-        if not isinstance(settings.path, Path):
-            raise ConfigurationError(
-                "input.files names files in one folder, but input.path is a list; give one of them"
-            )
         files = TiltFiles(settings.path, settings.files, theta_deg)
         return SeriesOfFiles.open(files, lambda path: open_file(settings, scan_shape, path))
     return open_file(settings, scan_shape, settings.path)
 
 
-def open_file(
-    settings: InputSettings, scan_shape: tuple[int, int] | None, path: Path | tuple[Path, ...]
-) -> FrameSource:
-    """Open the file ``path`` (or one file per tilt) of frames that are laid out as the section [input] says."""
+def open_file(settings: InputSettings, scan_shape: tuple[int, int] | None, path: Path) -> FrameSource:
+    """Open the file ``path`` of frames that are laid out as the section [input] says."""
+    told = settings.files is None or "axes" in settings.model_fields_set
     return open_frames(
         path,
         format=settings.format,
         array=settings.array,
-        axes=settings.axes,
+        axes=settings.axes if told else settings.axes[1:],  # a file is a tilt
         scan_shape=scan_shape,
         skip=settings.skip,
         flyback=settings.flyback,
@@ -188,9 +185,9 @@ def plan_ingest(source: FrameSource, settings: IngestSettings | None = None) -> 
     )
 
 
-def open_or_create(path: str | Path) -> Store:
-    """Open the store at ``path`` for writing, or make one named after its file."""
-    return Store.open(path, "r+") if Store.is_store(path) else Store.create(path, Path(path).stem)
+def open_or_create(path: str | Path, name: str | None = None) -> Store:
+    """Open the store at ``path`` for writing, or make one called ``name``, or after its file."""
+    return Store.open(path, "r+") if Store.is_store(path) else Store.create(path, name or Path(path).stem)
 
 
 def _check_match(source: FrameSource, scan: Scan, detector: Detector, tilts: TiltSeries) -> None:

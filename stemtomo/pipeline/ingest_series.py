@@ -55,8 +55,8 @@ def ingest(
         told.to_detector((source.shape[3], source.shape[4])),
         told.to_tilts(source.shape[0]),
     )
-    if not isinstance(store, Store):
-        path = told.store_path if store is None else Path(store)
-        store = Store.open(path, "r+") if Store.is_store(path) else Store.create(path, told.series.name)
-    numbers = ingest_frames(store, source, *geometry, told.ingest, executor=executor, progress=progress)
-    return {"store": str(store.path), **numbers}
+    store = told.store_path if store is None else store
+    numbers = ingest_frames(
+        store, source, *geometry, told.ingest, name=told.series.name, executor=executor, progress=progress
+    )
+    return {"store": str(store.path if isinstance(store, Store) else store), **numbers}

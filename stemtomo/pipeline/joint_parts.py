@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from stemtomo.algorithms.ptychography.windows import ObjectGrid, tile
 from stemtomo.backend import Array
 from stemtomo.distributed.windows import Window
 from stemtomo.errors import ConfigurationError
-from stemtomo.geometry import Optics, Pose
+from stemtomo.geometry import Optics, Pose, Scan
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.probe import probe_wave
@@ -82,22 +83,25 @@ def tilts_of(store: Store, settings: JointSettings) -> list[Tilt]:
 
 
 def box_of(store: Store, settings: JointSettings) -> Box:
-    """Return the box of the specimen: as wide as the scanned field, and as deep as it is wide along x."""
-    scan = store.scan(0)
+    """Return the box of the specimen in ``store``, see :func:`box_for`; pixels must be alike at every tilt."""
     pixels = np.array([store.detector(i).object_pixel_angstrom_yx for i in range(store.tilt_count)])
     if np.ptp(pixels) > 1e-6 * pixels.max():
         raise ConfigurationError(
             f"{store.path}: object pixels are {pixels.min():.5g} to {pixels.max():.5g} Å; joint tomography needs the"
             " same square pixel at every tilt: crop the patterns to a square with one reciprocal pixel"
         )
-    voxel = float(pixels.mean())
-    poses: list[Pose] = [store.pose(i) for i in range(store.tilt_count)]
+    poses = [store.pose(i) for i in range(store.tilt_count)]
+    return box_for(store.scan(0), float(pixels.mean()), poses, settings)
+
+
+def box_for(scan: Scan, voxel_angstrom: float, poses: Sequence[Pose], settings: JointSettings) -> Box:
+    """Return the box of the specimen: as wide as the scanned field, and as deep as it is wide along x."""
     extent_y, extent_x = scan.extent_angstrom_yx
-    width = _even(settings.extent_angstrom or extent_x, voxel)
-    height = _even(extent_y, voxel)
-    if any(pose.phi_rad or pose.psi_rad for pose in poses):
+    width = _even(settings.extent_angstrom or extent_x, voxel_angstrom)
+    height = _even(extent_y, voxel_angstrom)
+    if settings.refine_angles or any(pose.phi_rad or pose.psi_rad for pose in poses):
         width = height = max(width, height)  # turns about x and z mix y with the other axes
-    return Box((width, height, width), voxel)
+    return Box((width, height, width), voxel_angstrom)
 
 
 def voxels_per_slice(settings: JointSettings, box: Box, optics: Optics) -> int:

@@ -6,6 +6,7 @@ tilt's slices go to its tiles, whose gradients come back as sums over windows.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from operator import getitem
 from typing import Any
@@ -14,16 +15,33 @@ import numpy as np
 
 from stemtomo import backend
 from stemtomo.algorithms.joint import solver
+from stemtomo.algorithms.joint.pose import (
+    FOCUS_AHEAD_ANGSTROM,
+    SHIFTS,
+    TURNS,
+    focus_slope,
+    focus_step,
+    pose_step,
+    shift_changes,
+    turn_changes,
+)
 from stemtomo.algorithms.joint.view import View, slices_adjoint
 from stemtomo.algorithms.ptychography.solver import CURVATURE, illumination
 from stemtomo.algorithms.ptychography.windows import spread_batches
 from stemtomo.algorithms.tomography.alignment import without_translation
+from stemtomo.algorithms.tomography.poses import euler_deg, turned, without_rotation
+from stemtomo.algorithms.total_variation import smoothed
 from stemtomo.backend import Array
 from stemtomo.distributed import Executor, Handle, Parts
+from stemtomo.geometry import Pose
 from stemtomo.physics.electron import wavelength_angstrom
+from stemtomo.physics.probe import reciprocal_grid
 from stemtomo.physics.propagation import fresnel_propagator, propagate
 from stemtomo.pipeline.joint_parts import Tilt, load_tile, tile_gradients
 from stemtomo.pipeline.settings.joint import JointSettings
+
+#: Column of the focus in the poses of a standing.
+FOCUS = 5
 
 
 @dataclass
@@ -33,7 +51,8 @@ class Standing:
     volume: Parts
     """One part: ``coefficients`` (z, y, x) in rad per voxel, ``support`` or ``None``, and FISTA's momentum."""
     probes: list[Handle]
-    shifts_px: np.ndarray
+    poses: np.ndarray
+    """(tilt, 6): shift x and y in px, turn about the laboratory's x, y and z in rad, focus in Å, all as changes."""
     losses: list[float] = field(default_factory=list)
 
 
@@ -58,14 +77,14 @@ class JointRun:
             first = last
         return cls(executor, tilts, settings, patterns)
 
-    def start(self, probes: list[Array], shifts_px: np.ndarray, volume: np.ndarray | None = None) -> Standing:
+    def start(self, probes: list[Array], poses: np.ndarray, volume: np.ndarray | None = None) -> Standing:
         """Return the first standing: an empty volume, or ``volume`` (z, y, x) in rad per voxel."""
         dtype = np.float32 if self.settings.precision == "single" else np.float64
         shape = self.tilts[0].view.box.shape_zyx
         first = np.zeros(shape, dtype) if volume is None else volume.astype(dtype)
         kept = Parts.create(self.executor, _placed, [{"coefficients": first, "support": None}])
         sent = [self.executor.broadcast(probe) for probe in probes]
-        return Standing(kept, sent, shifts_px)
+        return Standing(kept, sent, poses)
 
     @property
     def constraint(self) -> solver.Constraint:
@@ -77,29 +96,35 @@ class JointRun:
         """Return the standing after one visit of every tilt, in a random order; waits for the loss."""
         rng = np.random.default_rng((self.settings.seed, epoch))
         rule = solver.SweepRule(step, self.settings.damping, batches)
-        probes, shifts, losses = list(now.probes), np.array(now.shifts_px), []
+        probes, poses, losses = list(now.probes), np.array(now.poses), []
+        refined = self._refined(epoch, single)
         volume = now.volume.handles[0]
         for index in rng.permutation(len(self.tilts)):
-            view = self._view(index, shifts[index], single)
+            view = self._view(index, poses[index], single)
             view_handle = self.executor.submit(_fitted, view, volume)
             visit = self._visit(index, view_handle, volume, probes[index], rule, int(rng.integers(1 << 31)))
             volume = self.executor.submit(_close, volume, visit, view_handle, self.constraint, step)
             losses.append(self.executor.submit(getitem, visit, "loss"))
             if self.settings.probe != "fixed":
                 self._refine_probe(probes, index, visit, view_handle)
-            if self._refines_shifts(epoch, single):
-                shifts[index] += self.executor.gather(self.executor.submit(_shift, visit, self._curvature))
-        if self._refines_shifts(epoch, single):
-            shifts = without_translation(shifts, np.stack([tilt.view.pose.rotation for tilt in self.tilts]))
+            if refined:
+                told = (refined, self._curvature, self.constraint)
+                steps = [self.executor.submit(_pose_step, visit, view_handle, *told)]
+                if "focus" in refined:
+                    steps.append(self._focus_step(index, poses[index], volume, probes[index], rule))
+                poses[index] += np.sum(self.executor.gather(steps), axis=0)
+        if self.settings.tv_weight_rad:
+            volume = self.executor.submit(_flatten, volume, self.settings.tv_weight_rad, self.settings.positivity)
+        poses = self._without_gauge(poses, refined)
         loss = float(np.sum(self.executor.gather(losses)))
         parts = replace(now.volume, handles=(volume,))
-        return Standing(parts, probes, shifts, [*now.losses, loss / self._pixels])
+        return Standing(parts, probes, poses, [*now.losses, loss / self._pixels])
 
     def accelerate(self, now: Standing) -> Standing:
         """Return the standing after one accelerated step along the sum of all tilts; waits for the loss."""
         volume, probes, collected = now.volume.handles[0], list(now.probes), []
         for index in range(len(self.tilts)):
-            view = self.executor.submit(_fitted, self._view(index, now.shifts_px[index], False), volume)
+            view = self.executor.submit(_fitted, self._view(index, now.poses[index], False), volume)
             slices = self.executor.submit(_ahead, volume, view, self.constraint)
             sums = self._sums(index, view, slices, probes[index], None)
             collected.append(self.executor.submit(_collect, sums, view, self._curvature))
@@ -107,10 +132,21 @@ class JointRun:
                 self._refine_probe(probes, index, self.executor.submit(_visited, sums), view)
         total = Parts(self.executor, tuple(collected), (None,) * len(collected)).sum()
         volume = self.executor.submit(_accelerated, volume, total, self.constraint)
+        if self.settings.tv_weight_rad:
+            volume = self.executor.submit(_flatten, volume, self.settings.tv_weight_rad, self.settings.positivity)
         loss = float(self.executor.gather(self.executor.submit(getitem, total, "loss")))
-        return Standing(
-            replace(now.volume, handles=(volume,)), probes, now.shifts_px, [*now.losses, loss / self._pixels]
-        )
+        return Standing(replace(now.volume, handles=(volume,)), probes, now.poses, [*now.losses, loss / self._pixels])
+
+    def losses(self, now: Standing) -> np.ndarray:
+        """Return the mean misfit per detector pixel of every tilt, (tilt,), of the volume as it stands."""
+        volume, single, found = now.volume.handles[0], self.settings.single_slice, []
+        for index in range(len(self.tilts)):
+            view = self.executor.submit(_fitted, self._view(index, now.poses[index], single), volume)
+            slices = self.executor.submit(_sliced, volume, view, self.constraint)
+            sums = self._sums(index, view, slices, now.probes[index], None)
+            found.append(self.executor.submit(getitem, sums, "loss"))
+        pixels = [len(tilt.recorded) * int(np.prod(tilt.grid.window_yx)) for tilt in self.tilts]
+        return np.array(self.executor.gather(found), dtype=float) / pixels
 
     def find_support(self, now: Standing) -> Standing:
         """Return the standing with the support around what the volume shows."""
@@ -147,13 +183,53 @@ class JointRun:
         else:
             probes[index] = moved
 
-    def _refines_shifts(self, epoch: int, single: bool) -> bool:
-        first = max(2, self.settings.single_slice_epochs // 2)
-        return self.settings.refine_shifts and epoch >= first
+    def _focus_step(
+        self, index: int, pose: np.ndarray, volume: Handle, probe: Handle, rule: solver.SweepRule
+    ) -> Handle:
+        """Return the step (6,) of the focus of one tilt, from the patterns of one batch."""
+        count = len(self.tilts[index].recorded)
+        wanted = spread_batches(count, min(rule.batches or 4, 4), index)[0]
+        ahead = np.array(pose)
+        ahead[FOCUS] += FOCUS_AHEAD_ANGSTROM
+        slopes = []
+        for place in (pose, ahead):
+            view = self.executor.submit(_fitted, self._view(index, place, False), volume)
+            slices = self.executor.submit(_sliced, volume, view, self.constraint)
+            sums = self._sums(index, view, slices, probe, wanted)
+            slopes.append(self.executor.submit(_focus_slope, sums, view, probe, self.tilts[index]))
+        return self.executor.submit(_newton_focus, *slopes)
 
-    def _view(self, index: int, shift_px: np.ndarray, single: bool) -> View:
+    def pose(self, index: int, change: np.ndarray) -> Pose:
+        """Return the angles of one tilt after ``change``, a row of the poses of a standing."""
+        told = self.tilts[index].view.pose
+        if not change[TURNS].any():
+            return told
+        theta, phi, psi = euler_deg(turned(told.rotation[None], change[None, TURNS]))
+        return Pose(math.radians(theta[0]), math.radians(phi[0]), math.radians(psi[0]))
+
+    def _refined(self, epoch: int, single: bool) -> tuple[str, ...]:
+        """Return what is refined in ``epoch``: one slice tells the shift, but little of angles and focus."""
+        settings, asked = self.settings, []
+        if epoch >= max(2, settings.single_slice_epochs // 2) and settings.refine_shifts:
+            asked.append("shifts")
+        if not single and epoch >= 2:
+            asked += ["angles"] * settings.refine_angles + ["focus"] * settings.refine_focus
+        return tuple(asked)
+
+    def _without_gauge(self, poses: np.ndarray, refined: tuple[str, ...]) -> np.ndarray:
+        """Return ``poses`` less what a turn or a translation of the whole specimen explains."""
+        told = np.stack([tilt.view.pose.rotation for tilt in self.tilts])
+        if "angles" in refined:
+            poses[:, TURNS] = without_rotation(poses[:, TURNS], told)
+        if "shifts" in refined:
+            poses[:, SHIFTS] = without_translation(poses[:, SHIFTS], turned(told, poses[:, TURNS]))
+        return poses
+
+    def _view(self, index: int, pose: np.ndarray, single: bool) -> View:
         tilt = self.tilts[index]
-        return replace(tilt.single if single else tilt.view, shift_px=(float(shift_px[0]), float(shift_px[1])))
+        view = tilt.single if single else tilt.view
+        shift = (float(pose[0]), float(pose[1]))
+        return replace(view, pose=self.pose(index, pose), shift_px=shift, focus_angstrom=float(pose[FOCUS]))
 
     @property
     def _curvature(self) -> float:
@@ -184,7 +260,8 @@ def _fitted(view: View, volume: dict[str, Any]) -> View:
 
 def _open(volume: dict[str, Any], view: View, constraint: solver.Constraint) -> dict[str, Any]:
     slices = solver.start_slices(volume["coefficients"], view, constraint)
-    return {"start": slices, "slices": slices, "loss": 0.0, "probe": 0.0, "positions": 0, "phase": 0.0, "light": 0.0}
+    sums = {"loss": 0.0, "probe": 0.0, "positions": 0, "phase": 0.0, "light": 0.0}
+    return {"from": volume["coefficients"], "start": slices, "slices": slices, **sums}
 
 
 def _descend(
@@ -215,8 +292,53 @@ def _close(
     return {"coefficients": found, "support": volume["support"]}
 
 
-def _shift(visit: dict[str, Any], curvature: float) -> np.ndarray:
-    return solver.shift_step(visit["start"], visit["phase"], visit["light"], curvature)
+def _pose_step(
+    visit: dict[str, Any],
+    view: View,
+    refined: tuple[str, ...],
+    curvature: float,
+    constraint: solver.Constraint,
+) -> np.ndarray:
+    """Return the step (6,) of what is ``refined`` of one tilt; see :class:`Standing` for its columns."""
+    step, columns, changes = np.zeros(6), [], []
+    if "shifts" in refined:
+        columns += [0, 1]
+        changes.append(shift_changes(visit["start"]))
+    if "angles" in refined:
+        columns += [2, 3, 4]
+        changes.append(turn_changes(solver.elements(visit["from"], constraint.element_width_px), view))
+    if columns:
+        every = backend.array_namespace(changes[0]).concatenate(changes)
+        step[columns] = pose_step(every, visit["phase"], visit["light"], curvature)
+    return step
+
+
+def _focus_slope(sums: dict[str, Any], view: View, probe: Array, tilt: Tilt) -> float:
+    pixel = (tilt.view.box.voxel_angstrom, tilt.view.box.voxel_angstrom)
+    ky, kx = reciprocal_grid(probe.shape[-2:], pixel)
+    # The derivative of a propagator per Å, over the propagator.
+    factor = -1j * math.pi * wavelength_angstrom(tilt.optics.energy_ev) * (ky**2 + kx**2)
+    per_angstrom = _to_first_slice(probe, view, tilt) * _on_device(factor.astype(probe.dtype))
+    return focus_slope(propagate(_on_device(probe).copy(), per_angstrom), sums["probe"])
+
+
+def _newton_focus(slope: float, ahead: float) -> np.ndarray:
+    step = np.zeros(6)
+    step[FOCUS] = focus_step(slope, ahead)
+    return step
+
+
+def _flatten(volume: dict[str, Any], weight: float, positive: bool) -> dict[str, Any]:
+    """Return ``volume`` after the proximal step of its total variation; a look-ahead point moves along."""
+    found = smoothed(volume["coefficients"], weight, positive)
+    if volume["support"] is not None:
+        found = backend.array_namespace(found).where(volume["support"], found, 0)
+    moved = {"ahead": volume["ahead"] + (found - volume["coefficients"])} if "ahead" in volume else {}
+    return {**volume, "coefficients": found.astype(volume["coefficients"].dtype), **moved}
+
+
+def _sliced(volume: dict[str, Any], view: View, constraint: solver.Constraint) -> Array:
+    return solver.start_slices(volume["coefficients"], view, constraint)
 
 
 def _ahead(volume: dict[str, Any], view: View, constraint: solver.Constraint) -> Array:
@@ -254,7 +376,7 @@ def _at_first_slice(probe: Array, view: View, tilt: Tilt) -> Array:
 def _to_first_slice(probe: Array, view: View, tilt: Tilt) -> Array:
     pixel = (view.box.voxel_angstrom, view.box.voxel_angstrom)
     wavelength = wavelength_angstrom(tilt.optics.energy_ev)
-    distance = view.first_slice_z_angstrom
+    distance = view.first_slice_z_angstrom + view.focus_angstrom
     return _on_device(fresnel_propagator(probe.shape[-2:], pixel, wavelength, distance, dtype=probe.dtype))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -20,16 +21,17 @@ from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import tilt_name
 from stemtomo.io.shards import Piece
 from stemtomo.io.store import Store
-from stemtomo.io.transfer import checked_pieces
-from stemtomo.pipeline.config import QuicklookSettings
-from stemtomo.pipeline.ingest import Experiment, ShardTask
+from stemtomo.io.transfer import piece_regions
+from stemtomo.pipeline.config import IngestSettings, QuicklookSettings
+from stemtomo.pipeline.ingest import Experiment, ShardTask, shard_edge
 from stemtomo.pipeline.lookup import BlockLook, detectors, merge_patterns, whole_look
+from stemtomo.pipeline.noted import Limits, Noted, warning_text
 from stemtomo.pipeline.quicklook import empty_tilt
 
 QUICKLOOK = "quicklook"
 
 Seen: TypeAlias = dict[str, Any]
-"""What :meth:`stemtomo.pipeline.lookup.BlockLook.result` says of one shard."""
+"""What :meth:`stemtomo.pipeline.lookup.BlockLook.result` says of one shard, and ``noted`` of its frames."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Eyes:
 
     weights: np.ndarray
     labels: np.ndarray
+    limits: Limits
+    dtype: np.dtype
 
 
 def take(task: LiveTask, store: Store, eyes: Eyes) -> Seen | FormatError | AcquisitionError:
@@ -55,25 +59,29 @@ def take(task: LiveTask, store: Store, eyes: Eyes) -> Seen | FormatError | Acqui
     A file that cannot be read any more is the business of its tilt alone, and so is returned.
     """
     shard = task.shard
-    look = BlockLook((shard.y0, shard.y1, shard.x0, shard.x1), eyes.weights, eyes.labels)
+    region = (shard.y0, shard.y1, shard.x0, shard.x1)
+    look = BlockLook(region, eyes.weights, eyes.labels)
+    noted = Noted.nothing((eyes.weights.shape[1], eyes.weights.shape[2]), eyes.dtype)
     if task.source is None:
-        for piece in store.read_pieces(shard.tilt, shard.y0, shard.x0):
-            look.add(*piece)
-        return look.result()
+        for y, x, block in store.read_pieces(shard.tilt, shard.y0, shard.x0):
+            noted.look(block, eyes.limits, look.add(y, x, block))
+        return {**look.result(), "noted": noted}
     try:
-        store.write_pieces(shard.tilt, shard.y0, shard.x0, _seen(task, task.source, look))
+        store.write_pieces(shard.tilt, shard.y0, shard.x0, _seen(task, task.source, look, noted, eyes.limits))
     except (FormatError, AcquisitionError) as error:
         return error
-    return look.result()
+    return {**look.result(), "noted": noted}
 
 
-def _seen(task: LiveTask, source: GrowingTilt, look: BlockLook) -> Iterator[Piece]:
+def _seen(task: LiveTask, source: GrowingTilt, look: BlockLook, noted: Noted, limits: Limits) -> Iterator[Piece]:
     """Yield the pieces of a shard as they are read, each looked at while it is in the cache."""
     shard, readable = task.shard, source.readable(task.missing)
     try:
-        for piece in checked_pieces(readable, source.tilt, (shard.y0, shard.y1, shard.x0, shard.x1)):
-            look.add(*piece)
-            yield piece
+        for y0, y1, x0, x1 in piece_regions(readable, (shard.y0, shard.y1, shard.x0, shard.x1)):
+            block = readable.read(source.tilt, y0, y1, x0, x1)
+            block = noted.valid(block, source.where, source.tilt, (y0, x0), limits)
+            noted.look(block, limits, look.add(y0, x0, block))
+            yield y0, x0, block
     except FileNotFoundError:
         raise AcquisitionError(f"{source.where}: disappeared while it was read; finished shards are kept") from None
 
@@ -94,6 +102,8 @@ class LiveTilt:
     eyes: Handle
     blocks: Superpixels
     seen: np.ndarray
+    limits: Limits
+    noted: Noted
     images: dict[str, np.ndarray] = field(default_factory=dict)
     patterns: dict[str, np.ndarray] | None = None
     queue: list[LiveTask] = field(default_factory=list)
@@ -109,10 +119,12 @@ class LiveTilt:
         index: int,
         experiment: Experiment,
         settings: QuicklookSettings,
-        edge: int,
+        intake: IngestSettings,
         executor: Executor,
     ) -> LiveTilt:
         """Make or continue tilt ``index`` of ``store``; shards that are there are looked at again for the images.
+
+        Of ``intake``, what says how frames are laid out and what is odd in them is used.
 
         Raises
         ------
@@ -130,9 +142,8 @@ class LiveTilt:
             )
         identity = known or source.identity()
         shape, dtype = source.source.shape[1:], source.source.dtype
-        array = store.create_tilt(
-            index, shape, dtype, optics, scan, detector, tilts[index], source=identity, shard_positions=edge
-        )
+        told: dict[str, Any] = {"shard_positions": shard_edge(source.source, intake), "codec": intake.codec}
+        array = store.create_tilt(index, shape, dtype, optics, scan, detector, tilts[index], source=identity, **told)
         store.remove_leftovers(index)
         rows = shard_shape(array)[0]
         follower = Follower(source, 0, rows * shape[1], followed)
@@ -143,8 +154,10 @@ class LiveTilt:
             valid = store.valid(index)
             done = {n for n in done if valid[regions[n].y0 : regions[n].y1, regions[n].x0 : regions[n].x1].all()}
         weights, blocks = detectors(optics, detector, settings)
-        eyes = executor.broadcast(Eyes(weights, blocks.labels))
-        tilt = cls(index, source, follower, regions, rows, done, eyes, blocks, np.zeros(shape[:2], bool))
+        limits = Limits.of(dtype, intake)
+        eyes = executor.broadcast(Eyes(weights, blocks.labels, limits, dtype))
+        seen, noted = np.zeros(shape[:2], bool), Noted.nothing(shape[2:], dtype)
+        tilt = cls(index, source, follower, regions, rows, done, eyes, blocks, seen, limits, noted)
         tilt.queue = [LiveTask(regions[number], None) for number in sorted(done)]
         return tilt
 
@@ -182,8 +195,16 @@ class LiveTilt:
         self._queue(r for n, r in self.regions.items() if n not in self.done)
 
     def accept(self, task: LiveTask, look: Seen) -> None:
-        """Add what was seen in one shard."""
+        """Add what was seen in one shard.
+
+        Raises
+        ------
+        FormatError
+            If more values of the tilt are not finite than is allowed.
+        """
         shard = task.shard
+        self.noted.add(look["noted"])
+        self.noted.check(self.source.where, self.index, math.prod(self.source.source.shape[1:]), self.limits)
         area = (slice(shard.y0, shard.y1), slice(shard.x0, shard.x1))
         for name, part in look["images"].items():
             if name not in self.images:
@@ -204,6 +225,11 @@ class LiveTilt:
         dataset = dataset.drop_vars("valid", errors="ignore").assign(done=(("y", "x"), self.seen, {"units": "1"}))
         said = {**settings.model_dump(), "interim_frames": int(self.seen.sum())}
         return dataset, Provenance.start(QUICKLOOK, said, {f"tilt/{tilt_name(self.index)}": None})
+
+    def conclude(self) -> tuple[dict[str, Any], str | None]:
+        """Return what was counted of all frames of the complete tilt, and what looks wrong in them, if anything."""
+        noted = self.noted.to_attrs(self.limits, sum(stop - start for start, stop in self.missing))
+        return noted, warning_text(self.source.where, self.index, noted)
 
     def finished(self, store: Store) -> xr.Dataset:
         """Return the quicklook of the complete tilt, made of what its shards left on their way, and let go of it.

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from dask import delayed
 
+from stemtomo import backend
 from stemtomo.algorithms.imaging.virtual import (
     Superpixels,
     VirtualImages,
@@ -20,7 +21,7 @@ from stemtomo.algorithms.imaging.virtual import (
 from stemtomo.errors import ConfigurationError, FormatError
 from stemtomo.geometry import Detector, Optics
 from stemtomo.io.schema import FRAME_DIMS
-from stemtomo.kernels.masks import frame_sums, prepare
+from stemtomo.kernels.masks import FrameSums, frame_sums, prepare
 from stemtomo.pipeline.config import QuicklookSettings
 
 #: Frames are summed in bands of this many bytes, which stay near the processor.
@@ -34,7 +35,7 @@ def detectors(optics: Optics, detector: Detector, settings: QuicklookSettings) -
 
 
 class BlockLook:
-    """What one pass over a block of positions leaves, put together from pieces of it.
+    """What one pass over a block of positions leaves, put together from pieces of it; on the GPU where there is one.
 
     Parameters
     ----------
@@ -47,13 +48,21 @@ class BlockLook:
     def __init__(self, region: tuple[int, int, int, int], weights: np.ndarray, labels: np.ndarray) -> None:
         self._origin = (region[0], region[2])
         self._shape = (region[1] - region[0], region[3] - region[2])
-        self._told = (weights, labels, prepare(weights, labels))
+        # On a GPU the kernel finds its own way through the lines.
+        self._on_device = backend.gpu_available()
+        self._told = (
+            (backend.to_device(weights), labels, None)
+            if self._on_device
+            else (weights, labels, prepare(weights, labels))
+        )
         self._images: dict[str, np.ndarray] = {}
         self._patterns: dict[str, np.ndarray] | None = None
 
-    def add(self, y: int, x: int, frames: np.ndarray) -> None:
-        """Look at ``frames`` (y, x, ky, kx), which begin at position (y, x)."""
-        look = frame_sums(frames, *self._told)
+    def add(self, y: int, x: int, frames: np.ndarray) -> FrameSums:
+        """Look at ``frames`` (y, x, ky, kx), which begin at position (y, x); return what was seen of them."""
+        frames = frames.astype(frames.dtype.newbyteorder("="), copy=False)
+        frames = backend.to_device(frames) if self._on_device else frames
+        look = FrameSums(*map(backend.to_host, frame_sums(frames, *self._told)))
         y, x = y - self._origin[0], x - self._origin[1]
         for name, part in (("weighted", look.weighted), ("superpixels", look.superpixels)):
             if name not in self._images:
@@ -61,6 +70,7 @@ class BlockLook:
             self._images[name][y : y + part.shape[0], x : x + part.shape[1]] = part
         found = {"sum": look.pattern_sum, "maximum": look.pattern_maximum}
         self._patterns = found if self._patterns is None else merge_patterns([self._patterns, found])
+        return look
 
     def result(self) -> dict[str, Any]:
         """Return ``images`` (sums per position) and ``patterns`` (sum and maximum over the positions)."""
@@ -147,12 +157,15 @@ def lazy_quicklook(
     if max(lazy.numblocks[2:]) > 1:
         raise FormatError(f"patterns are cut into chunks {lazy.chunks[2:]}; rechunk with ky=-1, kx=-1 first")
     weights, blocks = detectors(optics, detector, settings or QuicklookSettings())
-    result = _lazy_dataset(lazy, weights, blocks)
+    valid = np.asarray(data["valid"]) if isinstance(data, xr.Dataset) and "valid" in data else None
+    result = _lazy_dataset(lazy, weights, blocks, lazy.shape[0] * lazy.shape[1] if valid is None else int(valid.sum()))
+    if valid is not None:
+        result = result.assign(valid=(("y", "x"), valid, {"units": "1"}))
     kept = {name: coordinate for name, coordinate in frames.coords.items() if set(coordinate.dims) <= set(FRAME_DIMS)}
     return result.assign_coords(kept)
 
 
-def _lazy_dataset(lazy: dask.array.Array, weights: np.ndarray, blocks: Superpixels) -> xr.Dataset:
+def _lazy_dataset(lazy: dask.array.Array, weights: np.ndarray, blocks: Superpixels, frames: int) -> xr.Dataset:
     shared = delayed((weights, blocks.labels), pure=True)
     looks = [[delayed(_look_at_block)(block, shared) for block in row] for row in lazy.to_delayed()[:, :, 0, 0]]
 
@@ -168,14 +181,13 @@ def _lazy_dataset(lazy: dask.array.Array, weights: np.ndarray, blocks: Superpixe
         return dask.array.concatenate(joined, axis=0)
 
     patterns = delayed(merge_patterns)([look["patterns"] for row in looks for look in row])
-    pixels, positions = lazy.shape[2:], lazy.shape[0] * lazy.shape[1]
-    total = dask.array.from_delayed(patterns["sum"], pixels, dtype=np.float64)
-    maximum = dask.array.from_delayed(patterns["maximum"], pixels, dtype=lazy.dtype)
+    total = dask.array.from_delayed(patterns["sum"], lazy.shape[2:], dtype=np.float64)
+    maximum = dask.array.from_delayed(patterns["maximum"], lazy.shape[2:], dtype=lazy.dtype)
     # Blocks along the last axis are single, so the six images come from one task each.
     images = image("weighted", len(weights)).map_blocks(_stacked_images, dtype=np.float32)
     named = VirtualImages(*(images[..., index] for index in range(len(VirtualImages._fields))))
     stack = image("superpixels", blocks.pixels.size) if blocks.pixels.size else None
-    return look_dataset(named, (total / positions).astype(np.float32), maximum, stack, blocks)
+    return look_dataset(named, (total / max(1, frames)).astype(np.float32), maximum, stack, blocks)
 
 
 def _look_at_block(block: np.ndarray, shared: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:

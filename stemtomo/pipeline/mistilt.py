@@ -36,6 +36,16 @@ class Found(NamedTuple):
         """Whether the geometry was found, with tied slices, which stay tied: free ones would trade it for a drift."""
         return len(self.path) > 0
 
+    def tree(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of it; probe and phase are in the state of the solver by then."""
+        tilt = np.asarray(self.geometry.tilt_rad_xy)
+        return {"tilt_rad_xy": tilt, "thickness": self.geometry.slice_thickness_angstrom, "path": self.path}
+
+    @classmethod
+    def of_tree(cls, tree: dict[str, Any], probe: Array) -> Found:
+        """Return what :meth:`tree` kept, with a ``probe`` to go on with."""
+        return cls(Geometry(tree["tilt_rad_xy"], float(tree["thickness"])), probe, None, tree["path"])
+
     def variables(self) -> dict[str, tuple[tuple[str], np.ndarray]]:
         """Return the path as variables of the result, where there is one."""
         names = ("mistilt_x_mrad", "mistilt_y_mrad", "thickness_angstrom") if self.tied else ()
@@ -58,6 +68,7 @@ def find(
     counts: Array,
     electrons: float,
     settings: PtychographySettings,
+    mask: Array | None = None,
 ) -> Found:
     """Return the geometry of a tilt, found from its patterns where the settings say so, and what follows from it.
 
@@ -65,15 +76,11 @@ def find(
     ----------
     grid
         Windows of the ``recorded`` positions (flat indices into the scan), in the order of ``counts``.
+    mask
+        (qy, qx) bool, zero frequency first, False where the detector tells nothing.
     """
     slices, thickness = settings.slices, settings.slice_thickness_angstrom or 0.0
-    # A probe that is told on the entrance surface goes half a slice; one in the middle of the stack goes back to the
-    # first slice, which is where the lab's z = 0 lies.
-    entry = 0.5 if settings.c1_at == "entrance" else -(slices - 1) / 2
-    stack = Stack(grid, wavelength_angstrom(optics.energy_ev), slices, entry, True, settings.loss, settings.object)
-    plane = optics.defocus_plane_z_angstrom if settings.c1_at == "entrance" else 0.0
-    probe = probe_wave(optics, grid.window_yx, grid.pixel_angstrom_yx, plane_z_angstrom=plane, intensity=electrons)
-    data = mistilt.Data(to_device_of(start_modes(probe, settings.probe_modes), counts), counts)
+    stack, data = prepared(optics, grid, counts, electrons, settings, mask)
     start = Geometry(np.asarray(settings.mistilt_mrad) / 1e3, thickness)
     free = (settings.refine_mistilt, settings.refine_thickness)
     if slices == 1 or not any(free):
@@ -90,6 +97,33 @@ def find(
         second.phase if whole else None,
         path,
     )
+
+
+def prepared(
+    optics: Optics,
+    grid: ObjectGrid,
+    counts: Array,
+    electrons: float,
+    settings: PtychographySettings,
+    mask: Array | None = None,
+) -> tuple[Stack, mistilt.Data]:
+    """Return what the geometry of a tilt is fitted with: tied slices, and the probe in its plane."""
+    slices = settings.slices
+    # A probe that is told on the entrance surface goes half a slice; one in the middle of the stack goes back to the
+    # first slice, which is where the lab's z = 0 lies.
+    entry = 0.5 if settings.c1_at == "entrance" else -(slices - 1) / 2
+    stack = Stack(grid, wavelength_angstrom(optics.energy_ev), slices, entry, True, settings.loss, settings.object)
+    plane = optics.defocus_plane_z_angstrom if settings.c1_at == "entrance" else 0.0
+    probe = probe_wave(optics, grid.window_yx, grid.pixel_angstrom_yx, plane_z_angstrom=plane, intensity=electrons)
+    data = mistilt.Data(to_device_of(start_modes(probe, settings.probe_modes), counts), counts, mask)
+    return stack, data
+
+
+def chosen_patterns(scan: Scan, recorded: np.ndarray, settings: PtychographySettings) -> np.ndarray:
+    """Return which of the ``recorded`` positions :func:`find` looks at: none where nothing is to be found."""
+    if settings.slices == 1 or not (settings.refine_mistilt or settings.refine_thickness):
+        return np.arange(0)
+    return _regular(scan, recorded, settings.mistilt_patterns)
 
 
 def tilted_propagator(found: Found, grid: ObjectGrid, wavelength: float) -> Array:

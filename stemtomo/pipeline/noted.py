@@ -11,6 +11,7 @@ import numpy as np
 from stemtomo.errors import FormatError
 from stemtomo.io.layout import check_values
 from stemtomo.io.prepared import replace_pixels
+from stemtomo.kernels.masks import FrameSums
 from stemtomo.kernels.survey import survey
 from stemtomo.pipeline.config import IngestSettings
 
@@ -52,11 +53,18 @@ class Noted:
         """Return the counts of no frames."""
         return cls(np.full(shape, _lowest(dtype), dtype))
 
-    def look(self, block: np.ndarray, limits: Limits) -> None:
-        """Count the frames of ``block`` (y, x, ky, kx)."""
-        largest = np.full_like(self.maximum, _lowest(self.maximum.dtype))
+    def look(self, block: np.ndarray, limits: Limits, sums: FrameSums | None = None) -> None:
+        """Count the frames of ``block`` (y, x, ky, kx), counts of electrons or real numbers.
+
+        ``sums`` is what a look at the block has found, its first weight 1 everywhere; it spares a pass over counts.
+        """
         self.values += block.size
-        self.empty_frames += survey(block, largest)
+        if sums is not None and block.dtype.kind in "iu":
+            largest = sums.pattern_maximum
+            self.empty_frames += int(np.count_nonzero(sums.weighted[..., 0] == 0))
+        else:
+            largest = np.full_like(self.maximum, _lowest(self.maximum.dtype))
+            self.empty_frames += survey(block, largest)
         np.maximum(self.maximum, largest, out=self.maximum)
         peak = largest.max()
         if limits.saturation is not None and peak >= limits.saturation:
@@ -72,10 +80,15 @@ class Noted:
         FormatError
             For values that no detector gives.
         """
+        block = self.valid(block, where, tilt, corner, limits)
+        self.look(block, limits)
+        return block
+
+    def valid(self, block: np.ndarray, where: str, tilt: int, corner: tuple[int, int], limits: Limits) -> np.ndarray:
+        """Do what :meth:`checked` does, but for the counting of what a detector may give."""
         if limits.nonfinite_fraction > 0:
             block = self.repair(block, where)
         check_values(block, where, tilt, *corner)
-        self.look(block, limits)
         return block
 
     def repair(self, block: np.ndarray, where: str) -> np.ndarray:

@@ -9,7 +9,10 @@ from stemtomo.pipeline.config import STAGES, Configuration, ResourceSettings
 
 
 def plan(
-    configuration: Configuration, workers: int = 1, until: str | None = None, memory_bytes: int | None = None
+    configuration: Configuration,
+    workers: int = 1,
+    until: str | None = None,
+    limits: tuple[int, int, int] | None = None,
 ) -> MemoryPlan:
     """Return the tasks, memory and bytes of every stage of ``configuration``; nothing is computed or written.
 
@@ -19,42 +22,55 @@ def plan(
         Number of tasks that run at once, which decides into how many blocks a volume is cut.
     until
         Last stage to plan; all if not given.
-    memory_bytes
-        Memory of all workers together, which decides whether a volume is kept in files.
+    limits
+        What :func:`worker_limits` says: a tilt that does not fit it is planned in tiles, a volume that does not in
+        files.
 
     Raises
     ------
     ConfigurationError, FormatError, AcquisitionError
         If the configuration and the input do not fit together.
     """
-    from stemtomo.pipeline import alignment, atoms, projections, ptychography, quicklook, tomography
+    from stemtomo.pipeline import alignment, atoms, joint, projections, ptychography, quicklook, tile_layout, tomography
     from stemtomo.pipeline.ingest import open_input, plan_ingest
     from stemtomo.pipeline.preparation import prepared, prepared_detector
+    from stemtomo.pipeline.run import skipped_stages
+    from stemtomo.pipeline.tile_layout import Room
 
     source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
     tilts = source.shape[0]
     scan = configuration.to_scan((source.shape[1], source.shape[2]))
     detector = configuration.to_detector((source.shape[3], source.shape[4]))
     optics = configuration.to_optics()
-    rotations = configuration.to_tilts(tilts).rotations
+    poses = configuration.to_tilts(tilts)
     raw, source = source, prepared(source, configuration.ingest)
     detector = prepared_detector(detector, configuration.ingest)
     itemsize, pixel = source.dtype.itemsize, detector.object_pixel_angstrom_yx
     field = projections.field_px(scan, pixel, configuration.projections)
     depth = configuration.tomography.depth_angstrom
     planes = field[1] if depth is None else math.ceil(depth / pixel[0])
+    tiled = None
+    if limits is not None and _takes_part(ptychography.GROUP, until):
+        tiled = tile_layout.plan_row(scan, detector, itemsize, tilts, configuration.ptychography, Room(*limits))
+    memory = None if limits is None else limits[0] * limits[1]
     rows = [
         plan_ingest(raw, configuration.ingest),
         quicklook.plan_row(scan, detector, itemsize, tilts, configuration.quicklook),
-        ptychography.plan_row(scan, detector, optics, itemsize, tilts, configuration.ptychography),
+        tiled or ptychography.plan_row(scan, detector, optics, itemsize, tilts, configuration.ptychography),
         projections.plan_row(scan, detector, tilts, configuration.projections),
         alignment.plan_row(field, tilts, configuration.alignment),
-        tomography.plan_row(field, rotations, pixel[0], configuration.tomography, workers, memory_bytes),
-        atoms.plan_row((planes, *field)),
+        tomography.plan_row(field, poses.rotations, pixel[0], configuration.tomography, workers, memory),
+        joint.plan_row(scan, detector, optics, itemsize, list(poses), configuration.joint, workers),
+        atoms.plan_row((planes, *field), configuration.atoms),
     ]
+    skipped = skipped_stages(configuration) - {until}
+    wanted = ((row.stage.partition(",")[0], row) for row in rows)
+    return MemoryPlan([row for stage, row in wanted if _takes_part(stage, until) and stage not in skipped])
+
+
+def _takes_part(stage: str, until: str | None) -> bool:
     stages = list(STAGES)
-    last = len(stages) if until is None else stages.index(until)
-    return MemoryPlan([row for row in rows if stages.index(row.stage) <= last])
+    return until is None or stages.index(stage) <= stages.index(until)
 
 
 def worker_limits(executor: Executor, resources: ResourceSettings) -> tuple[int, int, int]:

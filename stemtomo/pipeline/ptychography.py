@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from stemtomo import backend
 from stemtomo.algorithms.ptychography import solver
-from stemtomo.algorithms.ptychography.advice import advise
-from stemtomo.algorithms.ptychography.noise import expected_loss
-from stemtomo.algorithms.ptychography.padding import commensurate, to_detector_pixels, window_of
-from stemtomo.algorithms.ptychography.regularisation import blurred_along_beam, depth_blur_angstrom
+from stemtomo.algorithms.ptychography.advice import advise, advise_geometry, probe_diameter_angstrom
+from stemtomo.algorithms.ptychography.misfit import misfit
+from stemtomo.algorithms.ptychography.padding import commensurate, window_of
+from stemtomo.algorithms.ptychography.regularisation import depth_blur_angstrom
 from stemtomo.algorithms.ptychography.windows import ObjectGrid, object_grid
-from stemtomo.distributed import Executor, PlanRow
+from stemtomo.distributed import Checkpoint, Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
 from stemtomo.errors import ConfigurationError, FormatError
 from stemtomo.geometry import Detector, Optics, Scan
@@ -27,10 +27,13 @@ from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.propagation import fresnel_propagator
 from stemtomo.pipeline.config import PtychographySettings
+from stemtomo.pipeline.mistilt import Found, prepared, tilted_propagator
 from stemtomo.pipeline.mistilt import find as find_geometry
-from stemtomo.pipeline.mistilt import tilted_propagator
-from stemtomo.pipeline.positions import affine_attrs, position_variables, solve_with_positions
+from stemtomo.pipeline.mistilt_map import solve_map
+from stemtomo.pipeline.phase_results import loss_map, result_of_solved
+from stemtomo.pipeline.positions import affine_attrs, position_variables
 from stemtomo.pipeline.progress import Progress, Silent
+from stemtomo.pipeline.solving import Tilt, refuse_in_tiles, solve_tilt
 
 GROUP = "ptychography"
 
@@ -74,6 +77,9 @@ def ptychography(
     ConfigurationError
         If the scan and the detector do not fit together (see :func:`grid_of`).
     """
+    from stemtomo.pipeline.tile_layout import Room, layout_of
+    from stemtomo.pipeline.tiled_ptychography import reconstruct_tiled
+
     store = Store.of(store)
     settings = settings or PtychographySettings()
     executor = executor or default_executor()
@@ -81,11 +87,18 @@ def ptychography(
     wanted = range(len(store.tilt_series())) if tilts is None else tilts
     jobs = [_job(store, index, settings) for index in wanted]
     todo = [job for job in jobs if not store.is_complete(job.group, job.provenance.fingerprint)]
+    room = Room.of(executor, settings)
+    layouts = {job.tilt: layout_of(store, job.tilt, settings, room) for job in todo}
+    whole = [job for job in todo if layouts[job.tilt] is None]
     progress.start(GROUP, len(jobs), "tilt")
     progress.advance(len(jobs) - len(todo))
-    for _, loss in executor.map_bounded(_reconstruct, todo):
+    for _, loss in executor.map_bounded(_reconstruct, whole):
         progress.advance(loss=loss)
     progress.finish(GROUP)
+    for job in todo:
+        if (layout := layouts[job.tilt]) is not None:
+            refuse_in_tiles(settings)
+            reconstruct_tiled(job, layout, executor, progress)
     results = [store.read(job.group) for job in jobs]
     return {
         "loss": [result["loss"].values.tolist() for result in results],
@@ -195,15 +208,27 @@ def load_counts(store: Store, index: int) -> np.ndarray:
     return rolled
 
 
-def _advice(store: Store, job: _Job, result: xr.Dataset) -> list[str]:
+def _advice(store: Store, job: Job, result: xr.Dataset) -> list[str]:
     optics, thickness = store.optics(job.tilt), job.settings.slice_thickness_angstrom
     depth = 2 * depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
     losses = result["loss"].values.tolist()
     thickness = thickness if thickness is not None and job.settings.slices > 1 else 0.0
-    return advise(losses, float(result.attrs["noise_floor"]), thickness, depth)
+    found = advise(losses, float(result.attrs["noise_floor"]), thickness, depth)
+    probe = probe_diameter_angstrom(
+        wavelength_angstrom(optics.energy_ev),
+        optics.semiangle_rad,
+        optics.aberrations.get("C10", 0.0),
+        job.settings.slices * thickness,
+    )
+    window = 1 / store.detector(job.tilt).pixel_inv_angstrom
+    step = max(store.scan(job.tilt).step_angstrom_yx)
+    return [*found, *advise_geometry(probe, step, window, thickness, depth, job.settings.depth_blur_angstrom)]
 
 
-class _Job(NamedTuple):
+@dataclass(frozen=True)
+class Job:
+    """A tilt to reconstruct, and the group of the store that is to hold the result."""
+
     path: Path
     tilt: int
     group: str
@@ -211,13 +236,17 @@ class _Job(NamedTuple):
     provenance: Provenance
 
 
-def _job(store: Store, index: int, settings: PtychographySettings) -> _Job:
-    source = f"tilt/{tilt_name(index)}"
-    provenance = Provenance.start(GROUP, settings.model_dump(), {source: store.fingerprint(source)})
-    return _Job(store.path, index, f"{GROUP}/{tilt_name(index)}", settings, provenance)
+def _job(store: Store, index: int, settings: PtychographySettings) -> Job:
+    sources = [f"tilt/{tilt_name(index)}"]
+    calibration = f"calibration/{tilt_name(index)}"
+    if settings.mask_bad_pixels and store.fingerprint(calibration) is not None:
+        sources.append(calibration)
+    told = settings.model_dump(exclude=set(settings.HOW))
+    provenance = Provenance.start(GROUP, told, {name: store.fingerprint(name) for name in sources})
+    return Job(store.path, index, f"{GROUP}/{tilt_name(index)}", settings, provenance)
 
 
-def _reconstruct(job: _Job) -> float:
+def _reconstruct(job: Job) -> float:
     """Reconstruct one tilt and write it; return its last loss per pixel."""
     store, settings = Store.open(job.path, "r+"), job.settings
     scan, detector, optics = store.scan(job.tilt), store.detector(job.tilt), store.optics(job.tilt)
@@ -228,42 +257,66 @@ def _reconstruct(job: _Job) -> float:
     recorded = np.flatnonzero(store.valid(job.tilt))
     whole = grid_of(scan, detector, padding_of(scan, settings))
     grid = replace(whole, corners=whole.corners[recorded], shifts_px=whole.shifts_px[recorded])
-    found = find_geometry(optics, scan, grid, recorded, counts, electrons, settings)
+    mask = good_pixels(store, job.tilt) if settings.mask_bad_pixels else None
+    mask = None if mask is None else place(mask)
+    # Checkpoints of tiles are other ones.
+    checkpoint = Checkpoint(store.checkpoint_path(job.group), f"{job.provenance.fingerprint} in one piece")
+    saved: Any = checkpoint.latest()
+    if saved is None:
+        found = find_geometry(optics, scan, grid, recorded, counts, electrons, settings, mask)
+    else:
+        found = Found.of_tree(saved.shared["beside"], place(saved.shared["state"]["probe"]))
     propagator = tilted_propagator(found, grid, wavelength_angstrom(optics.energy_ev))
     propagators = (propagator,) * (settings.slices - 1)
-    model = solver.Model(grid, propagators, settings.loss, settings.object, detector.shape_yx)
+    model = solver.Model(
+        grid, propagators, settings.loss, settings.object, detector.shape_yx, mask, settings.detector_blur_px
+    )
     settings = settings.model_copy(update={"slice_thickness_angstrom": found.geometry.slice_thickness_angstrom})
     state = solver.State.start(model, found.probe, tied=found.tied)
     if found.phase is not None:
         state = replace(state, phase=found.phase)
-    curvature = solver.CURVATURE[settings.loss]
-    rule = solver.Nesterov(settings.step, settings.probe_step, settings.momentum, settings.damping, curvature)
-    schedule = solver.steps(settings.epochs, rule, settings.batches_per_epoch, settings.settling_of(settings.epochs))
+    told = scan.positions()[recorded]
+    variables: dict[str, Any] = {}
+    attrs: dict[str, Any] = found.attrs(settings.slices)
+    if settings.mistilt_map_smoothing_angstrom is not None:
+        stack, data = prepared(optics, grid, counts, electrons, settings, mask)
+        mapped = solve_map(found, stack, data, model, told, settings)
+        solved, variables = mapped.solved(), mapped.variables()
+        attrs = {**attrs, **mapped.attrs()}
+    else:
+        tilt = Tilt(model, counts, told, blur_slices(settings, optics), found.tied, settings.seed + job.tilt)
+        solved = solve_tilt(tilt, state, settings, checkpoint, found.tree())
+        lost = misfit(solved.state, solved.model, counts, solved.beside_positions) / np.prod(detector.shape_yx)
+        variables["loss_map"] = loss_map(lost, recorded, scan)
+    dataset = result_of_solved(solved, settings, optics, detector)
+    dataset = dataset.assign(found.variables()).assign(variables).assign_attrs(attrs)
+    if settings.refine_positions_from_epoch is not None:
+        dataset = dataset.assign(position_variables(told, solved.state))
+        dataset = dataset.assign_attrs(scan_affine=affine_attrs(told, solved.state))
+    store.write(job.group, dataset, job.provenance)
+    checkpoint.clear()
+    return float(dataset["loss"][-1])
+
+
+def good_pixels(store: Store, index: int) -> np.ndarray | None:
+    """Return (qy, qx) bool, zero frequency first, False where a calibration found a pixel dead or hot, if there is one.
+
+    ``None`` where the tilt is not calibrated, or all pixels are good.
+    """
+    group = f"calibration/{tilt_name(index)}"
+    if store.fingerprint(group) is None:
+        return None
+    bad = store.read(group)["bad_pixels"].values != 0
+    if not bad.any():
+        return None
+    return np.roll(~bad, tuple(-round(c) for c in store.detector(index).centre_yx), axis=(-2, -1))
+
+
+def blur_slices(settings: PtychographySettings, optics: Optics) -> float:
+    """Return the width of the blur along the beam in slices of the thickness that ``settings`` say."""
     blur = depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
     blur = blur if settings.depth_blur_angstrom is None else settings.depth_blur_angstrom
-    width = blur / (settings.slice_thickness_angstrom or blur or 1.0)
-    rules, batches = zip(*schedule, strict=True)
-    told = scan.positions()[recorded]
-    state, model, losses = solve_with_positions(
-        state,
-        model,
-        counts,
-        told,
-        settings,
-        rules,
-        batches,
-        seed=settings.seed + job.tilt,
-        tied=found.tied,
-        regularise=lambda now, _: replace(now, phase=blurred_along_beam(now.phase, width)),
-    )
-    state = solver.untied(state, model.slices)
-    pixels = float(np.prod(detector.shape_yx))
-    dataset = _dataset(state, model, [loss / pixels for loss in losses], settings, optics)
-    dataset = dataset.assign(found.variables()).assign_attrs(found.attrs(settings.slices))
-    if settings.refine_positions_from_epoch is not None:
-        dataset = dataset.assign(position_variables(told, state)).assign_attrs(scan_affine=affine_attrs(told, state))
-    store.write(job.group, dataset, job.provenance)
-    return losses[-1] / pixels
+    return blur / (settings.slice_thickness_angstrom or blur or 1.0)
 
 
 def incident_electrons(path: str, tilt: int, counts: np.ndarray, said: float | None) -> float:
@@ -271,7 +324,11 @@ def incident_electrons(path: str, tilt: int, counts: np.ndarray, said: float | N
 
     A probe that starts at another scale than the counts converges to nothing, so a dose that cannot be is refused.
     """
-    counted = float(counts.sum(axis=(1, 2), dtype=np.float64).mean())
+    return checked_electrons(path, tilt, float(counts.sum(axis=(1, 2), dtype=np.float64).mean()), said)
+
+
+def checked_electrons(path: str, tilt: int, counted: float, said: float | None) -> float:
+    """Return :func:`incident_electrons` where ``counted`` electrons are the mean over the patterns."""
     if said is None:
         return counted
     if not _LEAST_COUNTED * said <= counted <= _MOST_COUNTED * said:
@@ -280,43 +337,3 @@ def incident_electrons(path: str, tilt: int, counts: np.ndarray, said: float | N
             " average; give the incident electrons in the unit of the frames, or leave the dose out"
         )
     return said
-
-
-def _dataset(
-    state: solver.State, model: solver.Model, losses: list[float], settings: PtychographySettings, optics: Optics
-) -> xr.Dataset:
-    window, detector = model.grid.window_yx, model.detector_yx or model.grid.window_yx
-    phase = to_detector_pixels(backend.to_host(state.phase), window, detector)
-    transmission = np.exp(1j * phase).astype(np.complex64)
-    pixels = window[0] * window[1] / (detector[0] * detector[1])
-    lit = backend.to_host(solver.illumination(state.probe, model.grid))
-    illumination = np.maximum(to_detector_pixels(lit, window, detector), 0) * np.float32(pixels)
-    modes = to_detector_pixels(backend.to_host(state.probe), window, detector) * np.float32(np.sqrt(pixels))
-    powers = np.sum(np.abs(modes) ** 2, axis=(1, 2))
-    return xr.Dataset(
-        {
-            "object": (("slice", "y", "x"), transmission),
-            "phase_sum": (("y", "x"), phase.real.sum(axis=0).astype(np.float32)),
-            "illumination": (("y", "x"), illumination),
-            "probe": (("probe_y", "probe_x"), modes[0]),
-            "loss": (("epoch",), np.array(losses)),
-        },
-        attrs={
-            "pixel_angstrom": [
-                p * w / d for p, w, d in zip(model.grid.pixel_angstrom_yx, window, detector, strict=True)
-            ],
-            "window_px": list(window),
-            "mode_power": (powers / powers.sum()).tolist(),
-            "slice_thickness_angstrom": settings.slice_thickness_angstrom or 0.0,
-            "first_slice_z_angstrom": first_slice_z_angstrom(settings),
-            "energy_kev": optics.energy_ev / 1e3,
-            "noise_floor": _noise_floor(state, model),
-            "loss_unit": "per detector pixel and pattern",
-        },
-    )
-
-
-def _noise_floor(state: solver.State, model: solver.Model, positions: int = 64) -> float:
-    """Loss per pixel that counting noise alone leaves, at the reconstructed model, over some positions."""
-    where = np.unique(np.linspace(0, len(model.grid.corners) - 1, positions).astype(int))
-    return expected_loss(backend.to_host(solver.patterns(state, model, where)), model.loss)

@@ -24,9 +24,10 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from stemtomo.errors import ConfigurationError
-from stemtomo.io.formats.names import ANGLE, files_by_angle
+from stemtomo.io.series import angles_in_names, field_of
 from stemtomo.pipeline.config import Configuration, Section, StageSettings
 
+ANGLE = "theta_deg"
 _LARGEST_REFERENCED = 100_000  # numbers; a reference is for angles and positions, not for frames
 
 
@@ -52,8 +53,6 @@ def load_configuration(path: str | Path, overrides: Iterable[str] = ()) -> Confi
         value = raw.get(section, {}).get(key) if isinstance(raw.get(section), dict) else None
         if isinstance(value, str) and not is_reference(value):
             raw[section][key] = str(path.parent / Path(value).expanduser())
-        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
-            raw[section][key] = [str(path.parent / Path(item).expanduser()) for item in value]
     for override in overrides:
         _apply_override(raw, override)
     raw.setdefault("series", {})
@@ -71,7 +70,7 @@ def parse_configuration(raw: Mapping[str, Any], where: str = "configuration") ->
         Naming the key, the value and what is allowed.
     """
     _check_keys(raw, Configuration, where, "")
-    raw = _find_files(raw)
+    raw = _take_angles(raw)
     resolved = _resolve(raw, _References(raw, where), "")
     try:
         return Configuration.model_validate(resolved)
@@ -105,33 +104,25 @@ def is_reference(value: object) -> bool:
     return isinstance(value, str) and ("@metadata:" in value or "@data:" in value)
 
 
-def _find_files(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Replace an input.path with the angle in its name by the files it means, and give their angles as tilts.theta_deg.
+def _take_angles(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take the angles from the names of the files where input.files has them and tilts does not.
 
-    A pattern such as ``*.mib`` is refused: the order of names is not the order of angles.
+    One file per tilt is said with input.files alone; a list or a pattern as input.path is refused, with that advice.
     """
-    path = raw["input"].get("path") if isinstance(raw.get("input"), Mapping) else None
-    if not isinstance(path, str) or is_reference(path):
-        return raw
-    if "*" in path and not Path(path).exists():
+    section = raw["input"] if isinstance(raw.get("input"), Mapping) else {}
+    path, files = section.get("path"), section.get("files")
+    unclear = isinstance(path, str) and not is_reference(path) and ("*" in path or "{" in path)
+    if isinstance(path, list) or (unclear and not Path(str(path)).exists()):
         raise ConfigurationError(
-            f"input.path = {path!r}: the order of names is not that of angles; write {ANGLE} where the angle stands in "
-            f"the names, 'tilt_{ANGLE}.mib', or list the files in the order of tilts.theta_deg"
+            f"input.path = {path!r}: one file per tilt is said with the folder as input.path and the names as "
+            f"input.files, 'tilt_{{{ANGLE}}}.mib' or a list in the order of tilts.theta_deg; the order of names is not "
+            "that of angles"
         )
-    if ANGLE not in path:
+    tilts = raw.get("tilts") or {}
+    known = isinstance(tilts, Mapping) and ("theta_deg" in tilts or "euler_zyx_deg" in tilts)
+    if known or not isinstance(files, str) or not isinstance(path, str) or field_of(files) != ANGLE:
         return raw
-    files, angles = files_by_angle(Path(path).expanduser())
-    tilts = dict(raw.get("tilts") or {})
-    if "theta_deg" in tilts or "euler_zyx_deg" in tilts:
-        raise ConfigurationError(
-            f"input.path = {path!r} takes the angles from the names of the files; leave tilts.theta_deg and "
-            "tilts.euler_zyx_deg out, or list the files"
-        )
-    return {
-        **raw,
-        "input": {**raw["input"], "path": [str(file) for file in files]},
-        "tilts": {**tilts, "theta_deg": list(angles)},
-    }
+    return {**raw, "tilts": {**tilts, "theta_deg": list(angles_in_names(Path(path).expanduser(), files))}}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -169,8 +160,9 @@ class _References:
         section = raw.get("input", {})
         self._where = where
         path = section.get("path", "")
-        self._input = Path(str(path[0] if isinstance(path, list) and path else path)).expanduser()
-        self._metadata_path = self._input.parent / Path(str(section.get("metadata", "metadata.json"))).expanduser()
+        self._input = Path(str(path)).expanduser()
+        folder = self._input if section.get("files") else self._input.parent
+        self._metadata_path = folder / Path(str(section.get("metadata", "metadata.json"))).expanduser()
 
     @cached_property
     def _metadata(self) -> Any:

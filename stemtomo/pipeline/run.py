@@ -69,28 +69,27 @@ def run(
     _require_truth(configuration)
     executor = executor or default_executor()
     limits = worker_limits(executor, configuration.resources)
-    planned = plan(configuration, executor.workers, until, limits[0] * limits[1])
-    planned.check(*limits)
+    plan(configuration, executor.workers, until, limits).check(*limits)
     ledger = _Ledger(executor)
     source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
     scan_shape, detector_shape = (source.shape[1], source.shape[2]), (source.shape[3], source.shape[4])
-    path = configuration.store_path
-    store = Store.open(path, "r+") if Store.is_store(path) else Store.create(path, configuration.series.name)
     ledger.stage(
         "ingest",
         lambda: ingest(
-            store,
+            configuration.store_path,
             source,
             configuration.to_optics(),
             configuration.to_scan(scan_shape),
             configuration.to_detector(detector_shape),
             configuration.to_tilts(source.shape[0]),
             configuration.ingest,
+            name=configuration.series.name,
             executor=executor,
             progress=progress,
         ),
     )
-    return _run_on(store, with_dose(configuration), until, progress or Silent(), executor, ledger)
+    store = Store.open(configuration.store_path, "r+")
+    return _run_on(store, with_memory(with_dose(configuration)), until, progress or Silent(), executor, ledger)
 
 
 def run_stages(
@@ -259,9 +258,21 @@ def _require_truth(settings: StageSettings) -> None:
 
 
 def with_dose(configuration: Configuration) -> Configuration:
-    """Hand the known dose to the stage that starts from it, unless that stage was told its own."""
+    """Hand the known dose to the stages that start from it, unless they were told their own."""
     electrons = configuration.dose.electrons_per_pattern
-    if electrons is None or configuration.ptychography.electrons_per_pattern is not None:
+    stages = {name: getattr(configuration, name) for name in ("ptychography", "joint")}
+    told = {
+        name: stage.model_copy(update={"electrons_per_pattern": electrons})
+        for name, stage in stages.items()
+        if electrons is not None and stage.electrons_per_pattern is None
+    }
+    return configuration.model_copy(update=told)
+
+
+def with_memory(configuration: Configuration) -> Configuration:
+    """Hand the memory that the run may use to the stage that fits its tiles to it, unless it was told its own."""
+    given = configuration.resources.memory_gib
+    if given is None or configuration.ptychography.memory_gib is not None:
         return configuration
-    stage = configuration.ptychography.model_copy(update={"electrons_per_pattern": electrons})
+    stage = configuration.ptychography.model_copy(update={"memory_gib": given})
     return configuration.model_copy(update={"ptychography": stage})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stemtomo.algorithms.atoms.scoring import Match, confusion_matrix, match_atoms, mirrored
+from stemtomo.algorithms.atoms.scoring import Match, confusion_matrix, deviation_over_depth, match_atoms, mirrored
 from stemtomo.distributed import Executor
 from stemtomo.errors import ConfigurationError
 from stemtomo.io.export import SYMBOLS, UNKNOWN_SPECIES, read_atoms
@@ -137,6 +137,7 @@ def _compared(atoms: xr.Dataset, truth: np.ndarray, symbols: list[str], radius: 
         },
         attrs={
             **_positions_scored(match, len(found), len(truth)),
+            "by_depth": deviation_over_depth(match, truth),
             **_species_scored(atoms, symbols, match),
             **_mirror_scored(match, mirror),
             "match_radius_angstrom": radius,

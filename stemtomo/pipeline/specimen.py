@@ -9,6 +9,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from stemtomo.io.export import read_atoms, write_xyz
+from stemtomo.io.structures import read_structure
 from stemtomo.physics.potential import atomic_number, chemical_symbol
 
 _FCC_BASIS = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
@@ -119,3 +120,22 @@ def read_specimen(path: Path) -> Specimen:
     positions, symbols = read_atoms(path)
     numbers = np.array([atomic_number(symbol) for symbol in symbols], dtype=np.int64)
     return Specimen(positions, numbers, path.name)
+
+
+def specimen_of(path: Path) -> Specimen:
+    """Read a specimen from any file of atoms that :func:`stemtomo.io.structures.read_structure` reads (CIF, PDB, ...).
+
+    Its middle, the mean of the extremes along each axis, becomes the rotation centre.
+
+    Raises
+    ------
+    FormatError
+        If the file cannot be read.
+    ConfigurationError
+        If the species of an atom is not known.
+    """
+    atoms = read_structure(path)
+    positions = np.stack([atoms[axis].values for axis in "xyz"], axis=1).astype(float)
+    numbers = np.array([atomic_number(str(symbol)) for symbol in atoms["species"].values], dtype=np.int64)
+    middle = (positions.min(axis=0) + positions.max(axis=0)) / 2
+    return Specimen(positions - middle, numbers, path.name)

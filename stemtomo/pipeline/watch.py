@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,14 @@ import numpy as np
 from stemtomo.distributed import Executor, Handle
 from stemtomo.distributed import executor as default_executor
 from stemtomo.distributed.follow import Clock, State, WallClock, stall_message
-from stemtomo.errors import AcquisitionError, ConfigurationError, FormatError, StalledError, StemtomoError
+from stemtomo.errors import (
+    AcquisitionError,
+    AcquisitionWarning,
+    ConfigurationError,
+    FormatError,
+    StalledError,
+    StemtomoError,
+)
 from stemtomo.io.frames import MISSING
 from stemtomo.io.growing import GrowingTilt
 from stemtomo.io.schema import tilt_name
@@ -20,7 +28,7 @@ from stemtomo.io.store import Store
 from stemtomo.pipeline.arrivals import Arrivals, unreadable_text
 from stemtomo.pipeline.conclusion import Conclusions
 from stemtomo.pipeline.config import Configuration
-from stemtomo.pipeline.ingest import Experiment, mark_of_series, open_or_create, shard_edge, tilt_mark
+from stemtomo.pipeline.ingest import Experiment, mark_of_series, open_or_create, tilt_mark
 from stemtomo.pipeline.live import QUICKLOOK, LiveTask, LiveTilt, take
 from stemtomo.pipeline.meter import Meter, Partial
 from stemtomo.pipeline.progress import Progress, Silent
@@ -63,8 +71,9 @@ def watch(
     Returns
     -------
     dict
-        (As the value of the generator.) The numbers of the last report; ``missing_frames``; with ``watch.then_run``,
-        the numbers of :func:`~stemtomo.pipeline.run.run_stages` as ``run``.
+        (As the value of the generator.) The numbers of the last report; ``missing_frames``; ``warnings``, what looks
+        wrong in frames, also given as ``AcquisitionWarning`` once per tilt; with ``watch.then_run``, the numbers of
+        :func:`~stemtomo.pipeline.run.run_stages` as ``run``.
 
     Raises
     ------
@@ -81,7 +90,7 @@ def watch(
     arrivals = Arrivals.at(Path(path).expanduser().absolute(), configuration)
     configuration.to_tilts()
     watcher = _Watcher(
-        store if isinstance(store, Store) else open_or_create(store),
+        store if isinstance(store, Store) else open_or_create(store, configuration.series.name),
         with_dose(configuration),
         arrivals,
         executor or default_executor(),
@@ -113,6 +122,7 @@ class _Watcher:
         self.pending: list[tuple[LiveTask, Handle]] = []
         self.conclusions = Conclusions(store, configuration, executor)
         self.problems: dict[str, str] = {}
+        self.warnings: list[str] = []
         self.last_growth = self.looked = clock.now()
         self.published: dict[int, float] = {}
         self.meter = Meter(self.clock, self.tilts, 0, 0)
@@ -176,7 +186,7 @@ class _Watcher:
                 index,
                 self.experiment,
                 self.configuration.quicklook,
-                shard_edge(source.source, self.configuration.ingest),
+                self.configuration.ingest,
                 self.executor,
             )
         except AcquisitionError as error:
@@ -260,19 +270,22 @@ class _Watcher:
                 gone = f"{tilt.source.where}: is no longer there; finished shards are kept"
                 self.fail(tilt, str(error) if isinstance(error, AcquisitionError) else gone)
                 return None
+        try:
+            tilt.accept(task, value)
+        except FormatError as error:
+            self.fail(tilt, str(error))
+            return None
+        if task.source is not None:
             tilt.done.add(task.shard.number)
             self.store.record_frames(tilt.index, tilt.done)
-        tilt.accept(task, value)
         now = self.clock.now()
         if now - self.published.get(tilt.index, float("-inf")) >= self.settings.publish_s:
             self.published[tilt.index] = now
             dataset, provenance = tilt.interim(self.configuration.quicklook)
             self.store.write(f"{QUICKLOOK}/{tilt_name(tilt.index)}", dataset, provenance)
-        shard = task.shard
-        copied = task.source is not None
-        if not copied:
+        if task.source is None:
             return None
-        frames = (shard.y1 - shard.y0) * (shard.x1 - shard.x0)
+        frames = (task.shard.y1 - task.shard.y0) * (task.shard.x1 - task.shard.x0)
         self.last = self.meter.report(tilt.index, frames, self.ready, len(self.complete), self.troubles())
         self.progress.advance(frames, lag_frames=self.last.lag_frames, lag_s=self.last.lag_s)
         return self.last
@@ -297,7 +310,11 @@ class _Watcher:
         identity = self.arrivals.open_again(source.source.path).identity()
         assert self.experiment is not None
         self.store.close_source(tilt.index, identity, tilt.missing)
-        self.store.complete_tilt(tilt.index, tilt_mark(self.experiment, tilt.index, identity, tilt.missing))
+        noted, odd = tilt.conclude()
+        self.store.complete_tilt(tilt.index, tilt_mark(self.experiment, tilt.index, identity, tilt.missing), noted)
+        if odd is not None:
+            self.warnings.append(odd)
+            warnings.warn(odd, AcquisitionWarning, stacklevel=2)
         self.complete.add(tilt.index)
         try:
             self.conclusions.add(tilt.index, tilt)
@@ -373,6 +390,7 @@ class _Watcher:
             "tilts": self.tilts,
             "frames": self.meter.frames,
             "missing_frames": missing,
+            "warnings": self.warnings,
             "wall_s": self.meter.seconds,
             **({} if self.last is None else {"last": asdict(self.last)}),
         }

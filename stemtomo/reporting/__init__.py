@@ -11,7 +11,17 @@ from stemtomo import __version__
 from stemtomo.errors import StoreError
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import OPTIONAL_STAGES, STAGES
-from stemtomo.reporting import alignment, analysis, calibration, experiment, markup, resolution, specimen
+from stemtomo.reporting import (
+    alignment,
+    analysis,
+    calibration,
+    experiment,
+    joint,
+    local_orbital,
+    markup,
+    resolution,
+    specimen,
+)
 from stemtomo.reporting.markup import Raw
 from stemtomo.reporting.results import Results
 
@@ -23,6 +33,8 @@ _TITLES = {
     "projections": "Projections",
     "alignment": "Alignment",
     "volume": "Volume",
+    "joint": "Joint tomography",
+    "local_orbital": "Local orbitals",
     "resolution": "Resolution",
     "atoms": "Atoms",
     "order": "Order",
@@ -73,23 +85,7 @@ def report(store: Store | str | Path, out: str | Path | None = None) -> Path:
 
 def render(results: Results) -> str:
     """Return the page as text."""
-    parts = {
-        "experiment": experiment.experiment(results),
-        "quicklook": experiment.quicklook(results),
-        "calibration": calibration.calibration(results),
-        "ptychography": experiment.ptychography(results),
-        "projections": experiment.projections(results),
-        "alignment": alignment.alignment(results),
-        "volume": specimen.volume(results),
-        "resolution": resolution.resolution(results),
-        "atoms": specimen.atoms(results),
-        "order": analysis.order(results),
-        "lattice": analysis.lattice(results),
-        "strain": analysis.strain(results),
-        "tracking": analysis.tracking(results),
-        "score": specimen.score(results),
-        "provenance": provenance(results),
-    }
+    parts = sections(results)
     links = "".join(f'<a href="#{name}">{_TITLES[name]}</a>' for name, content in parts.items() if content)
     name = str(results.store.name)
     body = (
@@ -109,6 +105,33 @@ def render(results: Results) -> str:
         f'<!doctype html>\n<html lang="en"><head>{head}</head>\n'
         f"<body><main>\n{body}{footer}\n</main>{script}</body></html>\n"
     )
+
+
+def sections(results: Results) -> dict[str, str]:
+    """Return the sections by name, empty where there is nothing; those on frames only for a store that has some."""
+    of_frames = {
+        "experiment": experiment.experiment,
+        "quicklook": experiment.quicklook,
+        "calibration": calibration.calibration,
+        "ptychography": experiment.ptychography,
+    }
+    others = {
+        "projections": experiment.projections,
+        "alignment": alignment.alignment,
+        "volume": specimen.volume,
+        "joint": joint.joint,
+        "local_orbital": local_orbital.local_orbital,
+        "resolution": resolution.resolution,
+        "atoms": specimen.atoms,
+        "order": analysis.order,
+        "lattice": analysis.lattice,
+        "strain": analysis.strain,
+        "tracking": analysis.tracking,
+        "score": specimen.score,
+        "provenance": provenance,
+    }
+    wanted = {**(of_frames if results.tilt_count else {}), **others}
+    return {name: section(results) for name, section in wanted.items()}
 
 
 def provenance(results: Results) -> str:
@@ -200,7 +223,7 @@ def _headline(results: Results) -> list[tuple[str, str, str]]:
 def _missing(results: Results) -> str:
     expected = [stage for stage in STAGES if results.complete(stage) or stage not in OPTIONAL_STAGES]
     missing = [stage for stage in expected if results.complete(stage) < len(results.groups(stage))]
-    if not missing:
+    if not missing or not results.tilt_count:
         return ""
     partial = [
         f"{stage} ({results.complete(stage)} of {len(results.groups(stage))} tilts)"

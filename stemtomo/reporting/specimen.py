@@ -23,6 +23,24 @@ def volume(results: Results) -> str:
     data = results.read("volume")
     if data is None:
         return ""
+    slices, sums, described = volume_pictures(data)
+    loss = np.asarray(data["loss"], dtype=float)
+    line = [("", list(range(1, loss.size + 1)), loss.tolist())]
+    return markup.section(
+        "volume",
+        "Volume",
+        markup.paragraph(described),
+        markup.note(MIRROR),
+        markup.figure(figures.row(slices), "Electrostatic potential in three slices through the rotation centre."),
+        markup.figure(figures.row(sums), "Potential summed along each axis."),
+        markup.figure(figures.curves(line, "iteration", "loss", logarithmic=True), "Loss of the tomography.", width=620)
+        if loss.size
+        else "",
+    )
+
+
+def volume_pictures(data: xr.Dataset) -> tuple[list[Picture], list[Picture], str]:
+    """Return three slices of the potential in ``data``, its sums along the axes, and a sentence on its voxels."""
     potential = data["potential"]
     voxel = np.broadcast_to(np.asarray(data.attrs["voxel_angstrom"], dtype=float), 3)
     size = {"z": 0, "y": 1, "x": 2}
@@ -35,23 +53,12 @@ def volume(results: Results) -> str:
         slices.append(Picture(values, f"slice {across} = 0", "V", scaled, axes=axes, cmap="inferno"))
         values, stride = thumbnail((potential.sum(across) * float(voxel[size[across]])).transpose(*axes), _SLICE)
         sums.append(Picture(values, f"sum along {across}", "V Å", scaled, axes=axes, cmap="inferno"))
-    loss = np.asarray(data["loss"], dtype=float)
     extent = " × ".join(f"{n * v:.1f}" for n, v in zip(potential.shape, voxel, strict=True))
-    line = [("", list(range(1, loss.size + 1)), loss.tolist())]
-    return markup.section(
-        "volume",
-        "Volume",
-        markup.paragraph(
-            f"{' × '.join(map(str, potential.shape))} voxels of {voxel[0]:.4g} Å (z × y × x), {extent} Å. "
-            "The rotation centre is the voxel n\u00a0//\u00a02; the beam of the untilted specimen runs along +z."
-        ),
-        markup.note(MIRROR),
-        markup.figure(figures.row(slices), "Electrostatic potential in three slices through the rotation centre."),
-        markup.figure(figures.row(sums), "Potential summed along each axis."),
-        markup.figure(figures.curves(line, "iteration", "loss", logarithmic=True), "Loss of the tomography.", width=620)
-        if loss.size
-        else "",
+    described = (
+        f"{' × '.join(map(str, potential.shape))} voxels of {voxel[0]:.4g} Å (z × y × x), {extent} Å. "
+        "The rotation centre is the voxel n\u00a0//\u00a02; the beam of the untilted specimen runs along +z."
     )
+    return slices, sums, described
 
 
 def atoms(results: Results) -> str:

@@ -10,11 +10,16 @@ from pathlib import Path
 
 from tests.benchmarks import (
     catch_up,
+    codecs,
     first_look,
+    joint,
+    million,
+    mistilted_columns,
     pipelines,
     ptychography,
     streamed_volume,
     streaming,
+    tiles,
     tomography,
     two_workers,
 )
@@ -22,14 +27,20 @@ from tests.benchmarks.measure import Row, machine, print_result, python, table
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "ptychography": ptychography.benchmark,
+    "mistilt": mistilted_columns.benchmark,
+    "joint": joint.benchmark,
     "tomography": tomography.benchmark,
+    "codecs": codecs.benchmark,
     "streaming": streaming.benchmark,
     "first_look": first_look.first_look_rows,
     "watch": catch_up.catch_up_rows,
     "out_of_core": streaming.out_of_core_rows,
     "two_workers": two_workers.two_worker_rows,
     "streamed_volume": streamed_volume.streamed_rows,
+    "tiles": tiles.benchmark,
+    "tiles_10_gb": tiles.out_of_core_rows,
     "pipelines": pipelines.benchmark,
+    "million": million.million_rows,
 }
 
 

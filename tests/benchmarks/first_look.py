@@ -19,9 +19,10 @@ import numpy as np
 
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.geometry import Detector, Optics, Scan, TiltSeries
+from stemtomo.io.layout import check_values
 from stemtomo.io.sources import FrameSource, open_frames
 from stemtomo.io.store import Store
-from stemtomo.io.transfer import checked_pieces
+from stemtomo.io.transfer import piece_regions
 from stemtomo.pipeline.config import QuicklookSettings
 from stemtomo.pipeline.ingest import ingest
 from stemtomo.pipeline.lookup import BlockLook, detectors
@@ -63,8 +64,10 @@ def look_at_file(source: FrameSource, settings: QuicklookSettings) -> None:
         for x in range(0, SHAPE[1], 32):
             region = (y, y + 32, x, x + 32)
             look = BlockLook(region, weights, blocks.labels)
-            for piece in checked_pieces(source, 0, region):
-                look.add(*piece)
+            for y0, y1, x0, x1 in piece_regions(source, region):
+                block = source.read(0, y0, y1, x0, x1)
+                check_values(block, source.where, 0, y0, x0)
+                look.add(y0, x0, block)
             look.result()
 
 

@@ -15,6 +15,7 @@ from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.model import start_modes
 from stemtomo.algorithms.ptychography.padding import commensurate, to_detector_pixels, window_of
 from stemtomo.algorithms.ptychography.regularisation import blurred_along_beam, depth_blur_angstrom
+from stemtomo.algorithms.ptychography.rules import Adam, LeastSquares
 from stemtomo.algorithms.ptychography.windows import object_grid
 from stemtomo.backend import CACHE_BYTES, aligned_empty
 from stemtomo.geometry import Detector, Optics, Scan
@@ -83,11 +84,25 @@ def simulated_counts(state: solver.State, model: solver.Model) -> np.ndarray:
     return rng.poisson(solver.patterns(truth, model, np.arange(len(model.grid.corners)))).astype(np.uint16)
 
 
+#: Update rules that are compared.
+RULES: dict[str, solver.Rule] = {
+    "nesterov": solver.Nesterov(probe_step=0.1),
+    "lsqml": LeastSquares(probe_step=0.1),
+    "adam": Adam(probe_step=0.1),
+}
+
+
 def solve(
-    state: solver.State, model: solver.Model, counts: np.ndarray, batches: int, epochs: int, blur_slices: float = 0.0
+    state: solver.State,
+    model: solver.Model,
+    counts: np.ndarray,
+    batches: int,
+    epochs: int,
+    blur_slices: float = 0.0,
+    rule: str = "nesterov",
 ) -> tuple[solver.State, list[float]]:
     """Run ``epochs`` with object and probe updated from the first on, in larger batches after the fifth."""
-    rules = [solver.Nesterov(probe_step=0.1)] * epochs
+    rules = [RULES[rule]] * epochs
     counts_of_batches = [batches if epoch < 5 else 8 for epoch in range(epochs)]
 
     def regularise(now: solver.State, _: int) -> solver.State:
@@ -164,7 +179,8 @@ def benchmark() -> list[Row]:
         cost = cpu_seconds(lambda s=state, m=model, c=counts, b=batches: solve(s, m, c, b, 1), repeats=2)
         floor, library = fft_floor(model, modes)
         rows.append(cost_row("ptychography", f"{name} (FFTs: {library})", cost, "CPU s/epoch", floor))
-    return [*rows, *strontium_titanate(5), *strontium_titanate(20), *peers()]
+    compared = [row for rule in RULES for epochs in (5, 20) for row in strontium_titanate(epochs, rule)]
+    return [*rows, *compared, *peers()]
 
 
 def peers() -> list[Row]:
@@ -176,7 +192,7 @@ def peers() -> list[Row]:
     ]
 
 
-def strontium_titanate(epochs: int = 5) -> list[Row]:
+def strontium_titanate(epochs: int = 5, rule: str = "nesterov") -> list[Row]:
     """Measure how well a few epochs find the known phase of the reference data, where these are at hand."""
     folder = FOLDER / "sto_zone"
     if not folder.is_dir():
@@ -187,13 +203,13 @@ def strontium_titanate(epochs: int = 5) -> list[Row]:
     state, model = prepare(SIX_SLICES._replace(electrons=float(counts.sum(axis=(1, 2)).mean())), padding=0.125)
     optics = SIX_SLICES.optics
     width = depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
-    state, _ = solve(state, model, counts, SIX_SLICES.batches, epochs, width / SIX_SLICES.thickness_angstrom)
+    state, _ = solve(state, model, counts, SIX_SLICES.batches, epochs, width / SIX_SLICES.thickness_angstrom, rule)
     spectrum = np.fft.fftshift(np.fft.fft2(projected))[48:144, 48:144]
     expected = np.fft.ifft2(np.fft.ifftshift(spectrum)).real / 4
     found = to_detector_pixels(state.phase.sum(axis=0), model.grid.window_yx, (96, 96))
     blur = 0.3 / SIX_SLICES.detector.object_pixel_angstrom_yx[0]
     blurred = (ndimage.gaussian_filter(found, blur), ndimage.gaussian_filter(expected, blur, mode="wrap"))
-    work = f"correlation after {epochs} epochs"
+    work = f"correlation after {epochs} epochs, {rule}"
     return [
         Row("strontium titanate", work, _correlation(found, expected), "r"),
         Row("strontium titanate", f"{work}, 0.3 Å blur", _correlation(*blurred), "r"),

@@ -1,8 +1,9 @@
 """Bounds that the measured costs must keep; twice what was measured, so that a busy machine does not fail them."""
 
+import numpy as np
 import pytest
 
-from tests.benchmarks import catch_up, pipelines, ptychography, streaming, tomography
+from tests.benchmarks import catch_up, codecs, first_look, joint, pipelines, ptychography, streaming, tomography
 
 pytestmark = pytest.mark.benchmark
 
@@ -19,6 +20,12 @@ def test_an_epoch_of_ptychography_is_mostly_ffts():
     assert rows[1].ratio < 2.8  # six slices
 
 
+def test_an_epoch_of_joint_tomography_is_mostly_ffts():
+    single, sliced, _ = figures(joint.benchmark(), "joint")
+    assert sliced.ratio < 4
+    assert single.figure < 8 * single.floor  # turning the volume costs as much as a slice
+
+
 def test_an_iteration_of_tomography_costs_no_more_than_twice_a_plain_projector():
     rows = tomography.benchmark((128,))
     cost, correlation, converged = figures(rows, "tomography")
@@ -33,6 +40,24 @@ def test_frames_stream():
     assert figures(rows, "quicklook kernel")[0].ratio < 5
     assert figures(rows, "ingest")[0].figure > 0.15
     assert figures(rows, "read")[0].figure > 0.5
+
+
+def test_counts_by_density_beat_bitshuffle_and_zstd():
+    for mean in (0.05, 0.5):
+        frames = codecs.counted(mean, positions=8)
+        ours, zstd = (
+            {row.benchmark: row.figure for row in codecs.codec_rows("", frames, name, 8)}
+            for name in ("by density", "zstd-3 bitshuffle")
+        )
+        assert ours["codec ratio"] > zstd["codec ratio"]
+        assert ours["codec decode"] > 0.9 * zstd["codec decode"]
+    for row in codecs.ingest_rows("", np.tile(codecs.counted(0.05, positions=8), (4, 4, 1, 1))):
+        assert row.ratio < 1.43  # 70 % of reading, packing and writing
+
+
+def test_the_first_look_of_a_warm_file():
+    rows = [row for row in first_look.first_look_rows() if "raw file" in row.work]
+    assert min(row.figure for row in rows) > 1
 
 
 def test_watch_costs_little_more_than_its_parts():

@@ -63,3 +63,13 @@ def test_restart_from_a_checkpoint_gives_the_uninterrupted_result(tmp_path: Path
     assert first == 5
     assert np.array_equal(toy.dense(image.gather(), windows), expected[0], equal_nan=True)
     assert (scale, losses) == expected[1:]
+
+
+def test_tasks_go_on_when_all_workers_were_lost(client: Any) -> None:
+    workers = executor(client)
+    parts = Parts.create(workers, toy.build_image, toy.bands(2))
+    expected = parts.map(np.copy).gather()
+    for pid in client.run(os.getpid).values():
+        os.kill(pid, signal.SIGKILL)
+    for image, before in zip(parts.map(np.copy).gather(), expected, strict=True):
+        assert np.array_equal(image, before, equal_nan=True)

@@ -14,8 +14,8 @@ from stemtomo.geometry import Detector, Optics, Pose, Scan, TiltSeries
 OPTICS = Optics(
     energy_ev=200e3, semiangle_rad=0.021, aberrations={"C10": -150.0, "C30": 1e4}, defocus_plane_z_angstrom=-12
 )
-#: Not compared: when and at what cost; and what ingest counts of the frames on their way, which watch does not.
-VOLATILE = {"noted", "created", "time_utc", "wall_s", "cpu_s", "peak_rss_mb"}
+#: Not compared: when and at what cost.
+VOLATILE = {"created", "time_utc", "wall_s", "cpu_s", "peak_rss_mb"}
 
 
 def experiment(shape: tuple[int, int, int, int, int]) -> tuple[Optics, Scan, Detector, TiltSeries]:

@@ -12,14 +12,14 @@ from stemtomo.algorithms.tomography import solver as tomography_solver
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.distributed.trees import sum_trees
 from stemtomo.distributed.windows import cut
-from stemtomo.geometry import Pose, TiltSeries
+from stemtomo.geometry import Detector, Optics, Pose, TiltSeries
 from stemtomo.kernels import atoms, cuda, masks
 from stemtomo.physics import potential
 from stemtomo.physics.projection import TiltGeometry, backproject, project
 from stemtomo.physics.rotation import to_laboratory
-from stemtomo.pipeline import descent
+from stemtomo.pipeline import descent, lookup
 from stemtomo.pipeline import reconstruction as tomography_stage
-from stemtomo.pipeline.config import TomographySettings
+from stemtomo.pipeline.config import QuicklookSettings, TomographySettings
 from stemtomo.pipeline.ptychography import ptychography
 from tests.algorithms.ptychography.test_solver import experiment
 from tests.kernels import host_cuda, pretend_device
@@ -93,6 +93,25 @@ def test_the_stages_choose_the_device_and_leave_the_same_results(place, monkeypa
     store = make_series(tmp_path / "tiny.zarr", tilts=1)
     numbers = ptychography(store, executor=ThreadExecutor(1))
     assert numbers["loss"][0][-1] == pytest.approx(numbers["noise_floor"][0], rel=0.15)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "u1", "<f4"])
+def test_the_first_look(place, dtype, monkeypatch):
+    """Images, patterns and superpixels of a store are those of the host, though pieces went to a GPU one by one."""
+    frames = np.random.default_rng(0).poisson(3.0, (8, 12, 24, 24)).astype(dtype)
+    told = lookup.detectors(Optics(300e3, 21e-3), Detector((24, 24), 0.12), QuicklookSettings())
+    results = []
+    for gpu in (True, False):
+        monkeypatch.setattr(backend, "gpu_available", lambda gpu=gpu: gpu)
+        look = lookup.BlockLook((0, 8, 0, 12), told[0], told[1].labels)
+        for y in (0, 4):
+            look.add(y, 0, frames[y : y + 4])
+        results.append(look.result())
+    device, host = results
+    for kind in ("images", "patterns"):
+        for name, values in host[kind].items():
+            assert type(device[kind][name]) is np.ndarray
+            np.testing.assert_allclose(device[kind][name], values, rtol=2e-5, atol=1e-4, err_msg=name)
 
 
 def test_masks_atoms_rotation_and_potential(place):

@@ -183,3 +183,24 @@ def test_species_must_be_elements_named_once(store):
 
 def test_the_plan_reads_the_volume_once(store):
     assert plan_find_atoms(store).bytes_read == 4 * 52**3
+
+
+@pytest.mark.parametrize("species", [("Cu", "Au"), 2])
+def test_blocks_and_profiles_give_the_same_atoms_and_species(tmp_path, specimen, species):
+    store = store_with_volume(tmp_path / "whole.zarr", specimen)
+    settings = AtomSettings(refine=False, species=species)
+    find_atoms(store, settings)
+    whole = store.read("atoms").load()
+    asked = settings.model_copy(update={"block_voxels": 19, "reclassify_radius_angstrom": 8.0})
+    find_atoms(store, asked)
+    blocks = store.read("atoms").load()
+    for name in ("x", "y", "z", "intensity"):
+        np.testing.assert_allclose(blocks[name].values, whole[name].values, rtol=1e-7, atol=1e-9)
+    np.testing.assert_array_equal(blocks["species"].values, whole["species"].values)
+    assert blocks["confidence"].values.mean() > 0.99
+
+
+def test_what_is_fainter_than_all_species_is_no_atom(tmp_path, specimen):
+    store = store_with_volume(tmp_path / "s.zarr", specimen)
+    numbers = find_atoms(store, AtomSettings(refine=False, species=1, non_atoms=True))
+    assert numbers["atoms"] == int((specimen.atomic_numbers == 79).sum())

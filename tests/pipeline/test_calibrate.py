@@ -180,3 +180,25 @@ def test_calibrate_is_public_and_its_result_opens_with_the_store(store):
     assert stemtomo.calibrate is calibrate
     calibrate(store)
     assert isinstance(stemtomo.open(store.path)["calibration/000"].to_dataset(), xr.Dataset)
+
+
+def test_positions_without_a_frame_are_left_out(tmp_path):
+    frames = microscope.frames(scan=48, electrons=1e4)
+    lost = np.zeros((48, 48), bool)
+    lost[np.random.default_rng(1).integers(0, 44, 60), np.random.default_rng(2).integers(0, 48, 60)] = True
+    lost[20, 5:30] = True  # half a line
+    lost[44:] = True  # the scan was stopped
+    frames[lost] = 0
+    optics, scan = Optics(300e3, 20e-3, {"C10": 150.0}), Scan((48, 48), (0.6, 0.6), np.deg2rad(23))
+    made = make_store(tmp_path / "gaps.zarr", [frames], optics, scan, microscope.PIXEL, [0.0])
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], lost.ravel().astype(int), [0]]))).reshape(-1, 2)
+    made.close_source(0, {}, [(int(a), int(b)) for a, b in edges])
+    quicklook(made)
+    found = calibrate(made)["tilts"][0]["found"]
+    assert found["c1_magnitude_angstrom"] == pytest.approx(150, rel=0.015)
+    assert found["rotation_mod_180_deg"] == pytest.approx(23, abs=0.5)
+    kept = made.read("calibration/000")
+    np.testing.assert_array_equal(kept["valid"], ~lost)
+    assert kept["parallax"].shape == kept["icom_phase"].shape == (48, 48)
+    assert not kept["parallax"][44:].any()
+    assert np.isfinite(kept["icom_phase"]).all()

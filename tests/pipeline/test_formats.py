@@ -32,7 +32,7 @@ pixel_inv_angstrom = 0.1
 [tilts]
 {tilts}
 """
-NAMED = 'path = "tilt_{theta}.mib"\nskip = 1\nflyback = 2'
+NAMED = 'path = "."\nfiles = "tilt_{theta_deg}.mib"\nskip = 1\nflyback = 2'
 ANGLES = (-10.0, 2.5, 30.0)
 
 
@@ -73,24 +73,25 @@ def test_run_takes_one_mib_per_tilt_with_the_angles_of_their_names(frames: np.nd
 
 def test_a_list_is_in_the_order_of_the_angles(frames: np.ndarray, tmp_path: Path) -> None:
     names = ", ".join(f'"tilt_{angle:g}.mib"' for angle in reversed(ANGLES))
-    toml = write(tmp_path, f"path = [{names}]\nskip = 1\nflyback = 2", "theta_deg = [30, 2.5, -10]")
+    toml = write(tmp_path, f'path = "."\nfiles = [{names}]\nskip = 1\nflyback = 2', "theta_deg = [30, 2.5, -10]")
     configuration = load_configuration(toml)
-    source = open_input(configuration.input, configuration.scan.shape)
+    source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
     np.testing.assert_array_equal(source.read(0, 0, 8), frames[2, :, :9])
 
 
-@pytest.mark.parametrize(
-    ("input", "tilts", "message"),
-    [
-        ('path = "tilt_*.mib"', "theta_deg = [1, 2, 3]", r"order of names is not that of angles; write \{theta\}"),
-        (NAMED, "theta_deg = [1, 2, 3]", "takes the angles from the names"),
-    ],
-)
-def test_angles_and_files_are_matched_in_one_way(
-    input: str, tilts: str, message: str, frames: np.ndarray, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        load_configuration(write(tmp_path, input, tilts))
+@pytest.mark.parametrize("path", ['"tilt_*.mib"', '"tilt_{theta}.mib"', '["tilt_-10.mib", "tilt_2.5.mib"]'])
+def test_one_file_per_tilt_is_said_in_one_way(path: str, frames: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"the folder as input\.path and the names as input\.files"):
+        load_configuration(write(tmp_path, f"path = {path}", "theta_deg = [1, 2, 3]"))
+
+
+def test_angles_that_are_given_choose_among_the_files(frames: np.ndarray, tmp_path: Path) -> None:
+    configuration = load_configuration(write(tmp_path, NAMED, "theta_deg = [30, 2.5]"))
+    with pytest.raises(AcquisitionError, match=r"-10 deg is none of the 2 angles of tilts\.theta_deg"):
+        open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
+    (tmp_path / "tilt_-10.mib").unlink()
+    source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
+    np.testing.assert_array_equal(source.read(1, 0, 8), frames[1, :, :9])
 
 
 def test_a_tilt_that_is_short_is_named_before_anything_is_copied(frames: np.ndarray, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_tilt_that_is_short_is_named_before_anything_is_copied(frames: np.ndar
 
 def test_two_files_of_one_angle(frames: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "tilt_2.50.mib").write_bytes((tmp_path / "tilt_2.5.mib").read_bytes())
-    with pytest.raises(AcquisitionError, match=r"both have the angle 2\.5 degrees"):
+    with pytest.raises(AcquisitionError, match=r"both have the angle 2\.5 deg"):
         load_configuration(write(tmp_path, NAMED))
 
 

@@ -1,10 +1,14 @@
 """The verb joint: atoms out of patterns of an independent simulation, however it is cut, interrupted or started."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from stemtomo.algorithms.total_variation import total_variation
+from stemtomo.cli import app
 from stemtomo.distributed import executor
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import ConfigurationError
@@ -13,7 +17,9 @@ from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.pipeline.atoms import find_atoms
 from stemtomo.pipeline.config import AtomSettings, JointSettings, StageSettings
-from stemtomo.pipeline.joint import epochs_of, joint, plan_joint
+from stemtomo.pipeline.joint import joint, plan_joint
+from stemtomo.pipeline.joint_epochs import epochs_of
+from stemtomo.pipeline.joint_hand import Hand
 from stemtomo.pipeline.progress import Silent
 from stemtomo.pipeline.run import skipped_stages
 
@@ -164,6 +170,14 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(series, tmp_path, after):
     np.testing.assert_array_equal(potential(other), potential(series))
 
 
+def test_total_variation_makes_the_volume_flatter(series, tmp_path):
+    other = copy_of(series, tmp_path / "flat.zarr")
+    joint(series, QUICK)
+    joint(other, QUICK.model_copy(update={"tv_weight_rad": 1e-3}))
+    assert total_variation(potential(other)) < 0.8 * total_variation(potential(series))
+    assert potential(other).max() > 0.5 * potential(series).max()
+
+
 def test_the_plan_counts_every_visit_and_resident_patterns(series):
     row = plan_joint(series, QUICK)
     assert row.tasks == 6 * 9
@@ -189,3 +203,75 @@ def test_a_run_takes_one_way_or_both():
     alone = StageSettings(joint=JointSettings(enabled=True))
     assert {"ptychography", "tomography"} <= skipped_stages(alone)
     assert not skipped_stages(StageSettings(joint=JointSettings(enabled=True, start="sequential")))
+
+
+def exact_store(path, right_deg, said_deg, said_c10):
+    """Make a store of patterns without counting noise at angles ``right_deg``, whose metadata say other things."""
+    store = Store.create(path, "exact")
+    store.declare_tilts(len(said_deg))
+    for index, pose in enumerate(TiltSeries.from_degrees(list(said_deg))):
+        optics = Optics(energy_ev=300e3, semiangle_rad=21e-3, aberrations={"C10": said_c10[index]})
+        store.create_tilt(index, (8, 8, 24, 24), np.uint32, optics, SCAN, DETECTOR, pose)
+        exact = np.rint(1e3 * simulated(right_deg[index], 2e4)).astype(np.uint32)
+        store.write_frames(index, 0, 0, exact.reshape(8, 8, 24, 24))
+        store.record_frames(index, [0])
+        store.complete_tilt(index, Provenance.start("ingest", {"exact": index}))
+    store.complete_tilts(Provenance.start("ingest", {}))
+    return store
+
+
+def test_tilts_of_the_wrong_sign_are_found_out(tmp_path):
+    store = exact_store(tmp_path / "turned.zarr", THETA_DEG, [-theta for theta in THETA_DEG], [100.0] * 6)
+    told = joint(store, QUICK.model_copy(update={"check_tilt_sign": True, "electrons_per_pattern": 2e7}))["tilt_sign"]
+    assert told["verdict"] == "wrong"
+    assert "mirrored in z" in told["sentence"]
+    assert told["mirrored_loss"] < told["loss"]
+
+
+@pytest.mark.parametrize(("rise", "verdict"), [(0.02, "right"), (-0.02, "wrong"), (0.001, "undecided")])
+def test_a_hand_needs_three_standard_errors_over_the_tilts(rise, verdict):
+    losses = np.array([1.0, 1.2, 0.9, 1.1])
+    scatter = 0.005 * np.array([1, -1, 1, -1])  # standard error 0.0029
+    assert Hand(losses, losses + rise + scatter).verdict == verdict
+
+
+def test_one_slice_cannot_tell_the_hand():
+    with pytest.raises(ValueError, match="single_slice has none"):
+        JointSettings(check_tilt_sign=True, single_slice=True)
+
+
+def test_a_wrong_focus_of_one_tilt_is_found(tmp_path):
+    said = [100.0] * 4 + [112.0, 100.0]
+    store = exact_store(tmp_path / "focus.zarr", THETA_DEG, THETA_DEG, said)
+    exact = QUICK.model_copy(update={"electrons_per_pattern": 2e7, "accelerated_epochs": 0})
+    plain = joint(store, exact)
+    refined = joint(store, exact.model_copy(update={"refine_focus": True}))
+    assert refined["final_loss"] < 0.5 * plain["final_loss"]
+    found = store.read("joint")["focus_change_angstrom"].values
+    np.testing.assert_allclose(found, [0, 0, 0, 0, -12, 0], atol=1)
+
+
+@pytest.mark.heavy
+def test_a_wrong_angle_of_one_tilt_is_mostly_found(tmp_path):
+    right = np.arange(-60.0, 61, 12)
+    said = right + 3 * (right == -12)
+    store = exact_store(tmp_path / "angle.zarr", right, said, [100.0] * 11)
+    more = {"electrons_per_pattern": 2e7, "accelerated_epochs": 0, "sweeps": 12, "batches": 1, "refine_angles": True}
+    joint(store, QUICK.model_copy(update=more))
+    error = store.read("joint")["theta_deg"].values - right
+    # A turn of all tilts is a turn of the specimen, and four atoms hold the angle of a tilt to its neighbours' loosely.
+    assert abs(error[4] - error[[3, 5]].mean()) < 0.8
+
+
+def test_the_command_says_what_the_check_of_the_sign_found(series, tmp_path):
+    other = copy_of(series, tmp_path / "command.zarr")
+    arguments = ["joint", str(other.path), "--json", str(tmp_path / "numbers.json")]
+    short = ("single_slice_epochs=1", "sweeps=1", "settling_sweeps=0", "slice_thickness_angstrom=2.4")
+    for told in (*short, "check_tilt_sign=true"):
+        arguments += ["--set", told]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "Note: the sign of the tilt" in result.output
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["tilt_sign"]["verdict"] in ("right", "wrong", "undecided")
+    assert numbers["note"] == numbers["tilt_sign"]["sentence"]

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stemtomo.algorithms.tomography import genfire, total_variation
+from stemtomo.algorithms import total_variation
+from stemtomo.algorithms.tomography import genfire
 from stemtomo.algorithms.tomography.solver import Measurement
 from stemtomo.distributed import Checkpoint
 from stemtomo.distributed.threads import ThreadExecutor

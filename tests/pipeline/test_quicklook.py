@@ -100,6 +100,19 @@ def test_a_lazy_look_is_the_same_look_and_reads_each_block_once(store, frames, m
     assert computed["com_x"].coords["x"].attrs["units"] == "Å"
 
 
+def test_a_lazy_look_leaves_out_positions_without_a_frame(tmp_path, frames):
+    cut = frames.copy()
+    cut[1].reshape(-1, *DETECTOR)[300:350] = 0
+    store = make_store(tmp_path / "gaps.zarr", cut)
+    store.close_source(1, {}, [(300, 350)])
+    quicklook(store)
+    lazy, kept = quicklook(stemtomo.open(store.path)["tilt/001"].to_dataset()).compute(), store.read("quicklook/001")
+    np.testing.assert_array_equal(lazy["valid"], store.valid(1))
+    np.testing.assert_allclose(lazy["mean_pattern"], kept["mean_pattern"], rtol=1e-6)
+    recorded = frames[1].reshape(-1, *DETECTOR)[np.r_[:300, 350:700]]
+    np.testing.assert_allclose(lazy["mean_pattern"], recorded.mean(axis=0), rtol=1e-6)
+
+
 _BLOCKWISE = ("mean_pattern", "maximum_pattern", "total_counts", "dark_field", "com_x", "bright_field_stack")
 
 

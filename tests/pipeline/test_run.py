@@ -13,7 +13,7 @@ from stemtomo.pipeline import run as runner
 from stemtomo.pipeline.config import STAGES
 from stemtomo.pipeline.plan import plan
 from stemtomo.pipeline.references import load_configuration
-from stemtomo.pipeline.run import recorded_runs, run, run_stages, stage_settings
+from stemtomo.pipeline.run import recorded_runs, run, run_stages, stage_settings, with_dose
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DATA = Path(os.environ.get("STEMTOMO_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -166,8 +166,28 @@ def test_the_plan_names_every_stage_and_touches_nothing(toml, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_plan_of_the_joint_way_counts_its_volume_and_leaves_out_the_sequential_one(toml):
+    series = load_configuration(toml, ["joint.enabled=true"])
+    rows = {row.stage: row for row in plan(series, workers=2).rows}
+    assert list(rows) == ["ingest", "quicklook", "joint", "find_atoms"]
+    assert rows["joint"].tasks == 3 * 14
+    assert rows["joint"].resident_bytes == 3 * 8 * 8 * 32 * 32 * 2
+    assert rows["joint"].seconds > 0
+    both = load_configuration(toml, ["joint.enabled=true", 'joint.start="sequential"'])
+    assert [row.stage for row in plan(both).rows] == list(STAGES)[:-1]
+    with pytest.raises(MemoryPlanError, match="joint needs"):
+        plan(load_configuration(toml, ["joint.enabled=true", "scan.step_angstrom=20"])).check(2**30)
+
+
+def test_both_ways_start_from_the_dose_that_is_known(toml):
+    known = with_dose(load_configuration(toml, ["joint.enabled=true"]))
+    assert known.joint.electrons_per_pattern == known.ptychography.electrons_per_pattern == 5000
+    own = with_dose(load_configuration(toml, ["joint.electrons_per_pattern=4000"]))
+    assert (own.joint.electrons_per_pattern, own.ptychography.electrons_per_pattern) == (4000, 5000)
+
+
 def test_a_plan_that_does_not_fit_stops_before_anything_is_written(toml, tmp_path):
-    with pytest.raises(MemoryPlanError, match="find_atoms needs"):
+    with pytest.raises(MemoryPlanError, match=r"needs .* MiB on each of"):
         run(load_configuration(toml, ["resources.memory_gib=0.05"]))
     assert not (tmp_path / "series.zarr").exists()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -104,6 +106,26 @@ def test_an_hdf5_file_in_swmr_mode(tmp_path: Path, array: str) -> None:
     config = told(path, (6, 5), input_array=array, input_axes=axes)
     follow(config, tmp_path / "s.zarr", steps)
     same_as_ingested(config, tmp_path, frames)
+
+
+def test_an_hdf5_file_that_cannot_be_read_yet_or_at_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames = np.random.default_rng(0).integers(1, 900, (6, 5, 6, 7)).astype("u2")
+    path = tmp_path / "a.h5"
+    with h5py.File(tmp_path / "whole.h5", "w") as file:
+        file["frames"] = frames
+    data = (tmp_path / "whole.h5").read_bytes()
+    config = told(path, (6, 5), input_axes=["y", "x", "ky", "kx"])
+    pause = [lambda: None] * 4
+    steps = appended(path, data, [3, 600])  # an HDF5 file that is copied is none until it is whole
+    with caplog.at_level(logging.INFO):
+        follow(config, tmp_path / "s.zarr", [steps[0], *pause, steps[1], *pause, *steps[2:]])
+    assert sum("cannot be read yet" in text for text in caplog.messages) == 1
+    same_as_ingested(config, tmp_path, frames)
+    path.write_bytes(data[:-60])
+    with pytest.raises(StalledError, match=r"a.h5: could not be read until the deadline .*SWMR.*hdf5plugin") as caught:
+        follow(config, tmp_path / "cut.zarr")
+    assert "truncated" in str(caught.value.__cause__)
+    assert not (tmp_path / "cut.zarr" / "tilt" / "000").exists()
 
 
 def test_the_data_files_of_a_master_come_one_by_one(tmp_path: Path) -> None:

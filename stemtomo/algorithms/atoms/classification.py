@@ -57,6 +57,14 @@ def classify(intensity: np.ndarray, count: int) -> Classes:
     return Classes(labels, centres, _confidence(intensity, labels, centres))
 
 
+def atoms_and_others(intensity: np.ndarray, count: int) -> np.ndarray:
+    """Return which of ``intensity`` (n,) belong to ``count`` species, (n,), and not to one class that is fainter still.
+
+    The class of non-atoms is the faintest of ``count`` + 1 by :func:`classify`.
+    """
+    return np.asarray(classify(intensity, count + 1).labels > 0)
+
+
 def order_by_atomic_number(symbols: tuple[str, ...], numbers: tuple[int, ...]) -> tuple[str, ...]:
     """Return ``symbols`` from the faintest to the brightest: the intensity of an atom rises with its ``numbers``."""
     return tuple(symbol for _, symbol in sorted(zip(numbers, symbols, strict=True)))

@@ -15,14 +15,17 @@ from scipy.spatial import cKDTree
 
 from stemtomo.algorithms.atoms.backprojection import density, sampled
 from stemtomo.algorithms.atoms.classification import classify
+from stemtomo.algorithms.atoms.peaks import local_maxima, separate
 from stemtomo.algorithms.atoms.projected import AtomModel, ProjectedImages, noise_weights, residuals
 from stemtomo.algorithms.atoms.refinement import RefinedAtoms, refine_atoms
-from stemtomo.algorithms.atoms.tracing import bright_level, local_maxima, separate
+from stemtomo.algorithms.atoms.thresholds import bright_level
 from stemtomo.backend import to_host
 from stemtomo.physics.projection import TiltGeometry
 
 #: The residual map is sampled this finely, in widths of an atom.
 _SAMPLING_WIDTHS = 0.9
+#: Pixels while atoms come and go, in widths of an atom: averages of smaller ones, which lose nothing but time.
+_COARSE_WIDTHS = 0.9
 #: The residual is blurred by this many widths of an atom, which keeps noise down.
 _BLUR_WIDTHS = 0.5
 #: Inserted atoms begin with this part of a light atom's intensity.
@@ -134,12 +137,13 @@ def complete_atoms(
     rules = rules or CompletionRules()
     state = _State.start(np.asarray(positions, dtype=np.float64), labels, width_angstrom)
     history: list[tuple[int, int]] = []
+    coarse = projected.binned(max(int(_COARSE_WIDTHS * width_angstrom / projected.pixel_angstrom), 1))
     for phase in _PHASES:
         state = replace(state, dropped=np.empty((0, 3)))
         for _ in range(rules.rounds):
-            state, refined = state.refined(projected, classes, rules.iterations)
+            state, refined = state.refined(coarse, classes, rules.iterations)
             state, dropped = state.pruned(rules, phase)
-            state, added = state.extended(projected, rules, phase)
+            state, added = state.extended(coarse, rules, phase)
             history.append((added, dropped))
             if added + dropped <= _SETTLED * len(state.labels):
                 break

@@ -78,6 +78,35 @@ class ProjectedImages:
         """Return the weights (y, x) of ``tilt``, zero where nothing was measured."""
         return self.valid[tilt] if self.weights is None else self.weights[tilt] * self.valid[tilt]
 
+    def binned(self, every: int) -> ProjectedImages:
+        """Return the images with ``every`` x ``every`` pixels averaged; a bin counts if all its pixels were measured.
+
+        Half a pixel of the centre that bins do not share goes into the shifts. Weights are averaged likewise.
+        """
+        if every == 1:
+            return self
+        xp = array_namespace(self.images)
+        first = [(count // 2) % every for count in self.images.shape[1:]]
+        bins = [(count - start) // every for count, start in zip(self.images.shape[1:], first, strict=True)]
+        cut = tuple(slice(start, start + count * every) for start, count in zip(first, bins, strict=True))
+
+        def averaged(stack: Array) -> Array:
+            return stack[(slice(None), *cut)].reshape(len(self), bins[0], every, bins[1], every).mean(axis=(2, 4))
+
+        lag = [
+            (count // 2 - start - (every - 1) / 2) / every - number // 2
+            for count, start, number in zip(self.images.shape[1:], first, bins, strict=True)
+        ]
+        pixel = self.pixel_angstrom * every
+        return replace(
+            self,
+            images=averaged(self.images),
+            valid=averaged(self.valid.astype(xp.float32)) > 1 - 1e-3,
+            shifts_angstrom=self.shifts_angstrom + np.array([lag[1], lag[0]]) * pixel,
+            pixel_angstrom=pixel,
+            weights=None if self.weights is None else averaged(self.weights),
+        )
+
     def seen(self, positions: np.ndarray) -> np.ndarray:
         """Return where atoms at ``positions`` (atom, 3) are seen, (tilt, atom, 2): columns and rows in pixels."""
         turned = np.einsum("tij,ni->tnj", self.rotations[:, :, :2], positions) + self.shifts_angstrom[:, None]

@@ -78,6 +78,30 @@ def match_atoms(found: np.ndarray, truth: np.ndarray, radius_angstrom: float) ->
     return max(ends, key=lambda match: (len(match.found), -match.rmsd_angstrom if len(match.found) else 0.0))
 
 
+def deviation_over_depth(match: Match, truth: np.ndarray, step_angstrom: float = 4.0) -> dict[str, list[float]]:
+    """Return the RMSD of the pairs of ``match`` in layers of depth, about the origin along z.
+
+    Parameters
+    ----------
+    truth
+        Known positions (atom, 3) in Å.
+
+    Returns
+    -------
+    dict
+        ``z_angstrom``: middle of each layer that holds a pair; ``rmsd_pm``; ``atoms``: pairs in it.
+    """
+    layer = np.rint(truth[match.truth, 2] / step_angstrom).astype(int)
+    squared = (match.deviation_angstrom**2).sum(axis=1)
+    found: dict[str, list[float]] = {"z_angstrom": [], "rmsd_pm": [], "atoms": []}
+    for number in np.unique(layer):
+        inside = layer == number
+        found["z_angstrom"].append(float(number * step_angstrom))
+        found["rmsd_pm"].append(float(100 * np.sqrt(squared[inside].mean())))
+        found["atoms"].append(int(inside.sum()))
+    return found
+
+
 def mirrored(positions: np.ndarray) -> np.ndarray:
     """Return ``positions`` (n, 3) with z reversed: what a tilt series of the opposite sign would have given."""
     return positions * np.array([1.0, 1.0, -1.0])

@@ -9,6 +9,7 @@ its polar decomposition is (rotation, C1 and A1), up to (rotation + pi, -C1, -A1
 from __future__ import annotations
 
 import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -285,7 +286,9 @@ def _refine(problem: _Problem, matrix: np.ndarray) -> tuple[np.ndarray, _Spectra
         power, gradients = _gradients(spectra, parameters.reshape(2, 2) / scale)
         return -power / value, -gradients.sum(axis=0).ravel() / (value * scale)
 
-    solution = scipy.optimize.minimize(misfit, np.zeros(4), jac=True, method="BFGS", options={"maxiter": 40})
+    with warnings.catch_warnings():  # a search that stops early is judged below
+        warnings.filterwarnings("ignore", message="The line search algorithm did not converge")
+        solution = scipy.optimize.minimize(misfit, np.zeros(4), jac=True, method="BFGS", options={"maxiter": 40})
     change = solution.x.reshape(2, 2) / scale
     if np.abs(problem.alpha @ change.T).max() > 3 * max(problem.step):  # it ran away: keep what there was
         return matrix, spectra

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from stemtomo.algorithms.joint.view import View, slices_adjoint, slices_of
 from stemtomo.algorithms.ptychography import solver
-from stemtomo.backend import Array, array_namespace, fft1, fftfreq, ifft1, real_dtype, to_device_of, to_host
+from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of, to_host
 
 
 @dataclass(frozen=True)
@@ -235,30 +235,3 @@ def probe_step(probe: Array, gradient: Array, positions: int, step: float, curva
     moved = probe - probe.dtype.type(step / (2 * curvature * positions)) * gradient
     scale = xp.sqrt(xp.sum(xp.abs(probe) ** 2) / xp.sum(xp.abs(moved) ** 2))
     return (moved * scale).astype(probe.dtype)
-
-
-def shift_step(slices: Array, phase_gradient: Array, illumination: Array, curvature: float) -> np.ndarray:
-    """Return the Gauss-Newton step of the shift (x, y) in px of the whole stack of ``slices`` (slice, Y, X).
-
-    Half of a small change of phase under a pixel turns up in the moduli on the detector, so the curvature of the loss
-    is the illumination times the square of the derivative of the projected phase.
-    """
-    xp = array_namespace(slices)
-    derivatives = [_derivative(slices, axis) for axis in (2, 1)]
-    slope = xp.stack([xp.sum(-d * phase_gradient, dtype=np.float64) for d in derivatives])
-    projected = [d.sum(axis=0, dtype=np.float64) for d in derivatives]
-    normal = xp.stack([xp.stack([xp.sum(illumination * a * b) for b in projected]) for a in projected]) * curvature
-    normal, slope = to_host(normal), to_host(slope)
-    damped = normal + 1e-3 * np.trace(normal) * np.eye(2) + 1e-12 * np.eye(2)
-    return -np.linalg.solve(damped, slope)
-
-
-def _derivative(slices: Array, axis: int) -> Array:
-    """Return the derivative per pixel along ``axis``, exact for band-limited slices."""
-    frequency = fftfreq(slices.shape[axis], 1.0, slices)
-    if slices.shape[axis] % 2 == 0:
-        frequency[slices.shape[axis] // 2] = 0
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    spectrum = fft1(slices.astype(np.result_type(slices.dtype, np.complex64)), axis)
-    return ifft1(spectrum * (2j * math.pi * frequency).reshape(shape), axis).real

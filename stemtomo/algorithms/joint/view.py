@@ -56,6 +56,8 @@ class View:
         First plane of the first slice, and how many slices are kept: planes outside are empty.
     shift_px
         x and y in pixels: where the rotation centre is seen on the object.
+    focus_angstrom
+        What C1 of this tilt is larger by than the probe's.
     """
 
     pose: Pose
@@ -65,6 +67,7 @@ class View:
     first: int
     slices: int
     shift_px: tuple[float, float] = (0.0, 0.0)
+    focus_angstrom: float = 0.0
 
     @classmethod
     def whole(cls, pose: Pose, box: Box, object_yx: tuple[int, int], voxels_per_slice: int) -> View:
@@ -103,9 +106,17 @@ class View:
 
 def slices_of(volume: Array, view: View) -> Array:
     """Return the phase of each slice, (slice, Y, X) in rad, of ``volume`` (z, y, x) in rad per voxel."""
-    xp = array_namespace(volume)
-    laboratory = rotation.to_laboratory(volume, view.pose)
-    planes = laboratory[view.first : view.first + view.slices * view.voxels_per_slice]
+    return slices_from(planes_of(rotation.to_laboratory(volume, view.pose), view), view)
+
+
+def planes_of(laboratory: Array, view: View) -> Array:
+    """Return the planes of the turned volume (z, y, x) that the slices of ``view`` are made of."""
+    return laboratory[view.first : view.first + view.slices * view.voxels_per_slice]
+
+
+def slices_from(planes: Array, view: View) -> Array:
+    """Return the slices (slice, Y, X) that are sums of ``planes``, shifted, on the object's pixels."""
+    xp = array_namespace(planes)
     summed = xp.zeros((view.slices, *planes.shape[1:]), dtype=planes.dtype)
     for offset in range(view.voxels_per_slice):
         part = planes[offset :: view.voxels_per_slice]

@@ -17,7 +17,7 @@ import numpy as np
 
 from stemtomo.algorithms.ptychography import adaptive
 from stemtomo.algorithms.ptychography.adaptive import Geometry, Stack
-from stemtomo.algorithms.ptychography.quasi_newton import Iterate, Point, minimise
+from stemtomo.algorithms.quasi_newton import Iterate, Point, minimise
 from stemtomo.backend import Array, array_namespace, fft2, real_dtype, to_device_of, to_host
 
 #: Share of the peak illumination in the object's inverse curvature.
@@ -76,7 +76,7 @@ def fit_object(
         return sums.loss + penalty, (sums.phase + slope,)
 
     begin = vacuum(stack, data.probe) if phase is None else phase
-    found = minimise(evaluate, (begin,), (_object_scale(geometry, stack, data, where),), iterations)
+    found = minimise(evaluate, (begin,), (object_scale(geometry, stack, data, where),), iterations)
     return Fit(geometry, found.point[0], found.loss / len(where))
 
 
@@ -125,7 +125,7 @@ def fit(
     found = minimise(
         evaluate,
         (begin, *_point(start)),
-        (_object_scale(start, stack, data, where), *_scales(start, stack, data, len(where))),
+        (object_scale(start, stack, data, where), *inverse_curvatures(start, stack, data, len(where))),
         iterations,
         largest_step=(None, _LARGEST_TILT_STEP_RAD, _LARGEST_THICKNESS_STEP * start.slice_thickness_angstrom),
         on_iteration=follow,
@@ -161,7 +161,7 @@ def _geometry_slopes(sums: adaptive.Sums, geometry: Geometry, stack: Stack) -> P
     return slopes[:2], slopes[2:]
 
 
-def _object_scale(geometry: Geometry, stack: Stack, data: Data, where: np.ndarray) -> Array:
+def object_scale(geometry: Geometry, stack: Stack, data: Data, where: np.ndarray) -> Array:
     """Inverse curvature of the object: as many slices move together as there are, so it goes with their square."""
     illumination = adaptive.illumination(data.probe, geometry, stack, where)
     together = stack.slices if stack.tied else 1
@@ -169,7 +169,7 @@ def _object_scale(geometry: Geometry, stack: Stack, data: Data, where: np.ndarra
     return (1 / weight)[None]
 
 
-def _scales(geometry: Geometry, stack: Stack, data: Data, positions: int) -> Point:
+def inverse_curvatures(geometry: Geometry, stack: Stack, data: Data, positions: int) -> Point:
     """Inverse curvatures of tilt and thickness, from how wide the probe's spectrum is."""
     shape, pixel = data.probe.shape[-2:], stack.grid.pixel_angstrom_yx
     ky, kx = (np.fft.fftfreq(n, p) for n, p in zip(shape, pixel, strict=True))

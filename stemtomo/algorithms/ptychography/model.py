@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from stemtomo.algorithms.ptychography.detection import blurred
 from stemtomo.algorithms.ptychography.windows import ObjectGrid
 from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of, together_bytes
 from stemtomo.kernels import patches
@@ -38,6 +39,8 @@ class Model:
         ``None`` where they are the same.
     mask
         (qy, qx) bool, zero frequency first, False where the detector tells nothing; ``None`` is all True.
+    blur_px
+        Standard deviation of the detector's point spread, in its pixels.
     """
 
     grid: ObjectGrid
@@ -46,6 +49,7 @@ class Model:
     kind: ObjectKind = "phase"
     detector_yx: tuple[int, int] | None = None
     mask: Array | None = None
+    blur_px: float = 0.0
 
     @property
     def slices(self) -> int:
@@ -76,13 +80,13 @@ class State:
     """u, (layer, Y, X), one layer per slice or one for all: real, or complex with the absorption as imaginary part."""
     probe: Array
     """Modes, (mode, y, x), strongest first."""
-    extra: dict[str, Array] = field(default_factory=dict)
-    """Further parameters by name."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further parameters by name: arrays, or dicts of them."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What update rules remember, a tree by the name of the parameter; empty at the start."""
 
     @classmethod
-    def start(cls, model: Model, probe: Array, tied: bool = False, extra: dict[str, Array] | None = None) -> State:
+    def start(cls, model: Model, probe: Array, tied: bool = False, extra: dict[str, Any] | None = None) -> State:
         """Return vacuum in every slice (one layer for all if ``tied``) and the probe (y, x) or modes (mode, y, x)."""
         xp = array_namespace(probe)
         dtype = probe.dtype if model.kind == "complex" else real_dtype(probe)
@@ -124,16 +128,28 @@ def transmission_of(state: State, slices: int | None = None) -> Array:
     return xp.broadcast_to(transmission, (slices, *transmission.shape[1:]))
 
 
-def patterns(state: State, model: Model, where: np.ndarray) -> Array:
-    """Return the model's patterns (position, qy, qx), zero frequency first, of the positions ``where``."""
+def patterns(state: State, model: Model, where: np.ndarray, parameters: Sequence[Any] = ()) -> Array:
+    """Return the model's patterns (position, qy, qx), zero frequency first, of the positions ``where``.
+
+    ``parameters`` are those beside object and probe (:mod:`~stemtomo.algorithms.ptychography.parameters`).
+    """
     xp = array_namespace(state.phase)
     modes = len(state.probe)
+    for parameter in parameters:
+        model = parameter.model_at(state.extra[parameter.name], model)
     corners = to_device_of(np.repeat(model.grid.corners[where], modes, axis=0), state.probe)
-    waves = probes_at(state.probe, model.grid, where).reshape(-1, *state.probe.shape[1:])
+    probes = probes_at(state.probe, model.grid, where)
+    for parameter in parameters:
+        probes = parameter.probes(state.extra[parameter.name], probes, model, where)
+    waves = probes.reshape(-1, *state.probe.shape[1:])
     transmission = transmission_of(state, model.slices)
     spectra, _ = multislice.forward(waves, transmission, corners, model.propagators)
     intensity = (xp.square(spectra.real) + xp.square(spectra.imag)).reshape(-1, modes, *spectra.shape[1:]).sum(axis=1)
-    return seen_by_detector(intensity, model.detector_yx)
+    seen = seen_by_detector(blurred(intensity, model.blur_px), model.detector_yx)
+    for parameter in parameters:
+        background = parameter.background(state.extra[parameter.name])
+        seen = seen if background is None else seen + background
+    return seen
 
 
 def seen_by_detector(patterns: Array, detector_yx: tuple[int, int] | None) -> Array:

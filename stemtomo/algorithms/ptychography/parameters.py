@@ -43,6 +43,10 @@ class Parameter:
         """Return electrons per pixel (qy, qx) that the detector counts beside the waves, if this is that."""
         return None
 
+    def probes(self, value: Any, probes: Array, model: Model, where: np.ndarray) -> Array:
+        """Return the modes (position, mode, y, x) on the first slice at ``value``, from those that all share."""
+        return probes
+
     def zero(self, value: Array) -> Any:
         """Return the empty sums: a tree of arrays that is added to in place."""
         return {"gradient": array_namespace(value).zeros_like(value)}
@@ -55,6 +59,13 @@ class Parameter:
 
     def on_chunk(self, sums: Any, value: Array, model: Model, chunk: Chunk) -> None:
         """Add what the gradient of the waves on the first slice contributes."""
+
+    def over_parts(self, value: Array, sums: Any) -> Any:
+        """Return what adds up over parts: the ``sums`` if shared; what :meth:`step` needs of all parts if local.
+
+        Of a local parameter it comes back as the entry ``over_parts`` of the part's own ``sums``.
+        """
+        return sums if self.shared else None
 
     def step(self, value: Array, sums: Any, memory: Any, positions: int) -> tuple[Array, Any]:
         """Return the next value and what is to be remembered, from the ``sums`` over ``positions`` positions."""

@@ -73,15 +73,34 @@ def affine_fit(told: np.ndarray, refined: np.ndarray) -> Affine:
     return Affine(solution[:2].T, solution[2])
 
 
+def gauge_sums(moved: np.ndarray, told: np.ndarray, affine: bool) -> dict[str, np.ndarray]:
+    """Return the normal equations of the gauge of displacements ``moved`` (position, 2): sums that add up over parts.
+
+    The gauge is the mean displacement; with ``affine``, all that an affine map of the positions ``told`` explains.
+    """
+    basis = _basis(told, affine)
+    return {"normal": basis.T @ basis, "right": basis.T @ moved}
+
+
+def without_gauge(moved: np.ndarray, told: np.ndarray, sums: dict[str, np.ndarray], affine: bool) -> np.ndarray:
+    """Return the displacements ``moved`` (position, 2) of a part less the gauge that ``sums`` over all parts tell."""
+    # Unit diagonal: lengths of a scan in Å beside ones would spoil the condition. A scan of one row has no slope
+    # along y, and the least-squares solution leaves it at zero.
+    size = np.sqrt(np.diagonal(sums["normal"]))
+    size = np.where(size > 0, size, 1.0)
+    normal = sums["normal"] / np.outer(size, size)
+    solution = np.linalg.lstsq(normal, sums["right"] / size[:, None], rcond=1e-10)[0] / size[:, None]
+    return moved - _basis(told, affine) @ solution
+
+
 def without_gauges(moved: np.ndarray, told: np.ndarray, affine: bool) -> np.ndarray:
     """Return the displacements ``moved`` (position, 2) less their mean, and less their affine part if ``affine``."""
-    if not affine:
-        return moved - moved.mean(axis=0)
-    return moved - np.column_stack([told, np.ones(len(told))]) @ _affine_of(moved, told)
+    return without_gauge(moved, told, gauge_sums(moved, told, affine), affine)
 
 
-def _affine_of(moved: np.ndarray, told: np.ndarray) -> np.ndarray:
-    return np.linalg.lstsq(np.column_stack([told, np.ones(len(told))]), moved, rcond=None)[0]
+def _basis(told: np.ndarray, affine: bool) -> np.ndarray:
+    ones = np.ones((len(told), 1))
+    return np.hstack([told, ones]) if affine else ones
 
 
 def moved_grid(grid: ObjectGrid, moved_angstrom: np.ndarray) -> ObjectGrid:
@@ -105,6 +124,8 @@ class Positions(Parameter):
         No position moves by more at once.
     keep_affine
         Whether an affine change of the scan may stay; a free one trades with defocus.
+    usual_curvature
+        Median of the curvature over all parts; that of these positions unless given.
     """
 
     name = "positions"
@@ -117,11 +138,14 @@ class Positions(Parameter):
         damping: float = 0.5,
         largest_step_angstrom: float = 0.05,
         keep_affine: bool = False,
+        usual_curvature: float | None = None,
     ) -> None:
         self.told, self.damping = told_angstrom, damping
         self.largest, self.keep_affine = largest_step_angstrom, keep_affine
         # Where there is nothing to see a position by it stays, by a floor of a tenth of what is usual.
-        usual = float(array_namespace(curvature).median(curvature[:, (0, 1), (0, 1)]))
+        usual = usual_curvature
+        if usual is None:
+            usual = float(array_namespace(curvature).median(curvature[:, (0, 1), (0, 1)]))
         self.curvature = curvature + to_device_of(_FLOOR * usual * np.eye(2), curvature)
 
     def start(self, like: Array) -> Array:
@@ -149,16 +173,23 @@ class Positions(Parameter):
         sums["gradient"][chunk.where] += -2 * np.pi * moments[:, :2].reshape(-1, chunk.modes, 2).sum(axis=1)
         sums["met"][chunk.where] += 1
 
+    def over_parts(self, value: Array, sums: Any) -> Any:
+        """Return the gauge's sums of where the positions of this part would go."""
+        return gauge_sums(to_host(self._moved(value, sums)), self.told, affine=not self.keep_affine)
+
     def step(self, value: Array, sums: Any, memory: Any, positions: int) -> tuple[Array, Any]:
         """Return the displacements after one damped Gauss-Newton step of the positions that were met."""
+        moved = to_host(self._moved(value, sums))
+        gauge = sums.get("over_parts") or gauge_sums(moved, self.told, affine=not self.keep_affine)
+        return to_device_of(without_gauge(moved, self.told, gauge, affine=not self.keep_affine), value), memory
+
+    def _moved(self, value: Array, sums: Any) -> Array:
         xp = array_namespace(value)
         met = xp.flatnonzero(sums["met"])
         step = xp.linalg.solve(self.curvature[met], sums["gradient"][met][..., None])[..., 0]
-        step = xp.clip(-self.damping * step, -self.largest, self.largest)
         moved = value.copy()
-        moved[met] += step
-        free = without_gauges(to_host(moved), self.told, affine=not self.keep_affine)
-        return to_device_of(free, value), memory
+        moved[met] += xp.clip(-self.damping * step, -self.largest, self.largest)
+        return moved
 
 
 def seen_curvature(state: State, model: Model, step_angstrom: float = 0.02) -> Array:

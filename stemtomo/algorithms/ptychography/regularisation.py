@@ -17,15 +17,21 @@ def blurred_along_beam(phase: Array, width_slices: float) -> Array:
     count = len(phase)
     if count == 1 or width_slices <= 0:
         return phase
-    xp = array_namespace(phase)
+    return (blur_matrix(count, width_slices, phase) @ phase.reshape(count, -1)).reshape(phase.shape)
+
+
+def blur_matrix(count: int, width_slices: float, like: Array) -> Array:
+    """Return that blur as a matrix (slice, slice) in the real precision of ``like``; its transpose is the adjoint."""
+    xp = array_namespace(like)
+    if width_slices <= 0:
+        return xp.eye(count, dtype=like.real.dtype)
     reach = max(1, math.ceil(4 * width_slices))
     taps = [math.exp(-0.5 * (offset / width_slices) ** 2) for offset in range(-reach, reach + 1)]
     rows = [[0.0] * count for _ in range(count)]
     for slice_index in range(count):
         for offset, tap in zip(range(-reach, reach + 1), taps, strict=True):
             rows[slice_index][min(max(slice_index + offset, 0), count - 1)] += tap / sum(taps)
-    matrix = xp.asarray(rows, dtype=phase.real.dtype)
-    return (matrix @ phase.reshape(count, -1)).reshape(phase.shape)
+    return xp.asarray(rows, dtype=like.real.dtype)
 
 
 def depth_blur_angstrom(wavelength: float, semiangle_rad: float) -> float:

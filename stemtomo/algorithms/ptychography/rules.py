@@ -7,10 +7,13 @@ which apply it to their windows stay equal where they overlap.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from stemtomo.algorithms.ptychography.model import Gradients, State
-from stemtomo.backend import Array, array_namespace
+from stemtomo.backend import Array, array_namespace, real_dtype
+
+#: Largest step of Adam: radians over all slices, and shares of the probe's rms amplitude; and its floor.
+_ADAM_RADIAN, _ADAM_PROBE, _ADAM_FLOOR = 0.4, 0.3, 1e-3
 
 
 class Rule(Protocol):
@@ -62,6 +65,90 @@ class Nesterov:
         return value + self.momentum * momentum - change, {"momentum": momentum}
 
 
+@dataclass(frozen=True)
+class LeastSquares:
+    """Preconditioned gradient whose length along every layer solves a least-squares problem of the batch.
+
+    Along the direction D (that of :class:`Nesterov`), the linearised waves change by t D psi, so that the best length
+    is -<G, D> over the curvature 2 sum |D|² N of all positions together; both are made of sums, so that no wave is
+    propagated again and parts add up. The original has a length for every position and averages them, weighted.
+    Source: Odstrčil, Menzel and Guizar-Sicairos, Opt. Express 26, 3108 (2018), eqs. 22 to 25.
+    """
+
+    step: float = 1.0
+    probe_step: float = 0.5
+    damping: float = 0.1
+    curvature: float = 1.0
+
+    def object_step(self, state: State, sums: Gradients, peak: float, slices: int) -> State:
+        """Return the state with the object moved."""
+        xp = array_namespace(state.phase)
+        shared = slices // len(state.phase)
+        direction = -precondition(sums, self.damping, peak, self.curvature)
+        length = [
+            _ratio(
+                -float(xp.vdot(slope, along).real),
+                2 * self.curvature * float(xp.vdot(along * sums.illumination, along).real),
+            )
+            for slope, along in zip(sums.phase, direction, strict=True)
+        ]
+        factors = xp.asarray(length, dtype=real_dtype(state.phase))[:, None, None]
+        phase = state.phase + (self.step / (slices * shared)) * factors * direction
+        return replace(state, phase=phase)
+
+    def probe_step_of(self, state: State, sums: Gradients) -> State:
+        """Return the state with the probe moved."""
+        # With |t| = 1 the least-squares length of the probe's step is that of the number of positions.
+        return replace(
+            state, probe=state.probe - (self.probe_step / (2 * self.curvature * sums.positions)) * sums.probe
+        )
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Gradient over the root of its mean square, element by element, with momentum.
+
+    Every lit pixel moves by up to ``step`` x 0.4 rad / slices, however bright it is; pixels with less than about one
+    percent of the peak illumination are held back, since noise would move them as fast as the rest. The probe moves by
+    up to ``probe_step`` times its root mean square amplitude, times 0.3. Source: Kingma and Ba, arXiv 1412.6980 (2014).
+    """
+
+    step: float = 1.0
+    probe_step: float = 0.1
+    first: float = 0.8
+    second: float = 0.95
+    dark: float = 0.01
+
+    def object_step(self, state: State, sums: Gradients, peak: float, slices: int) -> State:
+        """Return the state with the object moved."""
+        change, memory = self._change(sums.phase, state.memory.get("object"))
+        lit = sums.illumination / (sums.illumination + self.dark * peak)
+        rate = _ADAM_RADIAN * self.step / slices
+        return replace(state, phase=state.phase - rate * lit * change, memory={**state.memory, "object": memory})
+
+    def probe_step_of(self, state: State, sums: Gradients) -> State:
+        """Return the state with the probe moved."""
+        xp = array_namespace(state.probe)
+        change, memory = self._change(sums.probe, state.memory.get("probe"))
+        rate = _ADAM_PROBE * self.probe_step * float(xp.sqrt(xp.mean(xp.square(xp.abs(state.probe)))))
+        return replace(state, probe=state.probe - rate * change, memory={**state.memory, "probe": memory})
+
+    def _change(self, gradient: Array, memory: dict[str, Any] | None) -> tuple[Array, dict[str, Any]]:
+        xp = array_namespace(gradient)
+        last = memory or {"mean": xp.zeros_like(gradient), "square": xp.zeros(gradient.shape, real_dtype(gradient))}
+        rounds = int(last.get("rounds", 0)) + 1
+        mean = self.first * last["mean"] + (1 - self.first) * gradient
+        size = gradient.real**2 + gradient.imag**2 if xp.iscomplexobj(gradient) else gradient**2
+        square = self.second * last["square"] + (1 - self.second) * size
+        root = xp.sqrt(square / (1 - self.second**rounds))
+        change = mean / ((1 - self.first**rounds) * (root + _ADAM_FLOOR * root.max()))
+        return change, {"mean": mean, "square": square, "rounds": rounds}
+
+
 def precondition(sums: Gradients, damping: float, peak: float, curvature: float) -> Array:
     """Return the object's gradient over twice its curvature, (layer, Y, X)."""
     return sums.phase / (2 * curvature * ((1 - damping) * sums.illumination + damping * peak))
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below > 0 else 0.0

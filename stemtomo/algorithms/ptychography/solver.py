@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from stemtomo.algorithms.ptychography import detection
 from stemtomo.algorithms.ptychography.model import (
     CURVATURE,
     Gradients,
@@ -86,6 +87,8 @@ def gradients(
     for start in range(0, len(batch), chunk):
         where = batch[start : start + chunk]
         probes = probes_at(state.probe, model.grid, where) if alike is None else alike[: len(where)]
+        for parameter in parameters:
+            probes = parameter.probes(state.extra[parameter.name], probes, model, where)
         waves = probes.reshape(-1, *probes.shape[2:])
         corners = to_device_of(np.repeat(model.grid.corners[where], modes, axis=0), state.probe)
         patches.illuminate(waves, corners, lit)
@@ -148,6 +151,8 @@ def solve(
     parameters: Sequence[Parameter] = (),
     parameters_start: int = 0,
     regularise: Callable[[State, int], State] | None = None,
+    after_epoch: Callable[[State, int], State] | None = None,
+    where: np.ndarray | None = None,
     on_epoch: Callable[[int, float, State], bool | None] | None = None,
     first_epoch: int = 0,
 ) -> tuple[State, list[float]]:
@@ -163,12 +168,17 @@ def solve(
         Parameters beside object and probe, and the first epoch in which they move.
     regularise
         Called after every update with the state and the epoch; returns the state to go on with.
+    after_epoch
+        The same, called after the last update of every epoch.
+    where
+        Sorted indices of the positions that take part; all unless given.
     on_epoch
         Called after every epoch; the loop ends early where it returns True.
     first_epoch
         Epoch to begin with, when ``state`` comes from a checkpoint.
     """
     losses: list[float] = []
+    taking_part = np.arange(len(counts)) if where is None else where
     for epoch, (rule, count) in enumerate(zip(rules, batches, strict=True)):
         if epoch < first_epoch:
             continue
@@ -176,13 +186,15 @@ def solve(
             state = untied(state, model.slices)
         moving = parameters if epoch >= parameters_start else ()
         total, seen = 0.0, 0
-        for batch in spread_batches(len(counts), count, seed + epoch):
-            sums = gradients(state, model, counts, batch, parameters)
+        for batch in spread_batches(len(taking_part), count, seed + epoch):
+            sums = gradients(state, model, counts, taking_part[batch], parameters)
             state = update(state, sums, rule, epoch >= probe_start, slices=model.slices, parameters=moving)
             if regularise is not None:
                 state = regularise(state, epoch)
             total, seen = total + sums.loss, seen + sums.positions
         state = orthogonal_modes(state)
+        if after_epoch is not None:
+            state = after_epoch(state, epoch)
         losses.append(total / seen)
         if on_epoch is not None and on_epoch(epoch, losses[-1], state):
             break
@@ -207,10 +219,11 @@ def _residual(
     """Turn ``spectra`` into the loss's gradient; return the loss per position."""
     lights = [(p.name, p.background(state.extra[p.name])) for p in parameters]
     name, background = next(((name, light) for name, light in lights if light is not None), ("", None))
-    return patches.residual(
+    return detection.residual(
         spectra,
         counts,
         model.loss,
+        model.blur_px,
         where=to_device_of(np.ascontiguousarray(where, dtype=np.int64), spectra),
         modes=len(state.probe),
         mask=model.mask,

@@ -26,6 +26,41 @@ class AtomSettings(Section):
     threshold: float = Field(
         default=0.25, gt=0, lt=1, description="Faintest maximum that is an atom, as a fraction of the bright ones."
     )
+    margin_angstrom: NonNegative = Field(
+        default=0.0,
+        description="Maxima closer than this to a face of the volume, which may cut the atom, are left out.",
+    )
+    upsampling: Count = Field(
+        default=1, description="Samples per voxel along each axis, interpolated within the band of the volume."
+    )
+    deconvolution_angstrom: NonNegative = Field(
+        default=0.0,
+        description="Width (sigma) in Å of an atom, which is deconvolved to a sharper one before maxima are searched; "
+        "0 for none. For atoms that run into one another.",
+    )
+    deconvolution_noise: float = Field(
+        default=0.01,
+        gt=0,
+        le=1,
+        description="Power of the noise over that of sharp atoms, for the deconvolution; the smaller, the sharper.",
+    )
+    fit: Literal["gaussian", "polynomial"] = Field(
+        default="gaussian", description="Fit of each maximum: a Gaussian, or a polynomial of fourth order."
+    )
+    block_voxels: Count | None = Field(
+        default=None,
+        description="Edge in voxels of the blocks that the volume is traced in; as large as memory allows, if not "
+        "given. It does not change the atoms.",
+    )
+    non_atoms: bool = Field(
+        default=False,
+        description="Look for one class more than there are species, and leave the faintest out as no atoms.",
+    )
+    reclassify_radius_angstrom: NonNegative = Field(
+        default=0.0,
+        description="Compare each atom's profile in the volume with the mean profiles of the species within this "
+        "distance in Å (10 is usual), for brightness that drifts through the specimen; 0 for one level everywhere.",
+    )
     refine: bool = Field(
         default=True, description="Refine positions and intensities against the projections, as Gaussian atoms."
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stemtomo.pipeline.experiment import Count, NonNegative, Positive, Section
 
@@ -59,9 +59,16 @@ class JointSettings(Section):
     )
     probe_step: NonNegative = Field(default=0.1, description="Step of the probe.")
     refine_shifts: bool = Field(default=False, description="Refine the shift of every tilt after the first sweeps.")
+    refine_focus: bool = Field(default=False, description="Refine C1 of every tilt, while tilts are cut into slices.")
+    refine_angles: bool = Field(
+        default=False, description="Refine the three angles of every tilt, while tilts are cut into slices."
+    )
     positivity: bool = Field(default=True, description="Keep the potential non-negative.")
     soft_threshold_rad: NonNegative = Field(
         default=0.0, description="Penalty on every voxel in rad per sweep: takes a faint haze away."
+    )
+    tv_weight_rad: NonNegative = Field(
+        default=0.0, description="Weight of the total variation in rad per voxel, after every epoch."
     )
     element_width_px: float = Field(
         default=0.0,
@@ -72,6 +79,11 @@ class JointSettings(Section):
     support: Literal["auto", "none"] = Field(
         default="auto", description="Where the volume may be: around what the first sweeps show, or everywhere."
     )
+    check_tilt_sign: bool = Field(
+        default=False,
+        description="Reconstruct both hands shortly and say whether the signs of the tilts fit: a wrong one mirrors "
+        "the volume in z at a loss that is only slightly higher.",
+    )
     tiles: Count | None = Field(
         default=None, description="Parts that the positions of a tilt are cut into; by their number if not given."
     )
@@ -81,3 +93,11 @@ class JointSettings(Section):
     precision: Literal["single", "double"] = Field(default="single", description="Of volume and waves.")
     seed: int = Field(default=0, ge=0, description="Seed of the order of tilts and batches.")
     checkpoint_every: Count = Field(default=2, description="Epochs between two checkpoints.")
+
+    @model_validator(mode="after")
+    def _propagation_tells_the_hand(self) -> Self:
+        if self.check_tilt_sign and self.single_slice:
+            raise ValueError(
+                "check_tilt_sign needs propagation through the specimen, and single_slice has none: set one to false"
+            )
+        return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,11 @@ class PtychographySettings(Section):
         "of lambda / alpha² if not given.",
     )
     probe_modes: Count = Field(default=1, description="Modes of the probe, for partial coherence.")
+    rule: Literal["nesterov", "lsqml", "adam", "lbfgs"] = Field(
+        default="nesterov",
+        description="How object and probe move: preconditioned gradient with momentum; with lengths by least squares; "
+        "Adam; or nesterov first, then L-BFGS in the settling epochs.",
+    )
     step: Positive = Field(default=1.0, description="Step of the preconditioned gradient of the object.")
     probe_step: NonNegative = Field(default=0.1, description="Step of the preconditioned gradient of the probe.")
     momentum: float = Field(default=0.5, ge=0, lt=1, description="Momentum of object and probe (Nesterov).")
@@ -78,6 +83,11 @@ class PtychographySettings(Section):
     mistilt_iterations: Count = Field(
         default=80, description="Most iterations of that over a quarter of these patterns; it ends when nothing moves."
     )
+    mistilt_map_smoothing_angstrom: Positive | None = Field(
+        default=None,
+        description="Find a mistilt for every position, smooth over this distance, for bent crystals and grains; every "
+        "epoch is then an iteration of that search, with tied slices and the probe as it is told.",
+    )
     refine_positions_from_epoch: int | None = Field(
         default=None, ge=0, description="First epoch that refines the probe positions; never if not given."
     )
@@ -86,7 +96,71 @@ class PtychographySettings(Section):
         description="Let scale, rotation and shear of the scan change too, in the last third of these epochs; they "
         "trade with defocus.",
     )
+    background: Literal["none", "uniform", "pixels"] = Field(
+        default="none",
+        description="Electrons that the detector counts beside the waves: refined as one number, or pixel by pixel.",
+    )
+    background_from_epoch: int = Field(default=5, ge=0, description="First epoch that refines the background.")
+    detector_blur_px: NonNegative = Field(
+        default=0.0, description="Standard deviation of the detector's point spread, in its pixels."
+    )
+    mask_bad_pixels: bool = Field(
+        default=True, description="Leave out pixels that a calibration of the tilt has found dead or hot."
+    )
+    probe_variations: int = Field(
+        default=0, ge=0, le=9, description="Modes in which the probe may vary along the scan (OPR)."
+    )
+    probe_variations_from_epoch: int = Field(default=8, ge=0, description="First epoch that refines these.")
+    held_out: float = Field(
+        default=0.0, ge=0, le=0.5, description="Share of the patterns that are not fitted but tell when to stop."
+    )
+    held_out_patience: Count = Field(
+        default=5, description="Epochs without a lower loss of held-out patterns after which the best one is taken."
+    )
+    positive_phase: bool = Field(default=False, description="No phase below zero in any slice.")
+    amplitude_limits: tuple[Positive, Positive] | None = Field(
+        default=None, description="Bounds of |t| in every slice of a complex object, such as [0.9, 1.02]."
+    )
+    tv_weight_rad: NonNegative = Field(
+        default=0.0, description="Weight of the total variation of the phase of a slice, applied after every epoch."
+    )
+    kz_filter: NonNegative = Field(
+        default=0.0,
+        description="Strength of the filter of high frequencies along the beam at low ones across it, as used "
+        "elsewhere; the blur depth_blur_angstrom is there without it.",
+    )
+    vacuum_percentile: float | None = Field(
+        default=None, ge=0, le=100, description="Percentile of the phase of lit pixels that is zero in every slice."
+    )
+    notch_scan_raster: bool = Field(
+        default=False,
+        description="Take the frequencies of the scan's raster out of the object, and what the specimen has there.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the order of the batches.")
+    tiles: Literal["auto"] | tuple[Count, Count] = Field(
+        default="auto",
+        description="Tiles [rows, columns] into which the scan of a tilt is cut, over all workers; as few as fit "
+        "the workers where a tilt does not fit one, if auto. The result does not depend on it beyond rounding.",
+    )
+    frames: Literal["auto", "memory", "store"] = Field(
+        default="auto",
+        description="Where the patterns of tiles are: held in memory, or read from the store whenever they are needed; "
+        "held if they fit, if auto.",
+    )
+    batch_block: Count = Field(
+        default=1,
+        description="Edge, in scan positions, of the squares of neighbours that batches are made of. 8, the chunk of "
+        "the store, reads every pattern of a scan that is not in memory once in an epoch instead of once in a batch.",
+    )
+    checkpoint_every: Count = Field(default=5, description="Epochs between two checkpoints of a tilt.")
+    memory_gib: Positive | None = Field(
+        default=None,
+        description="Memory of all workers together that auto may fill; what they have, or resources.memory_gib, if "
+        "not given.",
+    )
+
+    #: What changes where and how a result is computed, but not the result.
+    HOW: ClassVar[frozenset[str]] = frozenset({"tiles", "frames", "checkpoint_every", "memory_gib"})
 
     def settling_of(self, epochs: int) -> int:
         """Return the whole-scan epochs at the end of ``epochs``."""
@@ -102,6 +176,12 @@ class PtychographySettings(Section):
     def _thickness_known(self) -> PtychographySettings:
         if self.slices > 1 and self.slice_thickness_angstrom is None:
             raise ValueError("slice_thickness_angstrom is needed for more than one slice")
+        if self.amplitude_limits is not None and not self.amplitude_limits[0] < self.amplitude_limits[1]:
+            raise ValueError("amplitude_limits are [least, largest] |t|, the first below the second")
+        if self.amplitude_limits is not None and self.object == "phase":
+            raise ValueError('amplitude_limits need object = "complex": a phase object has |t| = 1')
         if (self.refine_mistilt or self.refine_thickness) and self.slices < 3:
             raise ValueError("refine_mistilt and refine_thickness need at least 3 slices: one slice has no depth")
+        if self.mistilt_map_smoothing_angstrom is not None and self.slices < 3:
+            raise ValueError("mistilt_map_smoothing_angstrom needs at least 3 slices: one slice has no depth")
         return self

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from stemtomo.algorithms.atoms.classification import classify, order_by_atomic_number
+from stemtomo.algorithms.atoms.classification import atoms_and_others, classify, order_by_atomic_number
+from stemtomo.algorithms.atoms.reclassification import reclassify_locally
 from stemtomo.errors import ConfigurationError
 
 
@@ -44,3 +45,43 @@ def test_more_classes_than_intensities_are_refused():
 
 def test_symbols_follow_their_atomic_numbers():
     assert order_by_atomic_number(("Au", "Cu"), (79, 29)) == ("Cu", "Au")
+
+
+def drifting(drift):
+    """Return positions, profiles and classes of atoms brighter by ``drift`` at one side than at the other."""
+    rng = np.random.default_rng(5)
+    positions = rng.uniform(-25, 25, (3000, 3))
+    truth = rng.integers(0, 2, len(positions))
+    brightness = np.array([1.0, 1.5])[truth] * (1 + drift * (positions[:, 0] / 50 + 0.5))
+    shape = np.exp(-0.5 * np.linspace(0, 2, 20) ** 2)
+    return positions, brightness[:, None] * shape + rng.normal(0, 0.1, (len(positions), 20)), truth
+
+
+def test_profiles_tell_species_apart_where_brightness_drifts():
+    positions, profiles, truth = drifting(0.5)
+    start = classify(profiles.sum(axis=1), 2).labels
+    found = reclassify_locally(positions, profiles, start, radius_angstrom=10)
+    assert (start == truth).mean() < 0.94
+    assert (found.labels == truth).mean() > 0.995
+    assert found.flips[-1] == 0 or len(set(found.flips[-5:])) == 1
+
+
+def test_the_confidence_is_the_share_that_is_right():
+    positions, profiles, truth = drifting(0.0)
+    profiles += np.random.default_rng(6).normal(0, 0.7, profiles.shape)
+    found = reclassify_locally(positions, profiles, classify(profiles.sum(axis=1), 2).labels, radius_angstrom=15)
+    assert found.confidence.mean() == pytest.approx((found.labels == truth).mean(), abs=0.04)
+    doubtful = found.confidence < 0.8
+    assert (found.labels == truth)[doubtful].mean() < 0.85
+
+
+def test_arrays_of_different_atoms_are_refused():
+    with pytest.raises(ConfigurationError, match="4 positions, 3 profiles and 4 labels"):
+        reclassify_locally(np.zeros((4, 3)), np.zeros((3, 5)), np.zeros(4, int))
+
+
+def test_a_fainter_class_is_no_atoms():
+    rng = np.random.default_rng(2)
+    values = np.concatenate([rng.normal(30, 5, 200), rng.normal(100, 6, 300), rng.normal(180, 6, 100)])
+    found = atoms_and_others(values, 2)
+    np.testing.assert_array_equal(found, np.arange(600) >= 200)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stemtomo.algorithms.atoms.scoring import confusion_matrix, match_atoms, mirrored
+from stemtomo.algorithms.atoms.scoring import confusion_matrix, deviation_over_depth, match_atoms, mirrored
 from stemtomo.errors import ConfigurationError
 
 DATA = Path(os.environ.get("STEMTOMO_DATA", Path(__file__).parents[4] / "shared" / "data"))
@@ -117,3 +117,12 @@ def test_published_scores_of_a_metallic_glass_are_reproduced(run, matched, rmsd_
     match = match_atoms(models[f"traced_vox_{run}"] * 0.347, models["final_atoms_A"], 1.5)
     assert len(match.found) == pytest.approx(matched, abs=6)
     assert match.rmsd_angstrom * 100 == pytest.approx(rmsd_pm, rel=0.01)
+
+
+def test_deviation_is_told_in_layers_of_depth():
+    truth = np.array([[0, 0, z] for z in (-8.0, -7.0, 0.0, 1.0, 8.0)])
+    found = truth + np.array([[0.3, 0, 0], [-0.3, 0, 0], [0, 0.1, 0], [0, -0.1, 0], [0, 0, 0]])
+    layers = deviation_over_depth(match_atoms(found, truth, 0.75), truth)
+    assert layers["z_angstrom"] == [-8.0, 0.0, 8.0]
+    assert layers["atoms"] == [2, 2, 1]
+    np.testing.assert_allclose(layers["rmsd_pm"], [30, 10, 0], atol=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from stemtomo.algorithms.atoms import fitting, tracing
+from stemtomo.algorithms.atoms import fitting, peaks, thresholds, tracing
 from stemtomo.algorithms.atoms.scoring import match_atoms
 from stemtomo.errors import ConfigurationError, FormatError
 
@@ -73,23 +73,23 @@ def test_intensities_tell_two_species_apart():
 def test_the_threshold_is_blind_to_thousands_of_maxima_of_noise():
     rng = np.random.default_rng(2)
     noise, light, heavy = rng.exponential(1.0, 20_000), rng.normal(60, 4, 80), rng.normal(150, 8, 200)
-    level = tracing.bright_level(np.concatenate([noise, light, heavy]), 0.25)
+    level = thresholds.bright_level(np.concatenate([noise, light, heavy]), 0.25)
     assert level == pytest.approx(np.percentile(np.concatenate([light, heavy]), 95))
-    assert tracing.bright_level(np.zeros(5), 0.25) == 0
+    assert thresholds.bright_level(np.zeros(5), 0.25) == 0
 
 
 def test_the_threshold_falls_into_the_gap_between_streaks_and_light_atoms():
     rng = np.random.default_rng(3)
     streaks, light, heavy = rng.uniform(1, 30, 500), rng.uniform(40, 50, 80), rng.uniform(150, 190, 200)
     everything = np.concatenate([streaks, light, heavy])
-    assert 0.25 * tracing.bright_level(everything, 0.25) > 45
-    assert streaks.max() < tracing.faintest_level(everything, 0.25) < light.min()
+    assert 0.25 * thresholds.bright_level(everything, 0.25) > 45
+    assert streaks.max() < thresholds.faintest_level(everything, 0.25) < light.min()
 
 
 def test_noise_that_overlaps_the_atoms_is_cut_in_the_valley():
     rng = np.random.default_rng(4)
     noise, atoms = rng.exponential(0.08, 2000), rng.normal(0.75, 0.12, 200)
-    level = tracing.faintest_level(np.concatenate([noise, atoms]), 0.25)
+    level = thresholds.faintest_level(np.concatenate([noise, atoms]), 0.25)
     assert (atoms > level).mean() > 0.97
     assert (noise > level).sum() < 0.08 * len(atoms)
 
@@ -98,28 +98,28 @@ def test_the_valley_is_that_below_the_lightest_species():
     rng = np.random.default_rng(5)
     noise, light, heavy = rng.exponential(1.5, 2000), rng.normal(40, 3, 80), rng.normal(100, 4, 200)
     everything = np.concatenate([noise, light, heavy])
-    assert noise.max() < tracing.faintest_level(everything, 0.25) < light.min()
+    assert noise.max() < thresholds.faintest_level(everything, 0.25) < light.min()
 
 
 def test_a_light_species_that_touches_the_noise_is_kept():
     rng = np.random.default_rng(6)
     noise, light, heavy = rng.exponential(4.5, 3300), rng.normal(66, 16, 79), rng.normal(232, 18, 218)
-    level = tracing.faintest_level(np.concatenate([noise, light, heavy]), 0.25)
+    level = thresholds.faintest_level(np.concatenate([noise, light, heavy]), 0.25)
     assert (light > level).mean() > 0.9
     assert (noise > level).sum() < 0.02 * 297
 
 
 def test_the_threshold_stays_where_intensities_leave_no_gap():
     everything = np.concatenate([np.linspace(1, 150, 3000), np.full(3000, 200.0)])
-    assert tracing.faintest_level(everything, 0.25) == pytest.approx(50)
+    assert thresholds.faintest_level(everything, 0.25) == pytest.approx(50)
 
 
 def test_of_two_maxima_too_close_the_stronger_stays():
     positions = np.array([[0.0, 0, 0], [1.0, 0, 0], [2.0, 0, 0], [9.0, 0, 0]])
-    kept = tracing.separate(positions, np.array([1.0, 3.0, 2.0, 0.5]), 1.5)
+    kept = peaks.separate(positions, np.array([1.0, 3.0, 2.0, 0.5]), 1.5)
     assert kept.tolist() == [1, 3]
     # The middle one is gone, so the two outer ones no longer disturb each other.
-    assert tracing.separate(positions, np.array([3.0, 1.0, 2.0, 0.5]), 1.5).tolist() == [0, 2, 3]
+    assert peaks.separate(positions, np.array([3.0, 1.0, 2.0, 0.5]), 1.5).tolist() == [0, 2, 3]
 
 
 def test_an_atom_cut_by_the_face_of_the_volume_does_not_disturb_the_rest():
@@ -137,14 +137,14 @@ def test_an_integral_does_not_jump_as_the_atom_moves():
     sums = []
     for shift in shifts:
         volume = gaussians(np.array([[shift * VOXEL, 0, 0]]), np.ones(1), 0.4, count=24)
-        sums.append(tracing.integrate(volume, np.array([[12.0, 12.0, 12.0 + shift]]), 2.0)[0])
+        sums.append(peaks.integrate(volume, np.array([[12.0, 12.0, 12.0 + shift]]), 2.0)[0])
     assert np.ptp(sums) < 0.02 * np.mean(sums)
 
 
 def test_fits_do_not_depend_on_how_many_are_made_together(monkeypatch):
     positions, intensity = particle()
     volume = gaussians(positions, intensity, 0.4, noise=0.02).astype(np.float32)
-    centres = tracing.local_maxima(volume, 2.0)[:30]
+    centres = peaks.local_maxima(volume, 2.0)[:30]
     together = fitting.fit_gaussians(volume, centres, 2.0)
     monkeypatch.setattr(fitting, "_CHUNK", 7)
     np.testing.assert_allclose(fitting.fit_gaussians(volume, centres, 2.0).centres, together.centres, atol=1e-5)

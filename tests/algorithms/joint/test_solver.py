@@ -83,23 +83,6 @@ def test_steps_on_one_view_lower_the_loss_until_noise_is_left():
     assert losses[-1] < loss_at(truth, seen)["loss"]
 
 
-def test_the_step_of_the_shift_points_to_where_the_specimen_is():
-    _, seen = scene("amplitude")
-    z, y, x = np.indices(BOX.shape_zyx) - 8
-    volume = 0.3 * np.exp(-(z**2 + y**2 + x**2) / 8.0)
-    there = View(VIEW.pose, BOX, GRID.shape_yx, 4, 0, 4, (0.3, -0.2))
-    model = seen.model
-    slices = solver.start_slices(volume, there, solver.Constraint())
-    exact = solver.Patterns(model, patterns(State(slices, PROBE), model, np.arange(9)), np.arange(9))
-    shift = np.zeros(2)
-    for _ in range(12):
-        view = View(VIEW.pose, BOX, GRID.shape_yx, 4, 0, 4, tuple(shift))
-        slices = solver.start_slices(volume, view, solver.Constraint())
-        sums = solver.gradients(exact, slices, PROBE)
-        shift = shift + solver.shift_step(slices, sums["phase"], sums["illumination"], 1.0)
-    np.testing.assert_allclose(shift, (0.3, -0.2), atol=0.01)
-
-
 def test_what_a_constraint_leaves_obeys_it():
     values = np.random.default_rng(2).normal(size=(6, 6, 6))
     support = np.random.default_rng(3).random((6, 6, 6)) > 0.5

@@ -48,7 +48,7 @@ def test_a_geometry_stands_still_when_nothing_moves_any_more():
 
 @needs(mistilted.NAME)
 @pytest.mark.heavy
-@pytest.mark.parametrize(("slices", "factor"), [(5, 1.2), (6, 0.8), (10, 1.2)])
+@pytest.mark.parametrize(("slices", "factor"), [(5, 1.2), (6, 0.8), (10, 1.2), (20, 1.2)])
 def test_strontium_titanate_off_zone(slices, factor):
     specimen = mistilted.load()
     stack, data = mistilted.prepare(specimen, 128, slices)
@@ -56,7 +56,8 @@ def test_strontium_titanate_off_zone(slices, factor):
     thickness = float(specimen.truth["thickness_A"])
     found = mistilt.fit(Geometry(np.zeros(2), factor * thickness / slices), stack, data, quarter, 60)
     error = found.geometry.tilt_rad_xy * 1e3 - specimen.truth["mistilt_mrad"]
-    assert np.abs(error).max() < 0.2
+    # The same to 0.2 mrad of the truth for any number of slices, so to less than 0.3 mrad among themselves.
+    assert np.abs(error).max() < 0.15
     assert found.geometry.slice_thickness_angstrom * slices == pytest.approx(thickness, abs=1.0)
     result = mistilted.score(slices * found.phase[0].real, stack.grid.pixel_angstrom_yx[0], specimen)
     assert result["r"] > 0.985

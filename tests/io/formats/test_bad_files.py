@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from stemtomo.errors import AcquisitionError, FormatError
-from stemtomo.io.formats.names import files_by_angle
 from stemtomo.io.sources import check_complete, open_frames
 from tests.io.formats import files
 
@@ -301,33 +300,6 @@ def test_the_tilt_that_is_short_is_named(tmp_path: Path, mib: Path) -> None:
     source = open_frames([mib, short, tmp_path / "c.mib"][:2], scan_shape=SCAN)
     assert (source.ready(), source.n_expected) == (21, 24)
     refuse(AcquisitionError, "b.mib: holds 9 frames, .* needs 12: 3 frames are missing", [mib, short], scan_shape=SCAN)
-
-
-def test_angles_are_taken_from_names_and_sorted_as_numbers(tmp_path: Path) -> None:
-    for text in ("-10", "+2.5", "10", "-9.75"):
-        (tmp_path / f"tilt_{text}deg.mib").touch()
-    (tmp_path / "other.mib").touch()
-    found, angles = files_by_angle(tmp_path / "tilt_{theta}deg.mib")
-    assert angles == (-10, -9.75, 2.5, 10)
-    assert [file.name for file in found][1] == "tilt_-9.75deg.mib"
-    for text in ("-10", "10"):
-        (tmp_path / text).mkdir()
-        (tmp_path / text / "s_master.h5").touch()
-    assert files_by_angle(tmp_path / "{theta}" / "s_master.h5")[1] == (-10, 10)
-
-
-def test_double_and_unreadable_angles_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no file fits this name"):
-        files_by_angle(tmp_path / "tilt_{theta}.mib")
-    with pytest.raises(FormatError, match="must stand once"):
-        files_by_angle(tmp_path / "{theta}_{theta}.mib")
-    for text in ("10", "10.0"):
-        (tmp_path / f"tilt_{text}.mib").touch()
-    with pytest.raises(AcquisitionError, match=r"tilt_10.mib and .*|both have the angle 10 degrees"):
-        files_by_angle(tmp_path / "tilt_{theta}.mib")
-    (tmp_path / "tilt_10.0.mib").rename(tmp_path / "tilt_ten.mib")
-    with pytest.raises(AcquisitionError, match="'ten' is no angle"):
-        files_by_angle(tmp_path / "tilt_{theta}.mib")
 
 
 def test_a_row_of_frames_in_an_array_that_does_not_fit_or_is_compressed(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from stemtomo.algorithms.ptychography.quasi_newton import minimise
+from stemtomo.algorithms.quasi_newton import minimise
 
 
 def quadratic(point):

@@ -1,0 +1,1 @@
+"""Local-orbital tomography: atoms seen through a probe that changes with depth (dLOT, nLOT), as array functions."""

@@ -1,0 +1,137 @@
+"""Tiles of a scan: rectangles of scan positions that own their patterns, and the windows of the object they see.
+
+Every recorded position belongs to one tile, so that a pattern is stored and read once. Windows overlap by what the
+patterns of neighbours reach; gradients and illumination are summed there, and every tile that holds a pixel then takes
+the same step at it.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from stemtomo.algorithms.ptychography.windows import ObjectGrid
+
+Rectangle = tuple[tuple[int, int], tuple[int, int]]
+"""((y0, y1), (x0, x1)): rows y0 <= y < y1 and columns x0 <= x < x1."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of a scan.
+
+    Parameters
+    ----------
+    scan
+        The rectangle of scan positions.
+    where
+        (position,) int64, which of the recorded positions of the scan are in it, ascending.
+    window
+        The part of the object that their patterns reach, with its margin.
+    grid
+        Windows of these positions in that part of the object.
+    """
+
+    scan: Rectangle
+    where: np.ndarray
+    window: Rectangle
+    grid: ObjectGrid
+
+    @property
+    def object_pixels(self) -> int:
+        """Pixels of the window of the object."""
+        return math.prod(stop - start for start, stop in self.window)
+
+
+def edges(length: int, count: int, unit: int = 1) -> list[int]:
+    """Return where ``count`` runs of ``length`` positions begin, and ``length``: even, at multiples of ``unit``.
+
+    Fewer runs come out where there are fewer units than runs. The last unit may be cut by the end of the scan.
+    """
+    units = math.ceil(length / unit)
+    count = max(1, min(count, units))
+    return [min(length, unit * (units * index // count)) for index in range(count)] + [length]
+
+
+def rectangles(
+    shape_yx: tuple[int, int], tiles_yx: tuple[int, int], unit_yx: tuple[int, int] = (1, 1)
+) -> list[Rectangle]:
+    """Cut a scan into ``tiles_yx`` rectangles, whose edges lie at multiples of ``unit_yx``, row by row.
+
+    With the shard of the frames as the unit, every shard is read by one tile.
+    """
+    rows, columns = (edges(*each) for each in zip(shape_yx, tiles_yx, unit_yx, strict=True))
+    return [(y, x) for y in itertools.pairwise(rows) for x in itertools.pairwise(columns)]
+
+
+def cut_scan(
+    grid: ObjectGrid, shape_yx: tuple[int, int], recorded: np.ndarray, cuts: Sequence[Rectangle], margin_px: int = 0
+) -> list[Tile]:
+    """Return the tiles of a scan; rectangles without a recorded position are left out.
+
+    Parameters
+    ----------
+    grid
+        Windows of the recorded positions in the whole object.
+    shape_yx
+        Positions of the scan.
+    recorded
+        (position,) flat indices into the scan, ascending.
+    cuts
+        Disjoint rectangles that cover the scan.
+    margin_px
+        Pixels by which windows are larger than what their positions reach, within the object.
+
+    Raises
+    ------
+    ValueError
+        If a recorded position lies in none of the rectangles or in several.
+    """
+    owner = np.full(shape_yx, -1)
+    for number, (y, x) in enumerate(cuts):
+        if (owner[y[0] : y[1], x[0] : x[1]] >= 0).any():
+            raise ValueError(f"the rectangle {(y, x)} overlaps another one; a position belongs to one tile")
+        owner[y[0] : y[1], x[0] : x[1]] = number
+    owners = owner.ravel()[recorded]
+    if (owners < 0).any():
+        raise ValueError(f"{int((owners < 0).sum())} recorded positions lie in no tile; rectangles must cover the scan")
+    # A stable sort keeps the order of the scan within each tile.
+    order = np.argsort(owners, kind="stable")
+    bounds = np.searchsorted(owners[order], np.arange(len(cuts) + 1))
+    runs = zip(cuts, itertools.pairwise(bounds.tolist()), strict=True)
+    return [_tile(grid, cut, order[first:last], margin_px) for cut, (first, last) in runs if first < last]
+
+
+@functools.lru_cache(maxsize=4)
+def batch_of(members: int, batches: int, seed: int) -> np.ndarray:
+    """Return the batch, (member,) int32, of each of ``members``: the batches of ``spread_batches``, read-only.
+
+    Members are positions, or blocks of neighbours that stay together so that a block of frames is read once an epoch.
+    """
+    found = np.empty(members, np.int32)
+    order = np.random.default_rng(seed).permutation(members)
+    found[order] = np.arange(members) % max(1, min(batches, members))
+    found.flags.writeable = False  # the cache hands out one array
+    return found
+
+
+def _tile(grid: ObjectGrid, scan: Rectangle, where: np.ndarray, margin_px: int) -> Tile:
+    if grid.periodic:  # windows wrap around: every tile sees the whole object
+        window: Rectangle = ((0, grid.shape_yx[0]), (0, grid.shape_yx[1]))
+    else:
+        first = np.maximum(grid.corners[where].min(axis=0) - margin_px, 0)
+        reach = grid.corners[where].max(axis=0) + np.asarray(grid.window_yx) + margin_px
+        last = np.minimum(reach, np.asarray(grid.shape_yx))
+        window = ((int(first[0]), int(last[0])), (int(first[1]), int(last[1])))
+    local = replace(
+        grid,
+        shape_yx=(window[0][1] - window[0][0], window[1][1] - window[1][0]),
+        corners=grid.corners[where] - [window[0][0], window[1][0]],
+        shifts_px=grid.shifts_px[where],
+    )
+    return Tile(scan, where, window, local)

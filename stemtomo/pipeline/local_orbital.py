@@ -1,0 +1,270 @@
+"""The verb ``local_orbital``: atoms straight from focal tilt series, with the probe over depth (dLOT, nLOT)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from stemtomo.algorithms.local_orbital.model import FocalSeries, Orbitals, padded_shape, slices_for, sums
+from stemtomo.algorithms.local_orbital.probes import depth_of_focus, start_probes
+from stemtomo.algorithms.local_orbital.schedule import Schedule, Step, held_out, solve
+from stemtomo.algorithms.local_orbital.solver import Geometry, gradient_power, position_uncertainty
+from stemtomo.distributed import Checkpoint, Executor, PlanRow
+from stemtomo.distributed import executor as default_executor
+from stemtomo.errors import ConfigurationError
+from stemtomo.io.export import read_atoms
+from stemtomo.io.provenance import Provenance
+from stemtomo.io.store import Store
+from stemtomo.io.structures import write_structure
+from stemtomo.pipeline.focal_series import GROUP as SERIES
+from stemtomo.pipeline.focal_series import add_focal_series, optics_of
+from stemtomo.pipeline.local_orbital_parts import Sums, first_atoms, read_images
+from stemtomo.pipeline.progress import Progress, Silent
+from stemtomo.pipeline.settings.local_orbital import LocalOrbitalSettings
+
+GROUP = "local_orbital"
+_PARAMETERS = ("positions", "intensity", "width_angstrom", "probes", "shifts_angstrom", "tilts_rad")
+
+
+def local_orbital(
+    store: Store | str | Path,
+    settings: LocalOrbitalSettings | None = None,
+    *,
+    images: str | Path | None = None,
+    out: str | Path | None = None,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Find the atoms of a focal tilt series of incoherent images, with the probe at every depth.
+
+    After Mao et al., "3D reconstruction of a million atoms by multiple-section local-orbital tomography" (2024). It
+    continues from the last search that an interrupted run finished.
+
+    Parameters
+    ----------
+    store
+        Store with a focal series, opened with mode ``"r+"``, or where ``images`` are to go; the result is written to
+        ``local_orbital``.
+    settings
+        See :class:`~stemtomo.pipeline.settings.local_orbital.LocalOrbitalSettings`.
+    images
+        File of a focal tilt series (see :func:`~stemtomo.pipeline.focal_series.read_focal_series`) to put there first.
+    out
+        File to write the atoms to: .xyz, .parquet, .cif, .pdb.
+
+    Returns
+    -------
+    dict
+        ``atoms``; ``loss`` after every iteration, per pixel; ``held_out_loss`` per pixel, ``null`` without such images;
+        ``focus_angstrom``: per section, the depth at which its probe is sharpest; ``width_angstrom``: median;
+        ``searches``: of each its stage, atoms added and dropped; ``computed``.
+
+    Raises
+    ------
+    StoreError, FormatError
+        If there is no focal series, or the file is not one.
+    ConfigurationError
+        If no atoms are found to begin with, or the settings do not fit the series.
+    """
+    store = add_focal_series(store, images) if images is not None else Store.of(store)
+    settings, progress = settings or LocalOrbitalSettings(), progress or Silent()
+    executor = executor or default_executor()
+    provenance = Provenance.start(GROUP, settings.model_dump(mode="json"), {SERIES: store.fingerprint(SERIES)})
+    todo = not store.is_complete(GROUP, provenance.fingerprint)
+    if todo:
+        found = _reconstruct(store, settings, executor, progress, provenance.fingerprint)
+        store.write(GROUP, found, provenance)
+        Checkpoint(store.checkpoint_path(GROUP), provenance.fingerprint).clear()
+    result = store.read(GROUP).compute()
+    if out is not None:
+        columns = ["x", "y", "z", "species", "intensity", "width_angstrom", "sigma_x", "sigma_y", "sigma_z"]
+        write_structure(out, result[columns])
+    return {
+        "atoms": result.sizes["atom"],
+        "loss": result["loss"].values.tolist(),
+        **{name: result.attrs[name] for name in ("held_out_loss", "focus_angstrom", "width_angstrom", "searches")},
+        "computed": todo,
+    }
+
+
+def plan_local_orbital(store: Store, settings: LocalOrbitalSettings | None = None) -> PlanRow:
+    """Say what :func:`local_orbital` will hold, read and write, from the store's metadata alone."""
+    settings = settings or LocalOrbitalSettings()
+    series = store.read(SERIES)
+    count, rows, columns = (series.sizes[dim] for dim in ("image", "y", "x"))
+    pixel = float(series.attrs["pixel_angstrom"])
+    window = _window_px(settings, pixel)
+    padded = math.prod(padded_shape((rows, columns), (window, window)))
+    slices = _slices(settings, math.hypot(rows, columns) * pixel)
+    itemsize = 4 if settings.precision == "single" else 8
+    # Slices, their spectra, probes' spectra, what comes back; a tenth of an atom per Å3 of a sphere, a table of ten.
+    working = padded * itemsize * slices * 5
+    table = int(0.1 * 4.2 * (min(rows, columns) * pixel / 2) ** 3) * 10 * 8
+    return PlanRow(
+        stage=GROUP,
+        tasks=-(-count // settings.images_per_part),
+        bytes_per_task=working + table,
+        bytes_read=count * rows * columns * 4,
+        bytes_written=table,
+        resident_bytes=count * rows * columns * itemsize,
+    )
+
+
+def _reconstruct(
+    store: Store, settings: LocalOrbitalSettings, executor: Executor, progress: Progress, fingerprint: str
+) -> xr.Dataset:
+    series = read_images(store, settings.precision)
+    out = held_out(series.sections, settings.held_out)
+    used = np.flatnonzero(~out)
+    evaluate = Sums.over(executor, store.path, used, settings, len(series))
+    geometry = Geometry(
+        series.rotations,
+        series.sections,
+        (series.images.shape[1], series.images.shape[2]),
+        series.pixel_angstrom,
+        gradient_power(series.images, series.pixel_angstrom),
+        used,
+    )
+    schedule = _schedule(settings)
+    checkpoint = Checkpoint(store.checkpoint_path(GROUP), fingerprint)
+    mark = checkpoint.latest()
+    steps: list[Step] = []
+    done = 0
+    if mark is None:
+        model = _first(store, series, settings, executor)
+    else:
+        model, steps, done = _resumed(mark.shared, settings)
+    progress.start(GROUP, schedule.searches, "search")
+    progress.advance(done)
+    pixels = math.prod(geometry.shape_yx) * len(used)
+
+    def keep(number: int, step: Step, now: Orbitals) -> None:
+        steps.append(step)
+        progress.advance(number - progress_at[0], loss=step.losses[-1] / pixels, atoms=len(now))
+        progress_at[0] = number
+        checkpoint.begin(number, 0)
+        checkpoint.commit(number, [], _saved(now, steps))
+
+    progress_at = [done]
+    model = solve(model, evaluate, geometry, schedule, keep, done)
+    progress.finish(GROUP)
+    return _dataset(model, evaluate, geometry, steps, series, np.flatnonzero(out))
+
+
+def _first(store: Store, series: FocalSeries, settings: LocalOrbitalSettings, executor: Executor) -> Orbitals:
+    """Return the model to begin with."""
+    if settings.atoms is not None:
+        positions = read_atoms(settings.atoms)[0]
+    else:
+        positions = first_atoms(series, settings, executor)
+    sections = int(series.sections.max()) + 1
+    defocus = (
+        np.zeros(sections) if settings.start_defocus_angstrom is None else np.array(settings.start_defocus_angstrom)
+    )
+    if len(defocus) != sections:
+        raise ConfigurationError(
+            f"local_orbital.start_defocus_angstrom has {len(defocus)} values for {sections} sections: give one for each"
+        )
+    extent = 2 * float(np.linalg.norm(positions, axis=1).max()) + 4
+    probes = start_probes(
+        optics_of(store.read(SERIES)),
+        defocus,
+        _slices(settings, extent),
+        settings.slice_thickness_angstrom,
+        _window_px(settings, series.pixel_angstrom),
+        series.pixel_angstrom,
+        settings.source_size_angstrom,
+    )
+    count, images = len(positions), len(series)
+    each = float(series.images.sum(axis=(1, 2), dtype=np.float64).mean()) / count
+    return Orbitals(
+        positions,
+        np.full(count, each),
+        np.full(count, settings.width_angstrom),
+        probes,
+        settings.slice_thickness_angstrom,
+        np.zeros((images, 2)),
+        np.zeros((images, 3)),
+    )
+
+
+def _window_px(settings: LocalOrbitalSettings, pixel: float) -> int:
+    return 2 * max(2, round(settings.window_angstrom / pixel / 2))
+
+
+def _slices(settings: LocalOrbitalSettings, extent: float) -> int:
+    return 1 if settings.model == "linear" else slices_for(extent, settings.slice_thickness_angstrom)
+
+
+def _schedule(settings: LocalOrbitalSettings) -> Schedule:
+    return Schedule(
+        atom_iterations=settings.atom_iterations,
+        probe_searches=0 if settings.model == "rigid" else settings.probe_searches,
+        probe_iterations=settings.probe_iterations,
+        tilt_iterations=settings.tilt_iterations,
+        rounds=settings.rounds,
+        shifts=settings.refine_shifts,
+        tilts=settings.refine_angles,
+        width=settings.widths,
+        insertion=settings.insertion,
+        pruning=settings.pruning,
+        minimum_distance_angstrom=settings.minimum_distance_angstrom,
+    )
+
+
+def _saved(model: Orbitals, steps: list[Step]) -> dict[str, Any]:
+    return {
+        **{name: getattr(model, name) for name in _PARAMETERS},
+        "stages": [step.stage for step in steps],
+        "losses": [np.array(step.losses) for step in steps],
+        "changes": np.array([[step.added, step.dropped] for step in steps]),
+        "number": np.array([step.number for step in steps]),
+    }
+
+
+def _resumed(saved: dict[str, Any], settings: LocalOrbitalSettings) -> tuple[Orbitals, list[Step], int]:
+    arrays = {name: np.asarray(saved[name]) for name in _PARAMETERS}
+    model = Orbitals(slice_thickness_angstrom=settings.slice_thickness_angstrom, **arrays)
+    rows = zip(saved["number"], saved["stages"], saved["losses"], saved["changes"], strict=True)
+    steps = [Step(int(n), str(stage), losses.tolist(), int(a), int(d)) for n, stage, losses, (a, d) in rows]
+    return model, steps, steps[-1].number
+
+
+def _dataset(
+    model: Orbitals, evaluate: Sums, geometry: Geometry, steps: list[Step], series: FocalSeries, out: np.ndarray
+) -> xr.Dataset:
+    pixels = math.prod(geometry.shape_yx)
+    sigma = position_uncertainty(model, geometry, evaluate.variance(model))
+    left = sums(model, series.part(out), out, with_probes=False).loss / pixels / len(out) if len(out) else None
+    per_atom = {"intensity": model.intensity, "width_angstrom": model.width_angstrom}
+    for number, axis in enumerate("xyz"):
+        per_atom[axis] = model.positions[:, number]
+        per_atom[f"sigma_{axis}"] = sigma[:, number]
+    per_image = {
+        **{f"shift_{axis}_angstrom": model.shifts_angstrom[:, n] for n, axis in enumerate("xy")},
+        **{f"turn_{axis}_rad": model.tilts_rad[:, n] for n, axis in enumerate("xyz")},
+    }
+    losses = np.concatenate([step.losses for step in steps]) / pixels / len(geometry.numbers)
+    return xr.Dataset(
+        {
+            **{name: (("atom",), values) for name, values in per_atom.items()},
+            "species": (("atom",), np.zeros(len(model), dtype=np.int64)),
+            **{name: (("image",), values) for name, values in per_image.items()},
+            "probe": (("focus", "slice", "probe_y", "probe_x"), model.probes),
+            "loss": (("iteration",), losses),
+        },
+        attrs={
+            "pixel_angstrom": series.pixel_angstrom,
+            "slice_thickness_angstrom": model.slice_thickness_angstrom,
+            "focus_angstrom": depth_of_focus(model.probes, model.slice_thickness_angstrom).tolist(),
+            "width_angstrom": float(np.median(model.width_angstrom)),
+            "held_out_loss": left,
+            "searches": [
+                {"stage": s.stage, "iterations": len(s.losses), "added": s.added, "dropped": s.dropped} for s in steps
+            ],
+        },
+    )

@@ -1,0 +1,182 @@
+"""What a tile of a scan holds fixed, and where its patterns are: in memory, or in the store and read chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from stemtomo import backend
+from stemtomo.algorithms.ptychography import solver
+from stemtomo.algorithms.ptychography.misfit import misfit
+from stemtomo.algorithms.ptychography.parameters import Parameter
+from stemtomo.algorithms.ptychography.tiles import Rectangle
+from stemtomo.backend import Array
+from stemtomo.distributed.trees import map_tree
+from stemtomo.io.store import Store
+
+#: Patterns that are expanded from the store are worked on when they are this many bytes.
+GROUP_BYTES = 16 << 20
+
+
+class Patterns(Protocol):
+    """The patterns of a tile; positions are numbers within it."""
+
+    def groups(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, Array]]:
+        """Yield runs of ``wanted`` positions with their patterns (position, qy, qx), zero frequency first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Patterns that are held, as they were recorded."""
+
+    counts: Array
+    """(position, qy, qx), zero frequency first."""
+
+    def groups(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, Array]]:
+        """Yield ``wanted`` at once."""
+        if len(wanted):
+            yield wanted, self.counts if len(wanted) == len(self.counts) else self.counts[wanted]
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Patterns that stay in the store; the next ones are expanded while the last ones are worked on.
+
+    Parameters
+    ----------
+    scan
+        The rectangle of the tile, which begins and ends at shards or at the end of the scan.
+    flat
+        (position,) flat indices into the scan, ascending.
+    """
+
+    path: Path
+    tilt: int
+    scan: Rectangle
+    flat: np.ndarray
+
+    def groups(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, Array]]:
+        """Yield ``wanted`` in groups of about :data:`GROUP_BYTES`; the thread that reads ends with the iterator."""
+        reader = self._read(wanted)
+        with ThreadPoolExecutor(1, thread_name_prefix="stemtomo-read") as ahead:
+            pending = ahead.submit(next, reader, None)
+            while (group := pending.result()) is not None:
+                pending = ahead.submit(next, reader, None)
+                yield group[0], backend.to_device(group[1]) if backend.gpu_available() else group[1]
+
+    def _read(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        store = Store.open(self.path)
+        frames = store.frames(self.tilt)
+        centre = store.detector(self.tilt).centre_yx
+        number = np.full(frames.shape[:2], -1)
+        number.ravel()[self.flat[wanted]] = wanted
+        numbers: list[np.ndarray] = []
+        found: list[np.ndarray] = []
+        size = 0
+        for y, x, piece in self._pieces(store, frames.shards or frames.chunks, number):
+            inside = number[y : y + piece.shape[0], x : x + piece.shape[1]]
+            numbers.append(inside[inside >= 0])
+            found.append(piece[inside >= 0])
+            size += found[-1].nbytes
+            if size >= GROUP_BYTES:
+                yield np.concatenate(numbers), _with_zero_first(found, centre)
+                numbers, found, size = [], [], 0
+        if size:
+            yield np.concatenate(numbers), _with_zero_first(found, centre)
+
+    def _pieces(self, store: Store, shard: Sequence[int], number: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+        (y0, y1), (x0, x1) = self.scan
+        for y in range(y0, y1, shard[0]):
+            for x in range(x0, x1, shard[1]):
+                asked = number[y : y + shard[0], x : x + shard[1]] >= 0
+                if asked.any():
+                    yield from store.read_pieces(self.tilt, y, x, asked)
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a tile holds fixed.
+
+    Parameters
+    ----------
+    model
+        Its positions on its window of the object.
+    where
+        (position,) their numbers among the recorded positions of the scan.
+    members
+        (position,) what a batch is made of, their own number or that of their block.
+    told_angstrom
+        (position, 2), x and y, where the scan has them.
+    """
+
+    model: solver.Model
+    where: np.ndarray
+    members: np.ndarray
+    told_angstrom: np.ndarray
+    patterns: Patterns
+
+    def gradients(self, state: solver.State, wanted: np.ndarray, parameters: Sequence[Parameter]) -> solver.Gradients:
+        """Return the sums over the positions ``wanted`` of the tile."""
+        if isinstance(self.patterns, Resident):
+            return solver.gradients(state, self.model, self.patterns.counts, wanted, parameters)
+        total = solver.gradients(state, self.model, np.zeros((0, 1, 1)), wanted[:0], parameters)
+        local = [parameter.name for parameter in parameters if not parameter.shared]
+        for numbers, counts in self.patterns.groups(wanted):
+            some = {**state.extra, **{name: state.extra[name][numbers] for name in local}}
+            sums = solver.gradients(
+                replace(state, extra=some), self._some(numbers), counts, np.arange(len(numbers)), parameters
+            )
+            total = _added(total, sums, numbers, local)
+        return total
+
+    def misfits(self, state: solver.State, parameters: Sequence[Parameter]) -> np.ndarray:
+        """Return the loss of every position of the tile, (position,) float64."""
+        found = np.zeros(len(self.where))
+        for numbers, counts in self.patterns.groups(np.arange(len(self.where))):
+            model = self._some(numbers)
+            for parameter in parameters:
+                value = state.extra[parameter.name]
+                model = parameter.model_at(value if parameter.shared else value[numbers], model)
+            found[numbers] = misfit(state, model, counts)
+        return found
+
+    def _some(self, numbers: np.ndarray) -> solver.Model:
+        grid = self.model.grid
+        return replace(self.model, grid=replace(grid, corners=grid.corners[numbers], shifts_px=grid.shifts_px[numbers]))
+
+
+def _added(
+    total: solver.Gradients, sums: solver.Gradients, numbers: np.ndarray, local: Sequence[str]
+) -> solver.Gradients:
+    """Return ``total``, whose arrays are this loop's own, with ``sums`` added."""
+    total.phase[...] += sums.phase
+    total.probe[...] += sums.probe
+    total.illumination[...] += sums.illumination
+
+    def add(into: Array, term: Array, rows: np.ndarray | None) -> None:
+        into[... if rows is None else rows] += term
+
+    for name, tree in total.extra.items():
+        rows = numbers if name in local else None
+        map_tree(lambda into, term, rows=rows: add(into, term, rows), tree, sums.extra[name])
+    return total._replace(loss=total.loss + sums.loss, positions=total.positions + sums.positions)
+
+
+def _with_zero_first(found: Sequence[np.ndarray], centre_yx: tuple[float, float]) -> np.ndarray:
+    """Return the patterns (position, ky, kx) of all ``found``, rolled until the zero frequency is at [0, 0]."""
+    height, width = found[0].shape[1:]
+    y, x = round(centre_yx[0]) % height, round(centre_yx[1]) % width
+    counts = np.empty((sum(map(len, found)), height, width), found[0].dtype)
+    first = 0
+    for some in found:  # each quadrant is copied once, which np.roll does not do
+        into = counts[first : first + len(some)]
+        into[:, : height - y, : width - x], into[:, height - y :, : width - x] = some[:, y:, x:], some[:, :y, x:]
+        into[:, : height - y, width - x :], into[:, height - y :, width - x :] = some[:, y:, :x], some[:, :y, :x]
+        first += len(some)
+    return counts

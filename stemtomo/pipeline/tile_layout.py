@@ -1,0 +1,289 @@
+"""How a tilt is cut into tiles, whether its patterns are held, and what that takes of every worker."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from stemtomo import backend
+from stemtomo.algorithms.ptychography.tiles import Rectangle, Tile, cut_scan, rectangles
+from stemtomo.algorithms.ptychography.windows import ObjectGrid
+from stemtomo.distributed import Executor, PlanRow
+from stemtomo.errors import MemoryPlanError
+from stemtomo.geometry import Detector, Scan
+from stemtomo.io.schema import CHUNK_POSITIONS, frame_shards
+from stemtomo.io.store import Store
+from stemtomo.pipeline.config import PtychographySettings, ResourceSettings
+from stemtomo.pipeline.ptychography import GROUP, grid_of, padding_of
+from stemtomo.pipeline.tile_fields import GROUP_BYTES
+
+#: Pixels that a window is larger than what its positions reach, on every side: what refined positions may move by.
+MARGIN_PX = 4
+#: Memory of a worker of a cluster that holds nothing: the interpreter, its modules and compiled kernels.
+_PROCESS_BYTES = 256 << 20
+#: Scan positions of a chunk, the least that is read.
+CHUNK = (CHUNK_POSITIONS, CHUNK_POSITIONS)
+#: Buffers of a running task beside the object: waves of the positions that are worked on together, codecs.
+_BUFFERS = 64 * backend.CACHE_BYTES
+
+
+@dataclass(frozen=True)
+class Room:
+    """What there is to work in.
+
+    Parameters
+    ----------
+    limit_bytes
+        Memory of one worker.
+    workers, threads
+        Number of workers, and of tasks that one of them runs at once.
+    """
+
+    limit_bytes: int
+    workers: int = 1
+    threads: int = 1
+
+    @classmethod
+    def of(cls, executor: Executor, settings: PtychographySettings) -> Room:
+        """Return the room of ``executor``, cut to ``settings.memory_gib`` for all workers together."""
+        from stemtomo.pipeline.plan import worker_limits
+
+        limit, workers, threads = worker_limits(executor, ResourceSettings(memory_gib=settings.memory_gib))
+        # The limit of a worker of a cluster is for all of its process.
+        own = _PROCESS_BYTES if workers > 1 or getattr(executor, "client", None) is not None else 0
+        return cls(limit - own, workers, threads)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A tilt cut into tiles: small, and enough for a worker to find its tile.
+
+    Parameters
+    ----------
+    cuts
+        Rectangles of the scan, at shards.
+    tiles_yx
+        Rows and columns of them.
+    resident
+        Whether patterns are held.
+    """
+
+    path: Path
+    tilt: int
+    settings: PtychographySettings
+    cuts: tuple[Rectangle, ...]
+    tiles_yx: tuple[int, int]
+    resident: bool
+
+    def tiles(self) -> tuple[Tile, ...]:
+        """Return the tiles, whose grids are for the recorded positions."""
+        return _tiles(self)
+
+    def cut_as(self, tiles_yx: tuple[int, int]) -> Layout:
+        """Return the layout with other tiles."""
+        store = Store.open(self.path)
+        cuts = rectangles(store.scan(self.tilt).shape_yx, tiles_yx, shard_of(store, self.tilt))
+        return replace(self, cuts=tuple(cuts), tiles_yx=tiles_yx)
+
+    def grid(self) -> ObjectGrid:
+        """Return the windows of all recorded positions in the whole object."""
+        store = Store.open(self.path)
+        recorded = np.flatnonzero(store.valid(self.tilt))
+        whole = grid_of(
+            store.scan(self.tilt), store.detector(self.tilt), padding_of(store.scan(self.tilt), self.settings)
+        )
+        return replace(whole, corners=whole.corners[recorded], shifts_px=whole.shifts_px[recorded])
+
+
+@dataclass(frozen=True)
+class Need:
+    """What tiles of one tilt take: bytes of one worker, of all patterns, of one strip exchange."""
+
+    held_patterns: int
+    """Of the patterns that the busiest worker holds."""
+    held_objects: int
+    """Of object, momentum and sums of the tiles of the busiest worker."""
+    running: int
+    """Of one running task beside that."""
+    strips: int
+    """That all tiles together exchange in one step."""
+
+    def per_worker(self, threads: int) -> int:
+        """Return the peak memory of the busiest worker."""
+        return self.held_patterns + self.held_objects + threads * self.running
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A cut into rows and columns of tiles, whether their patterns are held, and what that takes."""
+
+    tiles_yx: tuple[int, int]
+    resident: bool
+    need: Need
+
+
+def layout_of(store: Store, tilt: int, settings: PtychographySettings, room: Room) -> Layout | None:
+    """Return how a tilt is cut into tiles; ``None`` where it is reconstructed in one piece.
+
+    Raises
+    ------
+    MemoryPlanError
+        If no cut makes it fit; the text names the number and what would fit.
+    """
+    scan, detector, shard = store.scan(tilt), store.detector(tilt), shard_of(store, tilt)
+    itemsize = store.frames(tilt, require_complete=False).dtype.itemsize
+    found = chosen(scan, detector, itemsize, shard, settings, room, store.tilt_count)
+    if found is None:
+        return None
+    if found.need.per_worker(room.threads) > room.limit_bytes:
+        raise MemoryPlanError(_refusal(found.need, settings, room))
+    cuts = rectangles(scan.shape_yx, found.tiles_yx, shard)
+    return Layout(store.path, tilt, settings, tuple(cuts), found.tiles_yx, found.resident)
+
+
+@functools.lru_cache(maxsize=8)  # tilts of a series are alike
+def chosen(
+    scan: Scan,
+    detector: Detector,
+    itemsize: int,
+    shard_yx: tuple[int, int],
+    settings: PtychographySettings,
+    room: Room,
+    tilts: int = 1,
+) -> Choice | None:
+    """Return the fewest tiles that fit, or those that need the least; ``None`` for one piece without tiles."""
+    frames = scan.count * math.prod(detector.shape_yx) * itemsize
+    grid = grid_of(scan, detector, padding_of(scan, settings))
+    at_once = min(room.threads, math.ceil(tilts / room.workers))
+    # In one piece a tilt is copied once when it is loaded and its zero frequency goes to the corner.
+    piece = 2 * frames + math.prod(grid.shape_yx) * settings.slices * 44 + _BUFFERS
+    plain = settings.frames != "store" and settings.batch_block == 1
+    if settings.tiles == "auto" and plain and at_once * piece <= room.limit_bytes:
+        return None
+    candidates = [settings.tiles] if settings.tiles != "auto" else list(_grids(scan, shard_yx, room))
+    wanted = {"memory": (True,), "store": (False,), "auto": (True, False)}[settings.frames]
+    choices = []
+    for resident in wanted:
+        for tiles_yx in candidates:
+            need = need_of(scan, detector, grid, itemsize, shard_yx, settings, tiles_yx, resident, room)
+            choices.append(Choice(tiles_yx, resident, need))
+            if need.per_worker(room.threads) <= room.limit_bytes:
+                return choices[-1]
+    return min(choices, key=lambda choice: choice.need.per_worker(room.threads))
+
+
+def need_of(
+    scan: Scan,
+    detector: Detector,
+    grid: ObjectGrid,
+    itemsize: int,
+    shard_yx: tuple[int, int],
+    settings: PtychographySettings,
+    tiles_yx: tuple[int, int],
+    resident: bool,
+    room: Room,
+) -> Need:
+    """Return what a cut takes, from the geometry alone."""
+    tiles = cut_scan(
+        grid, scan.shape_yx, np.arange(scan.count), rectangles(scan.shape_yx, tiles_yx, shard_yx), MARGIN_PX
+    )
+    mine = math.ceil(len(tiles) / room.workers)
+    pattern = math.prod(detector.shape_yx) * itemsize
+    largest, pixels = max(len(tile.where) for tile in tiles), max(tile.object_pixels for tile in tiles)
+    layer = 4 * settings.slices * (2 if settings.object == "complex" else 1)
+    probes = settings.probe_modes * math.prod(grid.window_yx) * 8 * 8
+    patterns = mine * largest * pattern if resident else 0
+    # What is being read and what is being worked on, each with a copy whose zero frequency goes to the corner.
+    buffer = 4 * (GROUP_BYTES + math.prod(CHUNK) * pattern)
+    held = mine * (pixels * (4 * layer + 8) + probes)
+    running = pixels * (2 * layer + 16 * settings.slices + 8) + buffer + _BUFFERS
+    whole = math.prod(grid.shape_yx)
+    strips = max(0, sum(tile.object_pixels for tile in tiles) - whole) * (layer + 4) * 2
+    return Need(patterns, held, running, strips)
+
+
+def plan_row(
+    scan: Scan, detector: Detector, itemsize: int, tilts: int, settings: PtychographySettings, room: Room
+) -> PlanRow | None:
+    """Return the row of a plan for tilts in tiles, from headers alone; ``None`` where a tilt fits in one piece."""
+    shape = (*scan.shape_yx, *detector.shape_yx)
+    shard = frame_shards(shape)[:2]
+    found = chosen(scan, detector, itemsize, shard, settings, room, tilts)
+    if found is None:
+        return None
+    tiles_yx, resident, need = found.tiles_yx, found.resident, found.need
+    grid = grid_of(scan, detector, padding_of(scan, settings))
+    frames = scan.count * math.prod(detector.shape_yx) * itemsize
+    pixels = math.prod(grid.shape_yx) * settings.slices
+    count = math.prod(tiles_yx)
+    return PlanRow(
+        stage=f"{GROUP}, {tiles_yx[0]} x {tiles_yx[1]} tiles",
+        tasks=count * tilts,
+        bytes_per_task=need.running,
+        bytes_read=frames * tilts * (2 if resident else 2 + passes(settings)),
+        bytes_written=(pixels * 8 + pixels * 8 // settings.slices) * tilts,
+        resident_bytes=(need.held_patterns + need.held_objects) * room.workers,
+    )
+
+
+def passes(settings: PtychographySettings) -> int:
+    """Return how often the patterns of a tilt are read where they are not held: once per batch of scattered ones."""
+    settling = settings.settling_of(settings.epochs)
+    stirred = settings.epochs - settling
+    return settling + stirred * (1 if settings.batch_block >= 8 else settings.batches_per_epoch)
+
+
+def shard_of(store: Store, tilt: int) -> tuple[int, int]:
+    """Return the scan positions along y and x of a shard of a tilt."""
+    array = store.frames(tilt, require_complete=False)
+    rows, columns = (array.shards or array.chunks)[:2]
+    return rows, columns
+
+
+@functools.lru_cache(maxsize=1)
+def _tiles(layout: Layout) -> tuple[Tile, ...]:
+    store = Store.open(layout.path)
+    recorded = np.flatnonzero(store.valid(layout.tilt))
+    return tuple(cut_scan(layout.grid(), store.scan(layout.tilt).shape_yx, recorded, layout.cuts, MARGIN_PX))
+
+
+def _grids(scan: Scan, shard_yx: tuple[int, int], room: Room) -> Iterator[tuple[int, int]]:
+    """Yield rows and columns of ever more tiles, a multiple of what runs at once, as square as the shards allow."""
+    most = tuple(math.ceil(length / edge) for length, edge in zip(scan.shape_yx, shard_yx, strict=True))
+    seen = set()
+    count = room.workers * room.threads
+    while True:
+        wanted = min(count, math.prod(most))
+        pairs = [(rows, min(most[1], math.ceil(wanted / rows))) for rows in range(1, most[0] + 1)]
+        pairs = [pair for pair in pairs if math.prod(pair) >= wanted]
+        best = min(pairs, key=lambda p: (math.prod(p), p[0] * scan.shape_yx[1] + p[1] * scan.shape_yx[0]))
+        if best not in seen:
+            seen.add(best)
+            yield best
+        if count >= math.prod(most):
+            return
+        count *= 2
+
+
+def _refusal(need: Need, settings: PtychographySettings, room: Room) -> str:
+    size = need.per_worker(room.threads)
+    fits = []
+    if settings.tiles != "auto":
+        fits.append('tiles = "auto"')
+    if need.held_patterns and settings.frames == "memory":
+        fits.append('frames = "store", which reads patterns when they are needed')
+    one = need.per_worker(1)
+    if room.threads > 1 and one <= room.limit_bytes:
+        fits.append("workers of one thread")
+    fits.append(f"workers with {size / 2**30:.2f} GiB")
+    return (
+        f"{GROUP} in tiles needs {size / 2**30:.2f} GiB on each of {room.workers} worker(s) of {room.threads} thread(s)"
+        f" ({need.held_patterns / 2**30:.2f} GiB of patterns, {need.held_objects / 2**30:.2f} GiB of the object,"
+        f" {need.running / 2**30:.2f} GiB per running task), but a worker has {room.limit_bytes / 2**30:.2f} GiB."
+        f" Would fit: {'; or '.join(fits)}."
+    )

@@ -1,0 +1,272 @@
+"""One tilt in tiles: patterns to the workers, the epochs with their checkpoints, and the result in the store."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from stemtomo import backend
+from stemtomo.algorithms.ptychography import solver
+from stemtomo.algorithms.ptychography.constraints import Constraints
+from stemtomo.algorithms.ptychography.positions import Positions, moved_grid
+from stemtomo.algorithms.ptychography.regularisation import blurred_along_beam
+from stemtomo.algorithms.ptychography.tiles import Tile
+from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
+from stemtomo.errors import FormatError
+from stemtomo.io.store import Store
+from stemtomo.physics.electron import wavelength_angstrom
+from stemtomo.pipeline.mistilt import Found, chosen_patterns, tilted_propagator
+from stemtomo.pipeline.mistilt import find as find_geometry
+from stemtomo.pipeline.phase_results import loss_map, result_of
+from stemtomo.pipeline.positions import affine_attrs, position_phases, position_variables
+from stemtomo.pipeline.progress import Progress
+from stemtomo.pipeline.ptychography import Job, blur_slices, checked_electrons, good_pixels
+from stemtomo.pipeline.solving import epochs_of, pixelwise
+from stemtomo.pipeline.tile_fields import Field, Patterns, Resident, Streamed
+from stemtomo.pipeline.tile_layout import Layout
+from stemtomo.pipeline.tiles import Schedule, Standing, TiledRun
+
+
+def reconstruct_tiled(job: Job, layout: Layout, executor: Executor, progress: Progress) -> None:
+    """Reconstruct one tilt in tiles over all workers and write it; it continues from its last checkpoint.
+
+    Raises
+    ------
+    FormatError
+        If a pattern holds no electrons at all.
+    ConfigurationError
+        If the electrons that were said contradict the counts.
+    StoreError
+        If a checkpoint or the result cannot be written; the last checkpoint stays valid.
+    """
+    store, settings = Store.open(job.path), job.settings
+    checkpoint = Checkpoint(store.checkpoint_path(job.group), job.provenance.fingerprint)
+    layout = _as_before(layout, checkpoint)
+    tiles = layout.tiles()
+    numbers = list(range(len(tiles)))
+    patterns = Parts.create(executor, load_patterns, numbers, layout)
+    counted = patterns.map(count_electrons, layout, each=[numbers]).sum()
+    found = executor.submit(find_start, layout, counted)
+    fields = patterns.map(make_field, layout, found, each=[numbers])
+    schedule = _schedule(layout, executor.gather(executor.submit(start_facts, found)))
+    kept = {"tiles": np.array(layout.tiles_yx)}
+    run = TiledRun(executor, fields, [tile.window for tile in tiles], schedule, kept)
+    pixels = float(np.prod(store.detector(job.tilt).shape_yx))
+    name = f"{job.group}, {len(tiles)} tiles"
+    progress.start(name, schedule.epochs, "epoch")
+    now = run.resumed(checkpoint) or run.start(start_state, found, layout)
+    progress.advance(len(now.losses))
+    now = run.solve(
+        now,
+        checkpoint=checkpoint,
+        checkpoint_every=settings.checkpoint_every,
+        on_epoch=lambda _, loss: progress.advance(loss=loss / pixels),
+    )
+    executor.gather(_published(run, now, job, layout, found))
+    checkpoint.clear()
+    progress.finish(name)
+
+
+def _as_before(layout: Layout, checkpoint: Checkpoint) -> Layout:
+    """Return ``layout`` with the tiles of the checkpoint that there is, where the choice of them is free."""
+    mark = checkpoint.latest()
+    if mark is None or tuple(mark.shared["tiles"].tolist()) == layout.tiles_yx:
+        return layout
+    if layout.settings.tiles != "auto":
+        checkpoint.clear()  # another cut was asked for: its parts are other ones
+        return layout
+    rows, columns = mark.shared["tiles"].tolist()
+    return layout.cut_as((rows, columns))
+
+
+def _schedule(layout: Layout, facts: dict[str, Any]) -> Schedule:
+    store, settings = Store.open(layout.path), layout.settings
+    told = settings.model_copy(update={"slice_thickness_angstrom": facts["slice_thickness_angstrom"]})
+    width = blur_slices(told, store.optics(layout.tilt))
+    rules, batches = epochs_of(settings)
+    positions_from, affine_from = position_phases(settings, len(rules))
+    return Schedule(
+        rules,
+        batches,
+        _members(layout)[0],
+        settings.probe_update_start_epoch,
+        settings.seed + layout.tilt,
+        facts["tied"],
+        positions_from,
+        affine_from,
+        functools.partial(blur_object, width=width, constraints=pixelwise(settings)),
+    )
+
+
+def _members(layout: Layout) -> tuple[int, np.ndarray]:
+    """Return how many members batches are made of, and the member that each recorded position belongs to."""
+    store = Store.open(layout.path)
+    valid, edge = store.valid(layout.tilt), layout.settings.batch_block
+    recorded = np.flatnonzero(valid)
+    if edge == 1:
+        return len(recorded), np.arange(len(recorded))
+    rows, columns = np.divmod(recorded, valid.shape[1])
+    across, down = -(-valid.shape[1] // edge), -(-valid.shape[0] // edge)
+    return down * across, (rows // edge) * across + columns // edge
+
+
+def _published(run: TiledRun, now: Standing, job: Job, layout: Layout, found: Handle) -> Handle:
+    shape = layout.grid().shape_yx
+    lit = run.illumination(now, shape)
+    misfits = run.misfits(now)
+    states = now.states.map(tile_result)
+    return run.executor.submit(
+        publish_tiles, job, layout, found, now.losses, list(states.handles), lit, list(misfits.handles)
+    )
+
+
+# -- tasks, under the names that a dashboard shows ---------------------------------------------------------------------
+
+
+def load_patterns(index: int, layout: Layout) -> Patterns:
+    """Return the patterns of a tile: in memory, on the GPU where there is one, or where they are in the store."""
+    tile, store = layout.tiles()[index], Store.open(layout.path)
+    streamed = Streamed(layout.path, layout.tilt, tile.scan, _flat(layout, tile))
+    if not layout.resident:
+        return streamed
+    detector = store.detector(layout.tilt)
+    counts = np.empty((len(tile.where), *detector.shape_yx), store.frames(layout.tilt).dtype)
+    for numbers, some in streamed.groups(np.arange(len(tile.where))):
+        counts[numbers] = backend.to_host(some)
+    return Resident(backend.to_device(counts) if backend.gpu_available() else counts)
+
+
+def count_electrons(patterns: Patterns, layout: Layout, index: int) -> dict[str, float]:
+    """Return the electrons of all patterns of a tile, and their number.
+
+    Raises
+    ------
+    FormatError
+        If a pattern holds no electrons at all.
+    """
+    flat, total = _flat(layout, layout.tiles()[index]), 0.0
+    for numbers, counts in patterns.groups(np.arange(len(flat))):
+        sums = backend.to_host(counts.sum(axis=(1, 2), dtype=np.float64))
+        if (empty := np.flatnonzero(sums <= 0)).size:
+            y, x = divmod(int(flat[numbers[empty[0]]]), Store.open(layout.path).scan(layout.tilt).shape_yx[1])
+            raise FormatError(
+                f"{layout.path}: tilt {layout.tilt} has {empty.size} patterns without a single electron, the first at"
+                f" scan position y {y}, x {x}; the beam was blanked or frames were lost: leave this tilt out"
+            )
+        total += float(sums.sum())
+    return {"electrons": total, "patterns": len(flat)}
+
+
+def find_start(layout: Layout, counted: dict[str, float]) -> Found:
+    """Return where a tilt starts from: its geometry, found from some of its patterns if that was asked for."""
+    store, settings = Store.open(layout.path), layout.settings
+    scan, optics = store.scan(layout.tilt), store.optics(layout.tilt)
+    mean = counted["electrons"] / counted["patterns"]
+    electrons = checked_electrons(str(layout.path), layout.tilt, mean, settings.electrons_per_pattern)
+    recorded, grid = np.flatnonzero(store.valid(layout.tilt)), layout.grid()
+    where = chosen_patterns(scan, recorded, settings)
+    some = replace(grid, corners=grid.corners[where], shifts_px=grid.shifts_px[where])
+    everywhere = ((0, scan.shape_yx[0]), (0, scan.shape_yx[1]))
+    source = Streamed(layout.path, layout.tilt, everywhere, recorded[where])
+    dtype = store.frames(layout.tilt).dtype
+    counts = np.zeros((len(where), *store.detector(layout.tilt).shape_yx), dtype)
+    for numbers, read in source.groups(np.arange(len(where))):
+        counts[numbers] = backend.to_host(read)
+    place = backend.to_device if backend.gpu_available() else np.asarray
+    mask = good_pixels(store, layout.tilt) if settings.mask_bad_pixels else None
+    mask = None if mask is None else place(mask)
+    found = find_geometry(optics, scan, some, recorded[where], place(counts), electrons, settings, mask)
+    return found if len(where) == len(recorded) else found._replace(phase=None)
+
+
+def start_facts(found: Found) -> dict[str, Any]:
+    """Return what the schedule of all tiles must know of the start."""
+    return {"slice_thickness_angstrom": found.geometry.slice_thickness_angstrom, "tied": found.tied}
+
+
+def make_field(patterns: Patterns, layout: Layout, found: Found, index: int) -> Field:
+    """Return what a tile holds fixed."""
+    store, settings, tile = Store.open(layout.path), layout.settings, layout.tiles()[index]
+    scan, detector, optics = store.scan(layout.tilt), store.detector(layout.tilt), store.optics(layout.tilt)
+    propagator = tilted_propagator(found, tile.grid, wavelength_angstrom(optics.energy_ev))
+    propagators = (propagator,) * (settings.slices - 1)
+    mask = good_pixels(store, layout.tilt) if settings.mask_bad_pixels else None
+    if mask is not None and backend.gpu_available():
+        mask = backend.to_device(mask)
+    model = solver.Model(
+        tile.grid, propagators, settings.loss, settings.object, detector.shape_yx, mask, settings.detector_blur_px
+    )
+    members = _members(layout)[1][tile.where]
+    return Field(model, tile.where, members, scan.positions()[_flat(layout, tile)], patterns)
+
+
+def start_state(part: Field, found: Found, layout: Layout) -> solver.State:
+    """Return the first state of a tile: vacuum, or its window of what the search for the geometry found."""
+    state = solver.State.start(part.model, found.probe, tied=found.tied)
+    if found.phase is None:
+        return state
+    tile = next(tile for tile in layout.tiles() if tile.where[0] == part.where[0])
+    (y0, y1), (x0, x1) = tile.window
+    return replace(state, phase=found.phase[:, y0:y1, x0:x1].copy())
+
+
+def blur_object(state: solver.State, _: int, *, width: float, constraints: Constraints) -> solver.State:
+    """Return the state with the object blurred along the beam and within its bounds."""
+    return constraints.after_update(replace(state, phase=blurred_along_beam(state.phase, width)))
+
+
+def tile_result(state: solver.State) -> dict[str, Any]:
+    """Return what the result holds of a tile, in host memory."""
+    moved = state.extra.get(Positions.name)
+    return {
+        "phase": backend.to_host(state.phase),
+        "probe": backend.to_host(state.probe),
+        "moved": None if moved is None else backend.to_host(moved),
+    }
+
+
+def publish_tiles(
+    job: Job,
+    layout: Layout,
+    found: Found,
+    losses: list[float],
+    states: list[dict[str, Any]],
+    lit: backend.Array,
+    misfits: list[np.ndarray],
+) -> float:
+    """Put the tiles together and write the result of the tilt; return its last loss per pixel."""
+    store, settings, tiles = Store.open(job.path, "r+"), job.settings, layout.tiles()
+    scan, detector, optics = store.scan(job.tilt), store.detector(job.tilt), store.optics(job.tilt)
+    grid, recorded = layout.grid(), np.flatnonzero(store.valid(job.tilt))
+    phase = np.zeros((len(states[0]["phase"]), *grid.shape_yx), states[0]["phase"].dtype)
+    for tile, state in zip(tiles, states, strict=True):
+        (y0, y1), (x0, x1) = tile.window
+        phase[:, y0:y1, x0:x1] = state["phase"]  # tiles agree where they overlap
+    order = np.argsort(np.concatenate([tile.where for tile in tiles]))
+    extra = {}
+    if states[0]["moved"] is not None:
+        extra = {Positions.name: np.concatenate([state["moved"] for state in states])[order]}
+        grid = moved_grid(grid, extra[Positions.name])
+    propagator = backend.to_host(tilted_propagator(found, grid, wavelength_angstrom(optics.energy_ev)))
+    propagators = (propagator,) * (settings.slices - 1)
+    model = solver.Model(grid, propagators, settings.loss, settings.object, detector.shape_yx)
+    whole = solver.untied(solver.State(phase, states[0]["probe"], extra), model.slices)
+    settings = settings.model_copy(update={"slice_thickness_angstrom": found.geometry.slice_thickness_angstrom})
+    pixels = float(np.prod(detector.shape_yx))
+    per_pixel = [loss / pixels for loss in losses]
+    dataset = result_of(whole, model, per_pixel, settings, optics, lit)
+    dataset = dataset.assign(loss_map=loss_map(np.concatenate(misfits)[order] / pixels, recorded, scan))
+    dataset = dataset.assign(found.variables()).assign_attrs(found.attrs(settings.slices))
+    dataset = dataset.assign_attrs(tiles=list(layout.tiles_yx))
+    if settings.refine_positions_from_epoch is not None:
+        told = scan.positions()[recorded]
+        dataset = dataset.assign(position_variables(told, whole)).assign_attrs(scan_affine=affine_attrs(told, whole))
+    store.write(job.group, dataset, job.provenance)
+    return per_pixel[-1]
+
+
+def _flat(layout: Layout, tile: Tile) -> np.ndarray:
+    return np.flatnonzero(Store.open(layout.path).valid(layout.tilt))[tile.where]

@@ -1,0 +1,202 @@
+"""Local orbitals from images: places, missing and false atoms, probes over depth, gauges, stated errors."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.spatial import cKDTree
+
+from stemtomo.algorithms.local_orbital.model import Orbitals, images_of, slices_for, sums, weighted_residual
+from stemtomo.algorithms.local_orbital.probes import (
+    depth_of_focus,
+    normalised,
+    probes_over_depth,
+    start_probes,
+    without_gauges,
+)
+from stemtomo.algorithms.local_orbital.schedule import Schedule, held_out, solve
+from stemtomo.algorithms.local_orbital.solver import (
+    Free,
+    Geometry,
+    extended,
+    gradient_power,
+    position_uncertainty,
+    pruned,
+    refine,
+)
+from stemtomo.algorithms.local_orbital.specimens import amorphous_particle, focal_tilt_series
+from stemtomo.errors import ConfigurationError
+from stemtomo.geometry import Optics, TiltSeries
+
+OPTICS = Optics(300e3, 60e-3, {"C10": 0.0})  # depth of field 11 Å
+PIXEL, WINDOW, THICKNESS = 0.4, 20, 3.0
+ROTATIONS = TiltSeries.from_degrees(np.arange(-70.0, 71, 20)).rotations
+COUNT = 100
+
+
+@pytest.fixture(scope="module")
+def particle():
+    return amorphous_particle(COUNT, seed=3)
+
+
+def series_of(positions, sections=1, electrons=None):
+    extent = 2 * np.linalg.norm(positions, axis=1).max()
+    edge = 2 * int(np.ceil((extent + 8) / PIXEL / 2))
+    defocus = np.linspace(-extent / 4, extent / 4, sections) if sections > 1 else np.zeros(1)
+    return focal_tilt_series(
+        positions,
+        OPTICS,
+        ROTATIONS,
+        defocus,
+        shape_yx=(edge, edge),
+        pixel_angstrom=PIXEL,
+        window_px=24,
+        electrons_per_atom=electrons,
+        dtype=np.float64,
+    ), defocus
+
+
+def model_of(positions, series, defocus):
+    slices = slices_for(2 * np.linalg.norm(positions, axis=1).max() + 2, THICKNESS)
+    count, images = len(positions), len(series)
+    probes = start_probes(OPTICS, defocus, slices, THICKNESS, WINDOW, PIXEL)
+    return Orbitals(
+        positions,
+        np.ones(count),
+        np.full(count, 0.4),
+        probes,
+        THICKNESS,
+        np.zeros((images, 2)),
+        np.zeros((images, 3)),
+    )
+
+
+def geometry_of(series):
+    return Geometry(
+        series.rotations,
+        series.sections,
+        tuple(series.images.shape[1:]),
+        PIXEL,
+        gradient_power(series.images, PIXEL),
+        np.arange(len(series)),
+    )
+
+
+def rms_pm(model, truth):
+    _, index = cKDTree(truth).query(model.positions)
+    assert len(np.unique(index)) == len(truth)
+    error = model.positions - truth[index]
+    return 100 * np.sqrt(((error - error.mean(axis=0)) ** 2).sum(axis=1).mean())
+
+
+def test_a_particle_keeps_its_neighbours_at_the_distance_asked_for(particle):
+    nearest = cKDTree(particle).query(particle, k=2)[0][:, 1]
+    assert 2.32 <= nearest.min() <= nearest.max() <= 2.36
+    density = COUNT / (4 / 3 * np.pi * np.linalg.norm(particle, axis=1).max() ** 3)
+    assert density == pytest.approx(0.05, rel=0.2)
+    with pytest.raises(ConfigurationError, match="do not settle"):
+        amorphous_particle(60, density=0.5)
+
+
+def test_a_probe_is_sharpest_in_its_focus_and_keeps_its_electrons():
+    depths = np.arange(-30.0, 31, 3)
+    focused = replace(OPTICS, aberrations={"C10": -9.0})
+    probes = probes_over_depth(focused, depths, WINDOW, PIXEL)
+    assert depth_of_focus(probes[None], 3.0)[0] == pytest.approx(9.0, abs=0.4)
+    np.testing.assert_allclose(probes.sum(axis=(1, 2)), 1)
+    # On the axis of a round aperture the intensity falls as sinc²(alpha² z / 2 lambda): 4 / pi² at z = lambda / alpha².
+    fine = probes_over_depth(OPTICS, np.array([0.0, 0.0196875 / 0.06**2]), 96, 0.05)
+    peaks = fine.max(axis=(1, 2))
+    assert peaks[1] / peaks[0] == pytest.approx(4 / np.pi**2, rel=0.03)
+
+
+def test_atoms_are_found_to_far_below_a_picometre_by_the_model_that_made_the_images(particle):
+    series, defocus = series_of(particle, 1)
+    truth = model_of(particle, series, defocus)
+    series = replace(series, images=images_of(truth, series))
+    start = replace(
+        truth,
+        positions=particle + np.random.default_rng(0).normal(0, 0.15, particle.shape),
+        intensity=np.full(COUNT, 0.8),
+        width_angstrom=np.full(COUNT, 0.5),
+    )
+    found = refine(start, lambda m, p: sums(m, series, None, p), geometry_of(series), Free(), 60, still=0.0)
+    assert rms_pm(found.model, particle) < 0.01
+    np.testing.assert_allclose(found.model.intensity, 1, atol=1e-4)
+    np.testing.assert_allclose(found.model.width_angstrom, 0.4, atol=1e-4)
+
+
+def test_missing_atoms_come_and_false_ones_go(particle):
+    series, defocus = series_of(particle, 1)
+    truth = model_of(particle, series, defocus)
+    evaluate, geometry = (lambda m, p: sums(m, series, None, p)), geometry_of(series)
+    missing = truth.kept(np.arange(COUNT) >= 7)
+    longer, added = extended(missing, evaluate, geometry, insertion=0.4, minimum_distance_angstrom=1.6)
+    nearest = cKDTree(longer.positions[len(missing) :]).query(particle[:7])[0]
+    assert added >= 7
+    assert (nearest < 0.75).all()
+    doubled = truth.with_atoms(particle[:2] + 0.5, np.full(2, 0.6), np.full(2, 0.4))
+    faint = doubled.with_atoms(np.array([[0.0, 0.0, 40.0]]), np.array([0.1]), np.array([0.4]))
+    kept, dropped = pruned(faint, 0.4, 1.6)
+    assert dropped == 3
+    np.testing.assert_array_equal(kept.positions, particle)
+
+
+def test_the_foci_of_sections_are_found_from_none(particle):
+    series, defocus = series_of(particle, 3)
+    start = model_of(particle + np.random.default_rng(1).normal(0, 0.1, particle.shape), series, np.zeros(3))
+    schedule = Schedule(rounds=0, probe_searches=2, shifts=False)
+    found = solve(start, lambda m, p: sums(m, series, None, p), geometry_of(series), schedule)
+    assert rms_pm(found, particle) < 1
+    focus = depth_of_focus(found.probes, THICKNESS)
+    # Sections are in focus where the specimen cancels their defocus; slices and ends blunt the estimate.
+    np.testing.assert_allclose(focus, -defocus, atol=2)
+    assert focus[0] > 2 > -2 > focus[2]
+
+
+def test_known_gauges_change_no_image(particle):
+    series, defocus = series_of(particle, 3)
+    rng = np.random.default_rng(2)
+    model = model_of(particle, series, defocus)
+    # One slice: where probes change with depth, a shift along the beam is seen.
+    shifts = rng.normal(0, 0.3, model.shifts_angstrom.shape)
+    model = replace(model, shifts_angstrom=shifts, probes=model.probes[:, 2:3])
+    before = images_of(model, series)
+    free = without_gauges(model, series.rotations, series.sections, np.arange(len(series)), PIXEL)
+    np.testing.assert_allclose(images_of(free, series), before, atol=1e-4 * before.max())
+    seen = np.swapaxes(series.rotations, 1, 2)[:, :2]
+    left = np.einsum("kia,ki->a", seen, free.shifts_angstrom)
+    np.testing.assert_allclose(left, 0, atol=1e-9)
+    np.testing.assert_allclose(normalised(3 * model.probes), model.probes)
+
+
+def test_stated_errors_are_those_that_are_made(particle):
+    series, defocus = series_of(particle, 1, electrons=400)
+    evaluate, geometry = (lambda m, p: sums(m, series, None, p)), geometry_of(series)
+    found = refine(model_of(particle, series, defocus), evaluate, geometry, Free(), 30)
+    residual, signal = weighted_residual(found.model, series)
+    sigma = position_uncertainty(found.model, geometry, residual / signal)
+    error = found.model.positions - particle
+    assert 0.4 < np.mean(np.abs(error - error.mean(axis=0)) < sigma) < 0.8
+    assert 1 < rms_pm(found.model, particle) < 8
+
+
+def test_an_interrupted_schedule_goes_on_to_the_same_model(particle):
+    series, defocus = series_of(particle, 1)
+    start = model_of(particle[:-2] + 0.05, series, defocus)
+    evaluate, geometry = (lambda m, p: sums(m, series, None, p)), geometry_of(series)
+    schedule = Schedule(atom_iterations=4, probe_iterations=4, probe_searches=2, rounds=1, shifts=False)
+    kept = []
+    whole = solve(start, evaluate, geometry, schedule, lambda number, step, model: kept.append((number, step, model)))
+    number, _, model = kept[1]
+    again = solve(model, evaluate, geometry, schedule, done=number)
+    np.testing.assert_array_equal(again.positions, whole.positions)
+    np.testing.assert_array_equal(again.probes, whole.probes)
+    assert len(kept) <= schedule.searches
+
+
+def test_held_out_images_are_spread_over_the_series():
+    chosen = held_out(np.zeros(71), 0.1)
+    assert chosen.sum() == 7
+    assert np.diff(np.flatnonzero(chosen)).min() >= 8
+    assert not held_out(np.zeros(71), 0).any()

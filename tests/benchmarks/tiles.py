@@ -1,0 +1,155 @@
+"""Ptychography in tiles: scans larger than the memory of two workers, two workers against one, the cost of a step."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stemtomo.algorithms.ptychography import solver
+from stemtomo.algorithms.ptychography.windows import object_grid
+from stemtomo.distributed.cluster import ClientExecutor
+from stemtomo.distributed.executor import Executor
+from stemtomo.geometry import Detector, Optics, Pose, Scan
+from stemtomo.io.provenance import Provenance
+from stemtomo.io.store import Store
+from stemtomo.physics.probe import probe_wave
+from stemtomo.pipeline.config import PtychographySettings
+from stemtomo.pipeline.ptychography import ptychography
+from tests.benchmarks.measure import Row, cpu_seconds, rate_row
+from tests.benchmarks.two_workers import measure, two_workers
+
+OPTICS = Optics(300e3, 21e-3, {"C10": 200.0})
+STEP_ANGSTROM, PIXEL_ANGSTROM, SHARD = 0.8, 0.2, 32
+#: Two epochs: one of eight batches, one of all positions.
+SETTINGS = PtychographySettings(
+    epochs=2, settling_epochs=1, batches=8, probe_update_start_epoch=0, frames="store", batch_block=8
+)
+
+
+def detector_of(pixels: int) -> Detector:
+    """Return a detector of ``pixels`` x ``pixels`` whose objects have pixels of 0.2 Å."""
+    return Detector((pixels, pixels), 1 / (pixels * PIXEL_ANGSTROM))
+
+
+def make_store(path: Path, positions: int, pixels: int) -> Store:
+    """Write a scan of ``positions`` x ``positions`` patterns of one probe in vacuum with counting noise.
+
+    One shard of patterns stands for all: what they show does not change what they cost.
+    """
+    scan, detector = Scan((positions, positions), (STEP_ANGSTROM, STEP_ANGSTROM)), detector_of(pixels)
+    pixel = detector.object_pixel_angstrom_yx
+    probe = probe_wave(OPTICS, detector.shape_yx, pixel, intensity=20.0 * pixels)
+    mean = np.fft.fftshift(np.abs(np.fft.fft2(probe, norm="ortho")) ** 2)
+    counts = np.random.default_rng(0).poisson(mean, (SHARD, SHARD, pixels, pixels)).astype(np.uint16)
+    counts[..., pixels // 2, pixels // 2] += 1
+    store = Store.create(path, "scan")
+    store.declare_tilts(1)
+    shape = (positions, positions, pixels, pixels)
+    store.create_tilt(0, shape, np.uint16, OPTICS, scan, detector, Pose(0.0), shard_positions=SHARD)
+    corners = itertools.product(range(0, positions, SHARD), range(0, positions, SHARD))
+    for y, x in corners:
+        store.write_frames(0, y, x, counts[: positions - y, : positions - x])
+    store.record_frames(0, range(math.ceil(positions / SHARD) ** 2))
+    store.complete_tilt(0, Provenance.start("ingest", {}))
+    store.complete_tilts(Provenance.start("ingest", {}))
+    return store
+
+
+def patterns_per_cpu_second(pixels: int, count: int = 1024) -> float:
+    """Return the patterns per processor second that the engine works on when they are in memory."""
+    detector = detector_of(pixels)
+    edge = math.isqrt(count)
+    grid = object_grid(Scan((edge, edge), (STEP_ANGSTROM, STEP_ANGSTROM)).positions(), (pixels, pixels), (0.2, 0.2))
+    model = solver.Model(grid, (), "anscombe", "phase")
+    probe = probe_wave(OPTICS, detector.shape_yx, detector.object_pixel_angstrom_yx, intensity=20.0 * pixels)
+    counts = np.random.default_rng(0).poisson(1.0, (edge * edge, pixels, pixels)).astype(np.uint16)
+    state = solver.State.start(model, probe)
+
+    def epoch() -> None:
+        sums = solver.gradients(state, model, counts, np.arange(len(counts)))
+        solver.update(state, sums, solver.Nesterov())
+
+    return len(counts) / cpu_seconds(epoch)
+
+
+def reconstruct(
+    client: Any, folder: Path, positions: int, pixels: int, tiles: Any, frames: str, epochs: int = 2
+) -> dict[str, float]:
+    """Return what some epochs of a scan in tiles cost the workers."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        store = make_store(Path(name) / "scan.zarr", positions, pixels)
+        settings = SETTINGS.model_copy(update={"tiles": tiles, "frames": frames, "epochs": epochs})
+        return measure(client, lambda: ptychography(store, settings, executor=ClientExecutor(client)))
+
+
+def out_of_core_rows(positions: int = 256, pixels: int = 288, limit_mib: int = 1536, more: int = 0) -> list[Row]:
+    """Return the figures of a scan in the store (10.9 GB as given) that two workers reconstruct within their memory.
+
+    With ``more`` epochs a second run says what an epoch costs without the start and the end.
+    """
+    size, costs = positions**2 * pixels**2 * 2, []
+    floor = patterns_per_cpu_second(pixels)
+    for epochs in (2, 2 + more) if more else (2,):
+        with tempfile.TemporaryDirectory() as name, two_workers(limit_mib) as client:
+            costs.append(reconstruct(client, Path(name), positions, pixels, "auto", "store", epochs))
+    found = costs[0]
+    work = f"{size / 1e9:.2f} GB of frames, 2 workers of {limit_mib} MiB"
+    # The patterns are read twice more: once to count electrons, once for the map of the loss.
+    with_ends = 2 * positions**2 / found["cpu_s"]
+    rows = [
+        Row("tiles", f"{work}, 2 epochs", found["peak_rss_mb"], "MB peak of a worker"),
+        rate_row("tiles", f"{work}, 2 epochs, start and end", with_ends, "patterns/CPU s", floor),
+        Row("tiles", f"{work}, 2 epochs", found["wall_s"], "s wall"),
+        Row("tiles", f"{work}, 2 epochs", found["spilled_bytes"] + found["paused"], "bytes spilled, or paused"),
+    ]
+    if more:
+        rate = more * positions**2 / (costs[1]["cpu_s"] - found["cpu_s"])
+        rows.append(rate_row("tiles", f"{work}, an epoch", rate, "patterns/CPU s", floor))
+    return rows
+
+
+def scaling_rows(positions: int = 64, pixels: int = 128) -> list[Row]:
+    """Return the processor seconds of one worker over those of two for the same work: the efficiency."""
+    from distributed import Client, LocalCluster
+
+    costs = []
+    for workers in (1, 2):
+        options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+        with (
+            tempfile.TemporaryDirectory() as name,
+            LocalCluster(**options) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            costs.append(reconstruct(client, Path(name), positions, pixels, (2, 1), "memory"))
+    work = f"{positions} x {positions} positions, {pixels} pixels, 2 tiles"
+    cpu, wall = costs[0]["cpu_s"] / costs[1]["cpu_s"], costs[0]["wall_s"] / (2 * costs[1]["wall_s"])
+    return [
+        Row("tiles", f"{work}: CPU s of 1 worker over those of 2", cpu, "efficiency"),
+        Row("tiles", f"{work}: wall s of 1 worker over twice those of 2", wall, "efficiency"),
+    ]
+
+
+def task_seconds(executor: Executor, steps: int = 150) -> float:
+    """Return the wall seconds of a task that does nothing, two in a row of pairs that depend on each other."""
+    before = [executor.submit(_nothing) for _ in range(2)]
+    executor.gather(before)
+    began = time.perf_counter()
+    for _ in range(steps):
+        before = [executor.submit(_nothing, *before) for _ in range(2)]
+    executor.gather(before)
+    return (time.perf_counter() - began) / (2 * steps)
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+def benchmark() -> list[Row]:
+    """Return the figures at a tenth of the size: minutes."""
+    return [*out_of_core_rows(128, 128, 640, more=8), *scaling_rows()]

@@ -1,0 +1,68 @@
+"""Tiles only where a tilt does not fit, as few as fit, from headers alone; what cannot fit is refused with numbers."""
+
+import pytest
+
+from stemtomo.errors import MemoryPlanError
+from stemtomo.geometry import Detector, Scan
+from stemtomo.pipeline.config import PtychographySettings
+from stemtomo.pipeline.tile_layout import Room, chosen, layout_of, passes, plan_row
+from tests.pipeline.scanned import make_scan
+
+MISSION, DETECTOR = Scan((800, 800), (0.2275, 0.2275)), Detector((128, 128), 1 / 25.6)
+FRAMES = 800 * 800 * 128 * 128 * 2
+SETTINGS = PtychographySettings(slices=5, slice_thickness_angstrom=28.0, detector_padding=0.0)
+GIB = 2**30
+
+
+def choice(room, **changes):
+    return chosen(MISSION, DETECTOR, 2, (32, 32), SETTINGS.model_copy(update=changes), room, tilts=36)
+
+
+def test_a_tilt_that_fits_a_worker_is_left_in_one_piece():
+    assert choice(Room(64 * GIB)) is None
+    assert choice(Room(64 * GIB, workers=8)) is None
+    assert choice(Room(64 * GIB, threads=2)) is not None
+
+
+def test_a_tilt_that_does_not_fit_is_spread_over_the_workers_and_held_if_it_fits_them_together():
+    found = choice(Room(8 * GIB, workers=4))
+    assert found.tiles_yx == (2, 2)
+    assert found.resident
+    assert 0.25 * FRAMES < found.need.held_patterns < 0.3 * FRAMES
+    assert found.need.per_worker(1) < 8 * GIB
+
+
+def test_what_workers_cannot_hold_together_is_read_from_the_store():
+    found = choice(Room(int(1.5 * GIB), workers=2))
+    assert not found.resident
+    assert found.need.held_patterns == 0
+    row = plan_row(MISSION, DETECTOR, 2, 36, SETTINGS, Room(int(1.5 * GIB), workers=2))
+    assert row.bytes_per_worker(2, 1) <= 1.5 * GIB
+    assert row.bytes_read == 36 * FRAMES * (2 + passes(SETTINGS))
+
+
+def test_blocks_of_neighbours_are_read_once_in_an_epoch():
+    assert passes(SETTINGS.model_copy(update={"batch_block": 8})) == SETTINGS.epochs
+    assert passes(SETTINGS) > 4 * SETTINGS.epochs
+
+
+def test_tiles_that_were_asked_for_are_kept():
+    found = choice(Room(64 * GIB), tiles=(3, 7))
+    assert found.tiles_yx == (3, 7)
+    assert found.resident
+    assert not choice(Room(64 * GIB), tiles=(3, 7), frames="store").resident
+
+
+def test_strips_of_neighbours_are_as_wide_as_a_pattern_and_the_margins():
+    two, four = (choice(Room(64 * GIB), tiles=tiles).need.strips for tiles in ((1, 2), (1, 4)))
+    assert four == pytest.approx(3 * two, rel=0.02)
+    # One seam: as many pixels as the object is high, a pattern and margins wide, twice: gradient and illumination.
+    height = 800 * 0.2275 / 0.2 + 128
+    assert two == pytest.approx(2 * height * (128 + 8) * (5 * 4 + 4), rel=0.05)
+
+
+def test_what_cannot_fit_is_refused_with_the_number_and_what_would(tmp_path):
+    store = make_scan(tmp_path / "scan.zarr")
+    settings = PtychographySettings(tiles=(2, 2), frames="memory")
+    with pytest.raises(MemoryPlanError, match=r"needs 0\.\d+ GiB on each of 1 worker.*has 0\.03 GiB.*tiles = .auto"):
+        layout_of(store, 0, settings, Room(2**25, 1, 2))
