@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,14 @@ from stemtomo.algorithms.tomography.alignment import (
 from stemtomo.algorithms.tomography.diagnosis import diagnoses, require_sound
 from stemtomo.algorithms.tomography.intensity import gains
 from stemtomo.algorithms.tomography.poses import euler_deg
-from stemtomo.distributed import Executor, PlanRow
+from stemtomo.distributed import Checkpoint, Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
 from stemtomo.geometry import TiltSeries
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.physics.projection import TiltGeometry
 from stemtomo.pipeline.config import AlignmentSettings
+from stemtomo.pipeline.joint_alignment import iterations_of, refine_poses, scales_of
 from stemtomo.pipeline.progress import Progress, Silent
 
 GROUP = "alignment"
@@ -68,7 +71,9 @@ def align(
     executor = executor or default_executor()
     progress = progress or Silent()
     provenance = Provenance.start(STAGE, settings.model_dump(), {"projections": store.fingerprint("projections")})
-    progress.start(STAGE, 1)
+    shape = store.read("projections")["phase"].shape if settings.refine_angles else (1, 1, 1)
+    scales = scales_of((shape[1], shape[2]), settings) if settings.refine_angles else ()
+    progress.start(STAGE, 1 + sum(iterations_of(settings, number) for number in range(len(scales))))
     todo = not store.is_complete(GROUP, provenance.fingerprint)
     if todo:
         projections = store.read("projections")
@@ -76,8 +81,11 @@ def align(
         require_sound(projections["phase"].values, projections["valid"].values, _angles_deg(projections))
         dataset: xr.Dataset = executor.gather(executor.submit(_estimate, projections, settings))
         if settings.refine_angles and dataset.attrs["wholly_in_view"] and projections.sizes["tilt"] > 2:
-            dataset = _jointly(projections, dataset, settings, executor)
+            folder = store.checkpoint_path(GROUP)
+            kept = [Checkpoint(folder / f"scale-{factor}", provenance.fingerprint) for factor in scales]
+            dataset = _jointly(projections, dataset, settings, executor, progress, kept)
         store.write(GROUP, dataset, provenance)
+        shutil.rmtree(store.checkpoint_path(GROUP), ignore_errors=True)
     progress.advance()
     progress.finish(STAGE)
     result = store.read(GROUP)
@@ -95,16 +103,28 @@ def align(
     }
 
 
-def plan_align(store: Store) -> PlanRow:
+def plan_align(store: Store, settings: AlignmentSettings | None = None) -> PlanRow:
     """Say what :func:`align` will hold, read and write, from the store's metadata alone."""
     tilts, height, width = store.read("projections")["phase"].shape
-    return plan_row((height, width), tilts)
+    return plan_row((height, width), tilts, settings)
 
 
-def plan_row(shape_yx: tuple[int, int], tilts: int) -> PlanRow:
+def plan_row(shape_yx: tuple[int, int], tilts: int, settings: AlignmentSettings | None = None) -> PlanRow:
     """Say the same for projections of ``shape_yx`` that are not there yet."""
-    stack = tilts * math.prod(shape_yx)
-    return PlanRow(STAGE, tasks=1, bytes_per_task=stack * 20, bytes_read=stack * 5, bytes_written=tilts * 24)
+    settings, stack = settings or AlignmentSettings(), tilts * math.prod(shape_yx)
+    row = PlanRow(STAGE, tasks=1, bytes_per_task=stack * 20, bytes_read=stack * 5, bytes_written=tilts * 24)
+    if not settings.refine_angles:
+        return row
+    # The finest scale holds two iterates, a step and the depth of a cube; six derivatives of a tilt beside the stack.
+    finest = min(scales_of(shape_yx, settings))
+    voxels = math.ceil(max(shape_yx) / finest) ** 3
+    small = stack // finest**2
+    saved = sum(iterations_of(settings, number) // 25 for number in range(len(scales_of(shape_yx, settings))))
+    return replace(
+        row,
+        bytes_per_task=max(stack * 20, stack * 9 + voxels * 24 + small * 50),
+        bytes_written=row.bytes_written + saved * (voxels * 8 + small * 8),
+    )
 
 
 def series_of(projections: xr.Dataset) -> TiltSeries:
@@ -184,14 +204,17 @@ def _angles_deg(projections: xr.Dataset) -> np.ndarray:
 
 
 def _jointly(
-    projections: xr.Dataset, estimate: xr.Dataset, settings: AlignmentSettings, executor: Executor
+    projections: xr.Dataset,
+    estimate: xr.Dataset,
+    settings: AlignmentSettings,
+    executor: Executor,
+    progress: Progress,
+    checkpoints: list[Checkpoint],
 ) -> xr.Dataset:
     """Return ``estimate`` with poses refined together with a volume."""
-    from stemtomo.pipeline.joint_alignment import refine_poses
-
     images, valid = aligned_images(projections, estimate), projections["valid"].values
     start = aligned_geometry(projections, estimate)
-    found = refine_poses(images, valid, start, settings, executor)
+    found = refine_poses(images, valid, start, settings, executor, progress=progress, checkpoints=checkpoints)
     theta, phi, psi = euler_deg(found.geometry.rotations)
     shifts = found.geometry.shifts_px * float(estimate.attrs["pixel_angstrom"])
     values = {

@@ -8,6 +8,7 @@ iterations. Projections and depth moments are sums over the volume's blocks, as 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,10 +17,11 @@ import numpy as np
 from stemtomo.algorithms.tomography import refinement, solver
 from stemtomo.algorithms.tomography.alignment import without_translation
 from stemtomo.algorithms.tomography.poses import POSE_COLUMNS, turns_between
-from stemtomo.distributed import Executor
+from stemtomo.distributed import Checkpoint, Executor
 from stemtomo.physics.projection import TiltGeometry
 from stemtomo.pipeline.config import AlignmentSettings, TomographySettings
 from stemtomo.pipeline.descent import Problem
+from stemtomo.pipeline.progress import Progress
 from stemtomo.pipeline.reconstruction import reconstruct
 
 _SMALLEST_PX, _LARGEST_PX = 48, 128
@@ -46,6 +48,9 @@ def refine_poses(
     settings: AlignmentSettings,
     executor: Executor,
     blocks: int | None = None,
+    *,
+    progress: Progress | None = None,
+    checkpoints: Sequence[Checkpoint] = (),
 ) -> JointAlignment:
     """Return better poses than those of ``geometry`` for projections (tilt, y, x) of a specimen wholly in view.
 
@@ -56,6 +61,8 @@ def refine_poses(
     ----------
     blocks
         Slabs that the volume is cut into; as many as are worth a worker each if not given.
+    checkpoints
+        One per scale, with which an interrupted refinement goes on to the same bits; none are kept if not given.
     """
     if settings.clip_fraction < 1:
         images = np.minimum(images, settings.clip_fraction * images[valid].max())
@@ -71,7 +78,7 @@ def refine_poses(
             volume_shape=(shape[0], shape[1], shape[2]),
             image_shape=(shape[1], shape[2]),
         )
-        iterations = settings.joint_iterations if number == 0 else math.ceil(settings.joint_iterations / 2)
+        iterations = iterations_of(settings, number)
         schedule = refinement.PoseSchedule(
             iterations,
             columns_of(settings),
@@ -81,8 +88,10 @@ def refine_poses(
             angle_prior_rad=math.radians(settings.angle_prior_deg),
         )
         measured = solver.Measurement(coarse, seen, np.ones(len(coarse), np.float32), 0.5)
-        tomography = TomographySettings(iterations=iterations, blocks=blocks)
-        found = reconstruct(Problem(measured, start, 1.0, 1.0), tomography, executor, schedule=schedule)
+        tomography = TomographySettings(iterations=iterations, blocks=blocks, stream="never")
+        kept = checkpoints[number] if checkpoints else None
+        problem = Problem(measured, start, 1.0, 1.0)
+        found = reconstruct(problem, tomography, executor, progress, kept, schedule=schedule)
         rotations = found.geometry.rotations
         shifts = without_translation(found.geometry.shifts_px * factor + offset, rotations)
         geometry = replace(
@@ -91,6 +100,11 @@ def refine_poses(
         losses += found.losses
         r1 = found.factors.r1
     return JointAlignment(geometry, losses, r1)
+
+
+def iterations_of(settings: AlignmentSettings, number: int) -> int:
+    """Return the iterations at scale ``number``, counted from the coarsest."""
+    return settings.joint_iterations if number == 0 else math.ceil(settings.joint_iterations / 2)
 
 
 def columns_of(settings: AlignmentSettings) -> tuple[str, ...]:

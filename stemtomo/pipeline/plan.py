@@ -58,7 +58,7 @@ def plan(
         quicklook.plan_row(scan, detector, itemsize, tilts, configuration.quicklook),
         tiled or ptychography.plan_row(scan, detector, optics, itemsize, tilts, configuration.ptychography),
         projections.plan_row(scan, detector, tilts, configuration.projections),
-        alignment.plan_row(field, tilts),
+        alignment.plan_row(field, tilts, configuration.alignment),
         tomography.plan_row(field, poses.rotations, pixel[0], configuration.tomography, workers, memory),
         joint.plan_row(scan, detector, optics, itemsize, list(poses), configuration.joint, workers),
         atoms.plan_row((planes, *field), configuration.atoms),

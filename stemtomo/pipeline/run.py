@@ -232,7 +232,7 @@ def _record(store: Store, result: dict[str, Any], time_utc: str) -> None:
     stages = {stage: {key: numbers[key] for key in cost} for stage, numbers in result["stages"].items()}
     folder = _record_folder(store)
     folder.mkdir(exist_ok=True)
-    name = f"{time_utc.replace(':', '').replace('+0000', 'Z')}-{time.monotonic_ns() % 10**9:09d}.json"
+    name = f"{time_utc.replace(':', '').replace('+0000', 'Z')}-{time.monotonic_ns():020d}.json"
     replace_json(folder / name, {**kept, "stages": stages, "time_utc": time_utc, "versions": package_versions()})
 
 

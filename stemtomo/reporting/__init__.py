@@ -108,12 +108,14 @@ def render(results: Results) -> str:
 
 
 def sections(results: Results) -> dict[str, str]:
-    """Return the sections by name, empty where there is nothing to show."""
-    made = {
+    """Return the sections by name, empty where there is nothing; those on frames only for a store that has some."""
+    of_frames = {
         "experiment": experiment.experiment,
         "quicklook": experiment.quicklook,
         "calibration": calibration.calibration,
         "ptychography": experiment.ptychography,
+    }
+    others = {
         "projections": experiment.projections,
         "alignment": alignment.alignment,
         "volume": specimen.volume,
@@ -128,7 +130,8 @@ def sections(results: Results) -> dict[str, str]:
         "score": specimen.score,
         "provenance": provenance,
     }
-    return {name: section(results) for name, section in made.items()}
+    wanted = {**(of_frames if results.tilt_count else {}), **others}
+    return {name: section(results) for name, section in wanted.items()}
 
 
 def provenance(results: Results) -> str:

@@ -14,11 +14,12 @@ from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.geometry import TiltSeries
 from stemtomo.io.provenance import Provenance
 from stemtomo.physics.projection import TiltGeometry, render
-from stemtomo.pipeline.alignment import align, aligned_geometry
+from stemtomo.pipeline.alignment import align, aligned_geometry, plan_align
 from stemtomo.pipeline.atoms import find_atoms
 from stemtomo.pipeline.config import AlignmentSettings, AtomSettings, TomographySettings
 from stemtomo.pipeline.descent import Problem
 from stemtomo.pipeline.joint_alignment import binned, refine_poses, scales_of
+from stemtomo.pipeline.progress import Silent
 from stemtomo.pipeline.reconstruction import reconstruct
 from stemtomo.pipeline.tomography import tomography
 from tests.algorithms.tomography import phantom
@@ -130,6 +131,51 @@ def test_align_stores_the_poses_and_tomography_and_atoms_use_them(tmp_path):
     found = find_atoms(store, AtomSettings(species=("Cu", "Au")))
     assert found["refinement"] == "done"
     assert found["explained_variance"] > 0.99
+
+
+class Stopped(Exception):
+    pass
+
+
+class Stop(Silent):
+    """Interrupt after some iterations; count what was done."""
+
+    def __init__(self, after):
+        self.left, self.done, self.total = after, 0, 0
+
+    def start(self, stage, total, unit=""):
+        self.total = total
+
+    def advance(self, n=1, **numbers):
+        self.done += n
+        self.left -= n
+        if self.left <= 0:
+            raise Stopped
+
+
+def test_an_interrupted_refinement_goes_on_to_the_same_poses(tmp_path):
+    atoms, _, shifts = _series(seed=5)
+    settings = AlignmentSettings(refine_angles=True, joint_iterations=60, joint_bins=(2, 1))
+    stores = [projected_store(tmp_path / f"{k}.zarr", NOMINAL, atoms, shifts, (EDGE, EDGE)) for k in "ab"]
+    whole, count = align(stores[0], settings), Stop(10**6)
+    with pytest.raises(Stopped):
+        align(stores[1], settings, progress=Stop(60 + 28))  # in the second scale, after its first checkpoint
+    assert stores[1].fingerprint("alignment") is None
+    again = align(stores[1], settings, progress=count)
+    for name in ("theta_deg", "phi_deg", "psi_deg", "shift_x_angstrom", "shift_y_angstrom"):
+        found, expected = (store.read("alignment")[name].values for store in stores[::-1])
+        np.testing.assert_array_equal(found, expected)
+    assert again["angle_change_rms_deg"] == whole["angle_change_rms_deg"]
+    assert count.done == count.total == 1 + 60 + 30
+    assert not stores[1].checkpoint_path("alignment").exists()
+
+
+def test_the_plan_knows_of_the_joint_refinement(tmp_path):
+    atoms, _, shifts = _series(seed=5)
+    store = projected_store(tmp_path / "s.zarr", NOMINAL, atoms, shifts, (EDGE, EDGE))
+    plain, joint = (plan_align(store, AlignmentSettings(refine_angles=refine)) for refine in (False, True))
+    assert joint.bytes_per_task >= plain.bytes_per_task + 4 * EDGE**3
+    assert joint.bytes_written >= 4 * 8 * EDGE**3  # a checkpoint every 25 of 120 iterations
 
 
 def test_scales_leave_48_to_128_pixels_and_coarse_pixels_know_where_they_are():
