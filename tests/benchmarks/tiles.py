@@ -16,10 +16,12 @@ from stemtomo.distributed.cluster import ClientExecutor
 from stemtomo.geometry import Detector, Optics, Pose, Scan
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
+from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.probe import probe_wave
+from stemtomo.physics.propagation import fresnel_propagator
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.ptychography import ptychography
-from stemtomo.pipeline.tile_cost import Rates, estimate, measure_pattern
+from stemtomo.pipeline.tile_cost import Rates, estimate
 from stemtomo.pipeline.tile_layout import Room, chosen
 from tests.benchmarks.measure import Row, cost_row, cpu_seconds, rate_row
 from tests.benchmarks.two_workers import measure, two_workers
@@ -61,12 +63,13 @@ def make_store(path: Path, positions: int, pixels: int) -> Store:
     return store
 
 
-def patterns_per_cpu_second(pixels: int, count: int = 1024) -> float:
+def patterns_per_cpu_second(pixels: int, count: int = 1024, slices: int = 1) -> float:
     """Return the patterns per processor second that the engine works on when they are in memory."""
     detector = detector_of(pixels)
     edge = math.isqrt(count)
     grid = object_grid(Scan((edge, edge), (STEP_ANGSTROM, STEP_ANGSTROM)).positions(), (pixels, pixels), (0.2, 0.2))
-    model = solver.Model(grid, (), "anscombe", "phase")
+    gap = fresnel_propagator((pixels, pixels), grid.pixel_angstrom_yx, wavelength_angstrom(300e3), 20.0)
+    model = solver.Model(grid, (gap,) * (slices - 1), "anscombe", "phase")
     probe = probe_wave(OPTICS, detector.shape_yx, detector.object_pixel_angstrom_yx, intensity=20.0 * pixels)
     counts = np.random.default_rng(0).poisson(1.0, (edge * edge, pixels, pixels)).astype(np.uint16)
     state = solver.State.start(model, probe)
@@ -147,7 +150,7 @@ def cluster_rows(pattern_s: float | None = None, task_s: float = 5e-4) -> list[R
     """
     scan, detector = Scan((800, 800), (0.2275, 0.2275)), detector_of(128)
     settings = PtychographySettings(slices=5, slice_thickness_angstrom=28.0, detector_padding=0.0, epochs=60)
-    pattern_s = measure_pattern(detector, OPTICS, settings) if pattern_s is None else pattern_s
+    pattern_s = 1 / patterns_per_cpu_second(128, 256, settings.slices) if pattern_s is None else pattern_s
     rows = []
     for workers in (8, 16, 36, 64, 128, 256, 512):
         choice = chosen(scan, detector, 2, (32, 32), settings, Room(4 << 30, workers), 36)
