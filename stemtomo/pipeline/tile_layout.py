@@ -158,7 +158,7 @@ def chosen(
     room: Room,
     tilts: int = 1,
 ) -> Choice | None:
-    """Return the fewest tiles that fit, or those that need the least; ``None`` for one piece without tiles."""
+    """Return the fewest tiles that fit, or what needs the least; ``None`` for one piece without tiles."""
     frames = scan.count * math.prod(detector.shape_yx) * itemsize
     grid = grid_of(scan, detector, padding_of(scan, settings))
     at_once = min(room.threads, math.ceil(tilts / room.workers))
@@ -176,7 +176,10 @@ def chosen(
             choices.append(Choice(tiles_yx, resident, need))
             if need.per_worker(room.threads) <= room.limit_bytes:
                 return choices[-1]
-    return min(choices, key=lambda choice: choice.need.per_worker(room.threads))
+    least = min(choices, key=lambda choice: choice.need.per_worker(room.threads))
+    # Buffers make tiles of a small tilt larger than the tilt in one piece, which then is what comes closest.
+    piece_is_less = at_once * piece <= least.need.per_worker(room.threads)
+    return None if settings.tiles == "auto" and plain and piece_is_less else least
 
 
 def need_of(
