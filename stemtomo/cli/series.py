@@ -128,7 +128,7 @@ def _print_plan(configuration: Any, json_file: Path | None) -> None:
 
     workers = executor()
     limit, count, threads = worker_limits(workers, configuration.resources)
-    planned = plan(configuration, workers.workers, limits=(limit, count, threads))
+    planned = plan(configuration, workers.workers, limits=(limit, count, threads), executor=workers)
     write_json(planned.to_dict(), json_file)
     typer.echo(str(planned))
     planned.check(limit, count, threads)

@@ -13,6 +13,7 @@ def plan(
     workers: int = 1,
     until: str | None = None,
     limits: tuple[int, int, int] | None = None,
+    executor: Executor | None = None,
 ) -> MemoryPlan:
     """Return the tasks, memory and bytes of every stage of ``configuration``; nothing is computed or written.
 
@@ -25,17 +26,29 @@ def plan(
     limits
         What :func:`worker_limits` says: a tilt that does not fit it is planned in tiles, a volume that does not in
         files.
+    executor
+        Where a measurement of seconds tells how long tiles take; not told unless given.
 
     Raises
     ------
     ConfigurationError, FormatError, AcquisitionError
         If the configuration and the input do not fit together.
     """
-    from stemtomo.pipeline import alignment, atoms, joint, projections, ptychography, quicklook, tile_layout, tomography
+    from stemtomo.pipeline import (
+        alignment,
+        atoms,
+        joint,
+        projections,
+        ptychography,
+        quicklook,
+        tile_cost,
+        tile_layout,
+        tomography,
+    )
     from stemtomo.pipeline.ingest import open_input, plan_ingest
     from stemtomo.pipeline.preparation import prepared, prepared_detector
     from stemtomo.pipeline.run import skipped_stages
-    from stemtomo.pipeline.tile_layout import Room
+    from stemtomo.pipeline.tile_layout import Choice, Room
 
     source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
     tilts = source.shape[0]
@@ -51,7 +64,15 @@ def plan(
     planes = field[1] if depth is None else math.ceil(depth / pixel[0])
     tiled = None
     if limits is not None and _takes_part(ptychography.GROUP, until):
-        tiled = tile_layout.plan_row(scan, detector, itemsize, tilts, configuration.ptychography, Room(*limits))
+        settings, room = configuration.ptychography, Room(*limits)
+
+        def seconds_of(choice: Choice) -> float:
+            assert executor is not None
+            rates = tile_cost.measured(executor, detector, optics, settings)
+            return tile_cost.estimate(settings, choice, room.workers * room.threads, rates).seconds
+
+        measured = None if executor is None else seconds_of
+        tiled = tile_layout.plan_row(scan, detector, itemsize, tilts, settings, room, measured)
     memory = None if limits is None else limits[0] * limits[1]
     rows = [
         plan_ingest(raw, configuration.ingest),

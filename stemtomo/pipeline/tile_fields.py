@@ -51,7 +51,7 @@ class Streamed:
     Parameters
     ----------
     scan
-        The rectangle of the tile, which begins and ends at shards or at the end of the scan.
+        The rectangle of the tile.
     flat
         (position,) flat indices into the scan, ascending.
     """
@@ -92,8 +92,8 @@ class Streamed:
 
     def _pieces(self, store: Store, shard: Sequence[int], number: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
         (y0, y1), (x0, x1) = self.scan
-        for y in range(y0, y1, shard[0]):
-            for x in range(x0, x1, shard[1]):
+        for y in range(y0 - y0 % shard[0], y1, shard[0]):
+            for x in range(x0 - x0 % shard[1], x1, shard[1]):
                 asked = number[y : y + shard[0], x : x + shard[1]] >= 0
                 if asked.any():
                     yield from store.read_pieces(self.tilt, y, x, asked)

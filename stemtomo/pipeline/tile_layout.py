@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from stemtomo import backend
-from stemtomo.algorithms.ptychography.tiles import Rectangle, Tile, cut_scan, rectangles
+from stemtomo.algorithms.ptychography.tiles import Rectangle, Tile, cut_scan, fair_unit, rectangles
 from stemtomo.algorithms.ptychography.windows import ObjectGrid
 from stemtomo.distributed import Executor, PlanRow
 from stemtomo.errors import MemoryPlanError
@@ -87,7 +87,7 @@ class Layout:
     def cut_as(self, tiles_yx: tuple[int, int]) -> Layout:
         """Return the layout with other tiles."""
         store = Store.open(self.path)
-        cuts = rectangles(store.scan(self.tilt).shape_yx, tiles_yx, shard_of(store, self.tilt))
+        cuts = cuts_of(store.scan(self.tilt), tiles_yx, shard_of(store, self.tilt))
         return replace(self, cuts=tuple(cuts), tiles_yx=tiles_yx)
 
     def grid(self) -> ObjectGrid:
@@ -110,6 +110,8 @@ class Need:
     """Of object, momentum and sums of the tiles of the busiest worker."""
     running: int
     """Of one running task beside that."""
+    positions: int
+    """Of the largest tile."""
     strips: int
     """That all tiles together exchange in one step."""
 
@@ -142,7 +144,7 @@ def layout_of(store: Store, tilt: int, settings: PtychographySettings, room: Roo
         return None
     if found.need.per_worker(room.threads) > room.limit_bytes:
         raise MemoryPlanError(_refusal(found.need, settings, room))
-    cuts = rectangles(scan.shape_yx, found.tiles_yx, shard)
+    cuts = cuts_of(scan, found.tiles_yx, shard)
     return Layout(store.path, tilt, settings, tuple(cuts), found.tiles_yx, found.resident)
 
 
@@ -156,7 +158,7 @@ def chosen(
     room: Room,
     tilts: int = 1,
 ) -> Choice | None:
-    """Return the fewest tiles that fit, or those that need the least; ``None`` for one piece without tiles."""
+    """Return the fewest tiles that fit, or what needs the least; ``None`` for one piece without tiles."""
     frames = scan.count * math.prod(detector.shape_yx) * itemsize
     grid = grid_of(scan, detector, padding_of(scan, settings))
     at_once = min(room.threads, math.ceil(tilts / room.workers))
@@ -174,7 +176,10 @@ def chosen(
             choices.append(Choice(tiles_yx, resident, need))
             if need.per_worker(room.threads) <= room.limit_bytes:
                 return choices[-1]
-    return min(choices, key=lambda choice: choice.need.per_worker(room.threads))
+    least = min(choices, key=lambda choice: choice.need.per_worker(room.threads))
+    # Buffers make tiles of a small tilt larger than the tilt in one piece, which then is what comes closest.
+    piece_is_less = at_once * piece <= least.need.per_worker(room.threads)
+    return None if settings.tiles == "auto" and plain and piece_is_less else least
 
 
 def need_of(
@@ -189,9 +194,7 @@ def need_of(
     room: Room,
 ) -> Need:
     """Return what a cut takes, from the geometry alone."""
-    tiles = cut_scan(
-        grid, scan.shape_yx, np.arange(scan.count), rectangles(scan.shape_yx, tiles_yx, shard_yx), MARGIN_PX
-    )
+    tiles = cut_scan(grid, scan.shape_yx, np.arange(scan.count), cuts_of(scan, tiles_yx, shard_yx), MARGIN_PX)
     mine = math.ceil(len(tiles) / room.workers)
     pattern = math.prod(detector.shape_yx) * itemsize
     largest, pixels = max(len(tile.where) for tile in tiles), max(tile.object_pixels for tile in tiles)
@@ -204,13 +207,22 @@ def need_of(
     running = pixels * (2 * layer + 16 * settings.slices + 8) + buffer + _BUFFERS
     whole = math.prod(grid.shape_yx)
     strips = max(0, sum(tile.object_pixels for tile in tiles) - whole) * (layer + 4) * 2
-    return Need(patterns, held, running, strips)
+    return Need(patterns, held, running, largest, strips)
 
 
 def plan_row(
-    scan: Scan, detector: Detector, itemsize: int, tilts: int, settings: PtychographySettings, room: Room
+    scan: Scan,
+    detector: Detector,
+    itemsize: int,
+    tilts: int,
+    settings: PtychographySettings,
+    room: Room,
+    seconds_of: Callable[[Choice], float] | None = None,
 ) -> PlanRow | None:
-    """Return the row of a plan for tilts in tiles, from headers alone; ``None`` where a tilt fits in one piece."""
+    """Return the row of a plan for tilts in tiles, from headers alone; ``None`` where a tilt fits in one piece.
+
+    ``seconds_of`` says what one tilt takes, where something was measured.
+    """
     shape = (*scan.shape_yx, *detector.shape_yx)
     shard = frame_shards(shape)[:2]
     found = chosen(scan, detector, itemsize, shard, settings, room, tilts)
@@ -227,6 +239,7 @@ def plan_row(
         bytes_per_task=need.running,
         bytes_read=frames * tilts * (2 if resident else 2 + passes(settings)),
         bytes_written=(pixels * 8 + pixels * 8 // settings.slices) * tilts,
+        seconds=None if seconds_of is None else tilts * seconds_of(found),
         resident_bytes=(need.held_patterns + need.held_objects) * room.workers,
     )
 
@@ -236,6 +249,13 @@ def passes(settings: PtychographySettings) -> int:
     settling = settings.settling_of(settings.epochs)
     stirred = settings.epochs - settling
     return settling + stirred * (1 if settings.batch_block >= 8 else settings.batches_per_epoch)
+
+
+def cuts_of(scan: Scan, tiles_yx: tuple[int, int], shard_yx: tuple[int, int]) -> list[Rectangle]:
+    """Return the rectangles of tiles: at shards where that makes them alike, else at chunks, the least that is read."""
+    axes = zip(scan.shape_yx, tiles_yx, shard_yx, strict=True)
+    units = [fair_unit(length, count, (shard, min(shard, CHUNK_POSITIONS))) for length, count, shard in axes]
+    return rectangles(scan.shape_yx, tiles_yx, (units[0], units[1]))
 
 
 def shard_of(store: Store, tilt: int) -> tuple[int, int]:
@@ -253,21 +273,28 @@ def _tiles(layout: Layout) -> tuple[Tile, ...]:
 
 
 def _grids(scan: Scan, shard_yx: tuple[int, int], room: Room) -> Iterator[tuple[int, int]]:
-    """Yield rows and columns of ever more tiles, a multiple of what runs at once, as square as the shards allow."""
-    most = tuple(math.ceil(length / edge) for length, edge in zip(scan.shape_yx, shard_yx, strict=True))
-    seen = set()
-    count = room.workers * room.threads
+    """Yield rows and columns of ever more tiles, in rounds that keep all threads busy, as square as the scan allows."""
+    pairs_of = zip(scan.shape_yx, shard_yx, strict=True)
+    most = tuple(math.ceil(length / min(edge, CHUNK_POSITIONS)) for length, edge in pairs_of)
+    slots, rounds, seen = room.workers * room.threads, 1, set()
     while True:
-        wanted = min(count, math.prod(most))
-        pairs = [(rows, min(most[1], math.ceil(wanted / rows))) for rows in range(1, most[0] + 1)]
-        pairs = [pair for pair in pairs if math.prod(pair) >= wanted]
-        best = min(pairs, key=lambda p: (math.prod(p), p[0] * scan.shape_yx[1] + p[1] * scan.shape_yx[0]))
+        wanted = min(slots * rounds, math.prod(most))
+        rows = range(1, min(most[0], wanted) + 1)
+        pairs = {(row, min(most[1], max(1, wanted // row))) for row in rows}
+        # Work of the busiest thread first, then the length of all seams.
+        best = min(
+            pairs,
+            key=lambda p: (
+                round(math.ceil(math.prod(p) / slots) / math.prod(p), 4),
+                p[0] * scan.shape_yx[1] + p[1] * scan.shape_yx[0],
+            ),
+        )
         if best not in seen:
             seen.add(best)
             yield best
-        if count >= math.prod(most):
+        if wanted >= math.prod(most) or rounds > 64:
             return
-        count *= 2
+        rounds *= 2
 
 
 def _refusal(need: Need, settings: PtychographySettings, room: Room) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,17 @@ import numpy as np
 from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.windows import object_grid
 from stemtomo.distributed.cluster import ClientExecutor
-from stemtomo.distributed.executor import Executor
 from stemtomo.geometry import Detector, Optics, Pose, Scan
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
+from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.probe import probe_wave
+from stemtomo.physics.propagation import fresnel_propagator
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.ptychography import ptychography
-from tests.benchmarks.measure import Row, cpu_seconds, rate_row
+from stemtomo.pipeline.tile_cost import Rates, estimate
+from stemtomo.pipeline.tile_layout import Room, chosen
+from tests.benchmarks.measure import Row, cost_row, cpu_seconds, rate_row
 from tests.benchmarks.two_workers import measure, two_workers
 
 OPTICS = Optics(300e3, 21e-3, {"C10": 200.0})
@@ -61,12 +63,13 @@ def make_store(path: Path, positions: int, pixels: int) -> Store:
     return store
 
 
-def patterns_per_cpu_second(pixels: int, count: int = 1024) -> float:
+def patterns_per_cpu_second(pixels: int, count: int = 1024, slices: int = 1) -> float:
     """Return the patterns per processor second that the engine works on when they are in memory."""
     detector = detector_of(pixels)
     edge = math.isqrt(count)
     grid = object_grid(Scan((edge, edge), (STEP_ANGSTROM, STEP_ANGSTROM)).positions(), (pixels, pixels), (0.2, 0.2))
-    model = solver.Model(grid, (), "anscombe", "phase")
+    gap = fresnel_propagator((pixels, pixels), grid.pixel_angstrom_yx, wavelength_angstrom(300e3), 20.0)
+    model = solver.Model(grid, (gap,) * (slices - 1), "anscombe", "phase")
     probe = probe_wave(OPTICS, detector.shape_yx, detector.object_pixel_angstrom_yx, intensity=20.0 * pixels)
     counts = np.random.default_rng(0).poisson(1.0, (edge * edge, pixels, pixels)).astype(np.uint16)
     state = solver.State.start(model, probe)
@@ -135,21 +138,25 @@ def scaling_rows(positions: int = 64, pixels: int = 128) -> list[Row]:
     ]
 
 
-def task_seconds(executor: Executor, steps: int = 150) -> float:
-    """Return the wall seconds of a task that does nothing, two in a row of pairs that depend on each other."""
-    before = [executor.submit(_nothing) for _ in range(2)]
-    executor.gather(before)
-    began = time.perf_counter()
-    for _ in range(steps):
-        before = [executor.submit(_nothing, *before) for _ in range(2)]
-    executor.gather(before)
-    return (time.perf_counter() - began) / (2 * steps)
-
-
-def _nothing(*_: Any) -> None:
-    return None
-
-
 def benchmark() -> list[Row]:
     """Return the figures at a tenth of the size: minutes."""
     return [*out_of_core_rows(128, 128, 640, more=8), *scaling_rows()]
+
+
+def cluster_rows(pattern_s: float | None = None, task_s: float = 5e-4) -> list[Row]:
+    """Return hours of the series of 36 tilts of 800 x 800 positions over workers: the cost model, nothing is run.
+
+    The costs of a pattern are those of a core of this machine unless given; each worker is one core.
+    """
+    scan, detector = Scan((800, 800), (0.2275, 0.2275)), detector_of(128)
+    settings = PtychographySettings(slices=5, slice_thickness_angstrom=28.0, detector_padding=0.0, epochs=60)
+    pattern_s = 1 / patterns_per_cpu_second(128, 256, settings.slices) if pattern_s is None else pattern_s
+    rows = []
+    for workers in (8, 16, 36, 64, 128, 256, 512):
+        choice = chosen(scan, detector, 2, (32, 32), settings, Room(4 << 30, workers), 36)
+        assert choice is not None
+        found = estimate(settings, choice, workers, Rates(pattern_s, task_s))
+        ideal = scan.count * settings.epochs * pattern_s / workers * 36 / 3600
+        work = f"36 x 800 x 800, {workers} workers, {choice.tiles_yx[0]} x {choice.tiles_yx[1]} tiles"
+        rows.append(cost_row("tiles, cost model", work, 36 * found.seconds / 3600, "h", ideal))
+    return rows

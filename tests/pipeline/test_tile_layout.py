@@ -5,7 +5,8 @@ import pytest
 from stemtomo.errors import MemoryPlanError
 from stemtomo.geometry import Detector, Scan
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.tile_layout import Room, chosen, layout_of, passes, plan_row
+from stemtomo.pipeline.tile_cost import Rates, estimate
+from stemtomo.pipeline.tile_layout import Room, chosen, cuts_of, layout_of, passes, plan_row
 from tests.pipeline.scanned import make_scan
 
 MISSION, DETECTOR = Scan((800, 800), (0.2275, 0.2275)), Detector((128, 128), 1 / 25.6)
@@ -59,6 +60,31 @@ def test_strips_of_neighbours_are_as_wide_as_a_pattern_and_the_margins():
     # One seam: as many pixels as the object is high, a pattern and margins wide, twice: gradient and illumination.
     height = 800 * 0.2275 / 0.2 + 128
     assert two == pytest.approx(2 * height * (128 + 8) * (5 * 4 + 4), rel=0.05)
+
+
+def test_tiles_are_alike_at_shards_if_they_can_be_else_at_chunks():
+    assert [y for y, x in cuts_of(MISSION, (5, 1), (32, 32))] == [(y, y + 160) for y in range(0, 800, 160)]
+    uneven = [y[1] - y[0] for y, x in cuts_of(MISSION, (16, 1), (32, 32))]
+    assert set(uneven) == {48, 56}
+    assert len(cuts_of(Scan((20, 18), (1, 1)), (9, 9), (8, 8))) == 9
+
+
+def test_every_thread_has_a_tile_and_none_waits_for_a_second_one():
+    for workers in (2, 6, 36, 64, 100, 512):
+        rows, columns = choice(Room(2 * GIB, workers), frames="store").tiles_yx
+        assert 0.95 * workers <= rows * columns <= workers
+
+
+def test_the_cost_model_is_the_patterns_over_the_threads_until_the_scheduler_is_the_limit():
+    few, many = (choice(Room(4 * GIB, workers), frames="store") for workers in (16, 400))
+    rates = Rates(pattern_s=2e-3, task_s=5e-4, bytes_per_s=1e12)
+    alone = MISSION.count * SETTINGS.epochs * 2e-3
+    found = estimate(SETTINGS, few, 16, rates)
+    assert found.seconds == pytest.approx(alone / 16, rel=0.1)
+    assert found.busy > 0.99
+    slow = estimate(SETTINGS, many, 400, Rates(2e-3, 5e-3, 1e12))
+    assert slow.seconds > 2 * alone / 400
+    assert slow.tasks == slow.steps * 400 * 12
 
 
 def test_what_cannot_fit_is_refused_with_the_number_and_what_would(tmp_path):

@@ -58,6 +58,15 @@ def edges(length: int, count: int, unit: int = 1) -> list[int]:
     return [min(length, unit * (units * index // count)) for index in range(count)] + [length]
 
 
+def fair_unit(length: int, count: int, units: Sequence[int], most: float = 1.05) -> int:
+    """Return the first of ``units``, else the last, with which no run of :func:`edges` is ``most`` times the mean."""
+    for unit in units:
+        bounds = edges(length, count, unit)
+        if len(bounds) == count + 1 and max(np.diff(bounds)) <= most * length / count:
+            return unit
+    return units[-1]
+
+
 def rectangles(
     shape_yx: tuple[int, int], tiles_yx: tuple[int, int], unit_yx: tuple[int, int] = (1, 1)
 ) -> list[Rectangle]:

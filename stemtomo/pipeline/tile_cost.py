@@ -1,0 +1,120 @@
+"""How long tiles take: a cost model whose two constants a short measurement on a worker tells."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stemtomo import backend
+from stemtomo.algorithms.ptychography import solver
+from stemtomo.algorithms.ptychography.windows import object_grid
+from stemtomo.distributed import Executor
+from stemtomo.geometry import Detector, Optics, Scan
+from stemtomo.physics.electron import wavelength_angstrom
+from stemtomo.physics.probe import probe_wave
+from stemtomo.physics.propagation import fresnel_propagator
+from stemtomo.pipeline.config import PtychographySettings
+from stemtomo.pipeline.solving import epochs_of
+from stemtomo.pipeline.tile_layout import Choice
+
+#: Tasks of a tile in a step beside its strips, and the most neighbours that it sends strips to.
+_TASKS, _NEIGHBOURS = 4, 8
+#: Patterns of a measurement, in each of its two runs.
+_PATTERNS = 128
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a worker and a scheduler can do.
+
+    Parameters
+    ----------
+    pattern_s
+        Seconds in which a thread of a worker sums the gradients of one pattern.
+    task_s
+        Seconds that the scheduler is busy with one task.
+    bytes_per_s
+        That a worker receives from its neighbours.
+    """
+
+    pattern_s: float
+    task_s: float = 5e-4
+    bytes_per_s: float = 1e9
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the tiles of one tilt take."""
+
+    seconds: float
+    steps: int
+    tasks: int
+    bytes_moved: int
+    busy: float
+    """Share of the time in which the workers compute."""
+
+
+def estimate(settings: PtychographySettings, choice: Choice, threads: int, rates: Rates) -> Estimate:
+    """Return what one tilt takes on ``threads`` threads of all workers together.
+
+    A step lasts as long as the slowest of what runs beside each other: the patterns of the tiles of a thread, or the
+    tasks that the scheduler hands out; and the strips, which have to wait for the patterns.
+    """
+    _, batches = epochs_of(settings)
+    tiles = math.prod(choice.tiles_yx)
+    slots = min(tiles, threads)
+    remote = 0 if threads == 1 else min(_NEIGHBOURS, tiles - 1)
+    per_step = tiles * (_TASKS + remote)
+    seconds = working = 0.0
+    for count in batches:
+        compute = math.ceil(tiles / slots) * (choice.need.positions / count) * rates.pattern_s
+        strips = choice.need.strips / slots / rates.bytes_per_s
+        seconds += count * (max(compute, per_step * rates.task_s) + strips)
+        working += count * compute
+    steps = sum(batches)
+    return Estimate(seconds, steps, steps * per_step, steps * choice.need.strips, working / seconds)
+
+
+def measured(executor: Executor, detector: Detector, optics: Optics, settings: PtychographySettings) -> Rates:
+    """Return the rates of ``executor``: seconds on one of its workers, on patterns of counting noise."""
+    seconds = executor.gather(executor.submit(measure_pattern, detector, optics, settings))
+    return Rates(float(seconds), measure_task(executor))
+
+
+def measure_pattern(detector: Detector, optics: Optics, settings: PtychographySettings) -> float:
+    """Return the seconds per pattern of the engine, where this is run."""
+    edge, shape, pixel = math.isqrt(_PATTERNS), detector.shape_yx, detector.object_pixel_angstrom_yx
+    grid = object_grid(Scan((edge, edge), (4.3 * pixel[0], 4.3 * pixel[1])).positions(), shape, pixel)
+    gap = settings.slice_thickness_angstrom or 0.0
+    propagator = fresnel_propagator(shape, pixel, wavelength_angstrom(optics.energy_ev), gap)
+    probe = probe_wave(optics, shape, pixel, plane_z_angstrom=0.0, intensity=1e3)
+    counts = np.random.default_rng(0).poisson(1.0, (edge * edge, *shape)).astype(np.uint16)
+    place = backend.to_device if backend.gpu_available() else np.asarray
+    modes = place(np.stack([probe] * settings.probe_modes))
+    gaps = (place(propagator),) * (settings.slices - 1)
+    model = solver.Model(grid, gaps, settings.loss, settings.object)
+    state, frames, seconds = solver.State.start(model, modes), place(counts), []
+    for _ in range(2):  # kernels are compiled in the first run
+        began = time.perf_counter()
+        solver.gradients(state, model, frames, np.arange(len(counts)))
+        seconds.append(time.perf_counter() - began)
+    return seconds[-1] / len(counts)
+
+
+def measure_task(executor: Executor, steps: int = 50) -> float:
+    """Return the seconds of a task that does nothing, in pairs that each wait for the pair before."""
+    before = [executor.submit(_nothing) for _ in range(2)]
+    executor.gather(before)
+    began = time.perf_counter()
+    for _ in range(steps):
+        before = [executor.submit(_nothing, *before) for _ in range(2)]
+    executor.gather(before)
+    return (time.perf_counter() - began) / (2 * steps)
+
+
+def _nothing(*_: Any) -> None:
+    return None
