@@ -8,7 +8,17 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import catch_up, first_look, million, pipelines, ptychography, streaming, tomography, two_workers
+from tests.benchmarks import (
+    catch_up,
+    first_look,
+    glass,
+    million,
+    pipelines,
+    ptychography,
+    streaming,
+    tomography,
+    two_workers,
+)
 from tests.benchmarks.measure import Row, machine, print_result, python, table
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
@@ -20,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "out_of_core": streaming.out_of_core_rows,
     "two_workers": two_workers.two_worker_rows,
     "pipelines": pipelines.benchmark,
+    "glass": glass.glass_rows,
     "million": million.million_rows,
 }
 
