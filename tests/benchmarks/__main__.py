@@ -12,6 +12,7 @@ from tests.benchmarks import (
     catch_up,
     codecs,
     first_look,
+    glass,
     joint,
     million,
     mistilted_columns,
@@ -41,6 +42,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "tiles_10_gb": tiles.out_of_core_rows,
     "tiles_cluster": tiles.cluster_rows,
     "pipelines": pipelines.benchmark,
+    "glass": glass.glass_rows,
     "million": million.million_rows,
 }
 

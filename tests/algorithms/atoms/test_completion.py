@@ -118,3 +118,18 @@ def test_the_density_of_an_atom_has_its_place_and_integral():
     peak = np.array(np.unravel_index(np.argmax(values), values.shape))
     np.testing.assert_allclose((peak - 16)[::-1] * PIXEL, position[0], atol=PIXEL / 2)
     assert values.max() == pytest.approx(3 / (2 * np.pi * WIDTH**2) ** 1.5, rel=0.15)
+
+
+@pytest.mark.parametrize(("rows", "columns", "every"), [(56, 56, 2), (55, 52, 2), (56, 51, 3)])
+def test_averaged_pixels_leave_atoms_where_they_are(rows, columns, every):
+    positions = np.array([[1.0, -2.1, 0.4], [-3.3, 0.7, 1.9]])
+    images, rotations = drawn(positions, np.ones(2), range(-60, 61, 30))
+    middle = COUNT // 2
+    cut = images[:, middle - rows // 2 :, middle - columns // 2 :][:, :rows, :columns]
+    coarse = measured(cut, rotations).binned(every)
+    assert coarse.pixel_angstrom == pytest.approx(every * PIXEL)
+    # The centre of the light is where the atoms are seen.
+    row, column = np.indices(coarse.images.shape[1:])
+    for image, seen in zip(coarse.images, coarse.seen(positions), strict=True):
+        centre = np.array([(image * column).sum(), (image * row).sum()]) / image.sum()
+        np.testing.assert_allclose(centre, seen.mean(axis=0), atol=0.01)

@@ -1,0 +1,18 @@
+"""A cube from a published metallic glass in 55 noisy projections: atoms are added and dropped until all are there."""
+
+import pytest
+
+from tests.benchmarks.glass import found, simulated
+from tests.data import needs
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1500)
+@needs("metallic_glass_models")
+@pytest.mark.parametrize(("r1", "share", "rmsd_pm"), [(0.14, 0.98, 22), (0.25, 0.97, 32)])
+def test_the_atoms_of_a_glass_are_all_found(r1, share, rmsd_pm):
+    result = found(simulated(28.0, 120, r1, 0.82), 0.82)
+    print(r1, result)
+    assert result["recall"] >= share
+    assert result["precision"] >= share
+    assert result["rmsd pm"] <= rmsd_pm
