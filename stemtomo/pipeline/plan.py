@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from stemtomo.distributed import Executor, MemoryPlan, available_memory_bytes
+from stemtomo.distributed import Executor, MemoryPlan, PlanRow, available_memory_bytes
+from stemtomo.geometry import Detector, Scan
 from stemtomo.pipeline.config import STAGES, Configuration, ResourceSettings
 
 
@@ -41,14 +42,11 @@ def plan(
         projections,
         ptychography,
         quicklook,
-        tile_cost,
-        tile_layout,
         tomography,
     )
     from stemtomo.pipeline.ingest import open_input, plan_ingest
     from stemtomo.pipeline.preparation import prepared, prepared_detector
     from stemtomo.pipeline.run import skipped_stages
-    from stemtomo.pipeline.tile_layout import Choice, Room
 
     source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
     tilts = source.shape[0]
@@ -64,15 +62,7 @@ def plan(
     planes = field[1] if depth is None else math.ceil(depth / pixel[0])
     tiled = None
     if limits is not None and _takes_part(ptychography.GROUP, until):
-        settings, room = configuration.ptychography, Room(*limits)
-
-        def seconds_of(choice: Choice) -> float:
-            assert executor is not None
-            rates = tile_cost.measured(executor, detector, optics, settings)
-            return tile_cost.estimate(settings, choice, room.workers * room.threads, rates).seconds
-
-        measured = None if executor is None else seconds_of
-        tiled = tile_layout.plan_row(scan, detector, itemsize, tilts, settings, room, measured)
+        tiled = _tiled_row(configuration, scan, detector, itemsize, tilts, limits, executor)
     memory = None if limits is None else limits[0] * limits[1]
     rows = [
         plan_ingest(raw, configuration.ingest),
@@ -87,6 +77,30 @@ def plan(
     skipped = skipped_stages(configuration) - {until}
     wanted = ((row.stage.partition(",")[0], row) for row in rows)
     return MemoryPlan([row for stage, row in wanted if _takes_part(stage, until) and stage not in skipped])
+
+
+def _tiled_row(
+    configuration: Configuration,
+    scan: Scan,
+    detector: Detector,
+    itemsize: int,
+    tilts: int,
+    limits: tuple[int, int, int],
+    executor: Executor | None,
+) -> PlanRow | None:
+    """Return the row of ptychography in tiles, ``None`` where a tilt fits a worker."""
+    from stemtomo.pipeline import tile_cost, tile_layout
+    from stemtomo.pipeline.tile_layout import Choice, Room
+
+    settings, room = configuration.ptychography, Room(*limits)
+
+    def seconds_of(choice: Choice) -> float:
+        assert executor is not None
+        rates = tile_cost.measured(executor, detector, configuration.to_optics(), settings)
+        return tile_cost.estimate(settings, choice, room.workers * room.threads, rates).seconds
+
+    measured = None if executor is None else seconds_of
+    return tile_layout.plan_row(scan, detector, itemsize, tilts, settings, room, measured)
 
 
 def _takes_part(stage: str, until: str | None) -> bool:

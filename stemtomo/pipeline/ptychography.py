@@ -90,6 +90,8 @@ def ptychography(
     room = Room.of(executor, settings)
     layouts = {job.tilt: layout_of(store, job.tilt, settings, room) for job in todo}
     whole = [job for job in todo if layouts[job.tilt] is None]
+    if len(whole) < len(todo):
+        refuse_in_tiles(settings)
     progress.start(GROUP, len(jobs), "tilt")
     progress.advance(len(jobs) - len(todo))
     for _, loss in executor.map_bounded(_reconstruct, whole):
@@ -97,7 +99,6 @@ def ptychography(
     progress.finish(GROUP)
     for job in todo:
         if (layout := layouts[job.tilt]) is not None:
-            refuse_in_tiles(settings)
             reconstruct_tiled(job, layout, executor, progress)
     results = [store.read(job.group) for job in jobs]
     return {
