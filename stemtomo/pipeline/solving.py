@@ -167,7 +167,8 @@ def refuse_in_tiles(settings: PtychographySettings) -> None:
         Naming the settings that a tilt in tiles cannot have.
     """
     unlike = {
-        "rule": settings.rule == "lbfgs",
+        # The others scale a step by numbers of the whole object, which a tile does not know.
+        "rule": settings.rule != "nesterov",
         "held_out": settings.held_out > 0,
         "background": settings.background != "none",
         "probe_variations": settings.probe_variations > 0,

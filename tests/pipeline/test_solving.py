@@ -172,10 +172,18 @@ def test_tiles_and_one_piece_leave_out_the_same_pixels_and_keep_the_same_bounds(
         one = make_series(tmp_path / f"{tiles[0]}.zarr", tilts=1)
         dataset = xr.Dataset({"bad_pixels": (("ky", "kx"), bad)}, attrs=attrs)
         one.write("calibration/000", dataset, Provenance.start("calibrate", {}))
-        results.append(run(one, tiles=tiles, object="complex", amplitude_limits=(0.97, 1.02), rule="lsqml")[1])
+        results.append(run(one, tiles=tiles, object="complex", amplitude_limits=(0.97, 1.02))[1])
     whole, cut = results
     assert whole.attrs["masked_pixels"] == 1
     np.testing.assert_allclose(cut["loss"], whole["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("asked", [{"rule": "lsqml"}, {"rule": "adam"}, {"held_out": 0.1}])
+def test_what_needs_a_tilt_in_one_piece_is_refused_in_tiles_before_anything_is_done(asked, tmp_path):
+    one = make_series(tmp_path / "s.zarr", tilts=1)
+    with pytest.raises(ConfigurationError, match=next(iter(asked))):
+        run(one, tiles=(2, 1), **asked)
+    assert one.members("ptychography") == []
 
 
 def test_a_jitter_of_40_pm_is_recovered_to_5_pm_from_the_settings(tmp_path):

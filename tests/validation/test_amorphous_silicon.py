@@ -10,7 +10,7 @@ from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.pipeline.alignment import align
 from stemtomo.pipeline.atoms import find_atoms
-from stemtomo.pipeline.config import AlignmentSettings, TomographySettings
+from stemtomo.pipeline.config import AlignmentSettings, AtomSettings, TomographySettings
 from stemtomo.pipeline.simulate import SimulationSettings
 from stemtomo.pipeline.tomography import tomography
 from tests.data import FOLDER, needs
@@ -52,6 +52,28 @@ def test_every_silicon_atom_is_found_blind(tmp_path, member, share, rmsd_pm):
         truth = data["gt_atoms_A"]
     match = match_atoms(np.stack([atoms[axis].values for axis in "xyz"], axis=-1), truth, 0.75)
     print(member, match.recall, match.precision, 100 * match.rmsd_angstrom, numbers)
+    assert match.recall >= share
+    assert match.precision >= share
+    assert 100 * match.rmsd_angstrom <= rmsd_pm
+
+
+@pytest.mark.heavy
+@needs("np1_asi208")
+@pytest.mark.parametrize(
+    ("member", "share", "rmsd_pm"), [("proj_1p6e5", 1.0, 3.6), ("proj_1p6e4", 0.995, 11.9), ("proj_8p0e3", 0.995, 18.4)]
+)
+def test_traced_atoms_are_close_before_any_refinement(tmp_path, member, share, rmsd_pm):
+    store = counted_store(tmp_path / "s.zarr", member)
+    align(store, AlignmentSettings(enabled=False))
+    # Elements as wide as the noise asks for keep it down; few counts want wider ones.
+    width, iterations = (0.5, 30) if member == "proj_1p6e5" else (2.0, 60)
+    tomography(store, TomographySettings(iterations=iterations, element_width_px=width))
+    find_atoms(store, AtomSettings(refine=False))
+    atoms = store.read("atoms")
+    with np.load(FOLDER / "np1_asi208" / "ground_truth.npz") as data:
+        truth = data["gt_atoms_A"]
+    match = match_atoms(np.stack([atoms[axis].values for axis in "xyz"], axis=-1), truth, 0.75)
+    print(member, match.recall, match.precision, 100 * match.rmsd_angstrom)
     assert match.recall >= share
     assert match.precision >= share
     assert 100 * match.rmsd_angstrom <= rmsd_pm
