@@ -150,7 +150,8 @@ def _reconstruct(
         checkpoint.commit(number, [], _saved(now, steps))
 
     progress_at = [done]
-    model = solve(model, evaluate, geometry, schedule, keep, done)
+    lowest = min((step.losses[-1] for step in steps if step.losses), default=np.inf)
+    model = solve(model, evaluate, geometry, schedule, keep, done, lowest)
     progress.finish(GROUP)
     return _dataset(model, evaluate, geometry, steps, series, np.flatnonzero(out))
 

@@ -19,6 +19,9 @@ from stemtomo.algorithms.local_orbital.solver import Evaluate, Free, Geometry, e
 _SETTLED = 5e-4
 #: After the probes were refined, so many more rounds of coming and going.
 _LATE_ROUNDS = 2
+#: A round in which more atoms come than go has to lower the loss by this share; another may raise it by so much, since
+#: false atoms explain some noise.
+_WORTH, _TOLERATED = 1e-3, 0.02
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def solve(
     schedule: Schedule | None = None,
     on_step: OnStep | None = None,
     done: int = 0,
+    lowest: float = np.inf,
 ) -> Orbitals:
     """Refine ``model`` by the whole schedule; return the last model.
 
@@ -90,9 +94,11 @@ def solve(
     ----------
     done
         Searches that a run before this one did, whose ``model`` this is: where to go on.
+    lowest
+        Lowest loss that their searches ended with.
     """
     schedule = schedule or Schedule()
-    settled = False
+    settled, kept = False, model
     for number, (stage, free, iterations, changes) in enumerate(_searches(schedule), start=1):
         if number <= done or (stage == "atoms" and settled):
             continue
@@ -105,10 +111,19 @@ def solve(
             if settled and stage == "atoms":
                 continue
         found = refine(model, evaluate, geometry, free, iterations)
-        model = found.model
+        if stage == "atoms" and found.losses and found.losses[-1] > (1 - _worth(added, dropped)) * lowest:
+            # What came and went explains nothing more: the list stands as it was.
+            model, settled = kept, True
+            continue
+        model, kept = found.model, found.model
+        lowest = min(lowest, found.losses[-1]) if found.losses else lowest
         if on_step is not None:
             on_step(number, Step(number, stage, found.losses, added, dropped), model)
     return model
+
+
+def _worth(added: int, dropped: int) -> float:
+    return _WORTH if added > dropped else -_TOLERATED
 
 
 def _searches(schedule: Schedule) -> list[tuple[str, Free, int, bool]]:

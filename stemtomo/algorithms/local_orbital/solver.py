@@ -24,6 +24,8 @@ Evaluate = Callable[[Orbitals, bool], Sums]
 _LARGEST = {"positions": 0.15, "width_angstrom": 0.03, "shifts_angstrom": 0.2, "tilts_rad": 3e-3}
 _NARROWEST_ANGSTROM = 0.15
 _FAINTEST_FREQUENCY = 3e-3
+#: An inserted atom stands out by so many standard deviations; at most this share of the atoms come at once, or so many.
+_SIGNIFICANT, _MOST_INSERTED, _FEWEST = 4.0, 0.05, 20
 
 
 class Geometry(NamedTuple):
@@ -159,7 +161,9 @@ def extended(
     Parameters
     ----------
     insertion
-        Smallest intensity at which an atom is inserted, in those of the median atom.
+        Smallest intensity at which an atom is inserted, in those of the median atom. It must stand out of what the
+        residual holds elsewhere in the gaps, too, and no more come at once than a share of those there are: what is
+        left of atoms that are not in their places yet looks like many small ones.
     """
     sites = _gaps(model.positions, minimum_distance_angstrom, spacing_angstrom)
     if len(sites) == 0:
@@ -170,12 +174,17 @@ def extended(
     scale = _inverse_curvature(replace(trial, intensity=np.full(len(trial), typical)), geometry)["intensity"]
     new = slice(len(model), None)
     strength = -evaluate(trial, False).intensity[new] * scale[new] / typical
+    middle = float(np.median(strength))
+    noise = 1.4826 * float(np.median(np.abs(strength - middle)))
     order = np.argsort(-strength, kind="stable")
-    order = order[strength[order] > insertion]
+    order = order[strength[order] > max(insertion, middle + _SIGNIFICANT * noise)]
     chosen: list[int] = []
     taken = np.zeros(len(sites), dtype=bool)
     near = cKDTree(sites)
+    most = max(_FEWEST, round(_MOST_INSERTED * len(model)))
     for site in order:
+        if len(chosen) == most:
+            break
         if not taken[site]:
             chosen.append(int(site))
             taken[near.query_ball_point(sites[site], minimum_distance_angstrom)] = True

@@ -142,6 +142,17 @@ def test_missing_atoms_come_and_false_ones_go(particle):
     np.testing.assert_array_equal(kept.positions, particle)
 
 
+def test_atoms_that_are_out_of_place_do_not_breed_others(particle):
+    series, defocus = series_of(particle, 1)
+    rng = np.random.default_rng(4)
+    astray = model_of(particle + rng.normal(0, 0.4, particle.shape), series, defocus)
+    evaluate, geometry = (lambda m, p: sums(m, series, None, p)), geometry_of(series)
+    schedule = Schedule(atom_iterations=3, probe_searches=0, rounds=6, shifts=False)
+    counts = []
+    solve(astray, evaluate, geometry, schedule, lambda number, step, model: counts.append(len(model)))
+    assert max(counts) <= 1.25 * COUNT
+
+
 def test_the_foci_of_sections_are_found_from_none(particle):
     series, defocus = series_of(particle, 3)
     start = model_of(particle + np.random.default_rng(1).normal(0, 0.1, particle.shape), series, np.zeros(3))
@@ -189,7 +200,8 @@ def test_an_interrupted_schedule_goes_on_to_the_same_model(particle):
     kept = []
     whole = solve(start, evaluate, geometry, schedule, lambda number, step, model: kept.append((number, step, model)))
     number, _, model = kept[1]
-    again = solve(model, evaluate, geometry, schedule, done=number)
+    lowest = min(step.losses[-1] for _, step, _ in kept[:2])
+    again = solve(model, evaluate, geometry, schedule, done=number, lowest=lowest)
     np.testing.assert_array_equal(again.positions, whole.positions)
     np.testing.assert_array_equal(again.probes, whole.probes)
     assert len(kept) <= schedule.searches
