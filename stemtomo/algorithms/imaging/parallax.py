@@ -270,7 +270,7 @@ def _gradients(spectra: _Spectra, matrix: np.ndarray) -> tuple[float, np.ndarray
 
 
 def _refine(problem: _Problem, matrix: np.ndarray, times: int) -> tuple[np.ndarray, _Spectra]:
-    """Return the matrix refined ``times`` times, and the spectra of the last; empty ones where a small field has none."""
+    """Return the refined matrix and the last spectra, which are empty where a small field has none."""
     for _ in range(times):
         matrix, spectra = _refine_once(problem, matrix)
         if not len(spectra.q):
