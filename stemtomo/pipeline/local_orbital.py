@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stemtomo.algorithms.local_orbital.model import FocalSeries, Orbitals, padded_shape, slices_for, sums
+from stemtomo.algorithms.local_orbital.convolution import padded_shape
+from stemtomo.algorithms.local_orbital.model import FocalSeries, Orbitals, slices_for, sums
 from stemtomo.algorithms.local_orbital.probes import depth_of_focus, start_probes
 from stemtomo.algorithms.local_orbital.schedule import Schedule, Step, held_out, solve
 from stemtomo.algorithms.local_orbital.solver import Geometry, gradient_power, position_uncertainty
