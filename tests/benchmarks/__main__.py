@@ -47,12 +47,13 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "million": million.million_rows,
     "local_orbital": local_orbital.epoch_rows,
     "local_orbital_epoch_100000": local_orbital.rows_epochs_100000,
+    "local_orbital_depth": local_orbital.depth_rows,
     "local_orbital_25000": local_orbital.rows_25000,
     "local_orbital_100000": local_orbital.rows_100000,
 }
 
 #: Half an hour or more: measured when asked for by name.
-LONG = {"tiles_10_gb", "local_orbital_25000", "local_orbital_100000"}
+LONG = {"tiles_10_gb", "local_orbital_depth", "local_orbital_25000", "local_orbital_100000"}
 #: Longest run of one of these in seconds.
 _NIGHT_S = 12 * 3600
 

@@ -160,7 +160,7 @@ def images_of(model: Orbitals, series: FocalSeries, numbers: np.ndarray | None =
     """Return the model's images (image, y, x) at the geometry of ``series``; see :func:`sums` for ``numbers``."""
     out = array_namespace(series.images).empty_like(series.images)
     work = _convolution(model, series)
-    for k, (_, transfers, tables) in enumerate(_images(model, series, work, numbers)):
+    for k, _, transfers, tables in _images(model, series, work, numbers):
         out[k] = _drawn(work, tables, transfers)[0][: out.shape[1], : out.shape[2]]
     return out
 
@@ -175,31 +175,33 @@ def sums(model: Orbitals, series: FocalSeries, numbers: np.ndarray | None = None
     numbers
         Numbers of these images in the model's shifts and tilts; in order from 0 unless given.
     with_probes
-        Whether the derivatives in the probes are wanted; they cost a transform per section and slice.
+        Whether the derivatives in the probes are wanted; they cost a product per image and slice.
     """
     xp = array_namespace(series.images)
     region = (slice(int(series.images.shape[1])), slice(int(series.images.shape[2])))
     by_atom = np.zeros((len(model), 5))
     shifts, tilts = np.zeros((len(series), 2)), np.zeros((len(series), 3))
-    by_spectrum: dict[int, Array] = {}
+    probes, total = np.zeros(model.probes.shape), None
     loss = 0.0
     work = _convolution(model, series)
-    for k, (number, transfers, tables) in enumerate(_images(model, series, work, numbers)):
+    order = _by_section(series)
+    for at, (k, number, transfers, tables) in enumerate(_images(model, series, work, numbers)):
         image, spectra = _drawn(work, tables, transfers)
         residual = xp.zeros_like(image)
         residual[region] = image[region] - series.images[k]
         loss += 0.5 * float((residual[region] ** 2).sum(dtype=np.float64))
         turned = work.turned_spectrum(residual)
         if with_probes:
-            total = by_spectrum.setdefault(int(series.sections[k]), xp.zeros_like(transfers))
+            total = xp.zeros_like(transfers) if total is None else total
             for pair, spectrum in enumerate(spectra):
                 total[pair] += spectrum * turned
+            section = series.sections[k]
+            if at + 1 == len(order) or series.sections[order[at + 1]] != section:
+                probes[section] = to_host(work.kernels_adjoint(total, model.slices, _window(model)))
+                total = None
         work.correlate(transfers, turned)
         found = [to_host(a).astype(np.float64) for a in gather(work.stack, *tables.arguments)]
         _add(by_atom, shifts[k], tilts[k], found, tables, model, series, k, number)
-    probes = np.zeros(model.probes.shape)
-    for section, total in by_spectrum.items():
-        probes[section] = to_host(work.kernels_adjoint(total, model.slices, _window(model)))
     return Sums(loss, by_atom[:, :3].copy(), by_atom[:, 3].copy(), by_atom[:, 4].copy(), probes, shifts, tilts)
 
 
@@ -230,24 +232,29 @@ def _convolution(model: Orbitals, series: FocalSeries) -> SliceConvolution:
     return SliceConvolution(model.slices, padded_shape(shape_yx, _window(model)), series.images)
 
 
+def _by_section(series: FocalSeries) -> np.ndarray:
+    """Return the order in which images are worked on: one section after the other, as only one's spectra are held."""
+    return np.argsort(series.sections, kind="stable")
+
+
 def _images(
     model: Orbitals, series: FocalSeries, work: SliceConvolution, numbers: np.ndarray | None
-) -> Iterator[tuple[int, Array, _Tables]]:
-    """Yield number, what the section's probes are as transfers, and the kernels' tables of every image."""
+) -> Iterator[tuple[int, int, Array, _Tables]]:
+    """Yield index, number, the section's probes as transfers, and the kernels' tables of every image, by section."""
     like = series.images
     shape_yx = (int(like.shape[1]), int(like.shape[2]))
     width = np.maximum(model.width_angstrom / series.pixel_angstrom, _NARROWEST_PX)
     radius = math.ceil(_WINDOW_WIDTHS * float(width.max(initial=_NARROWEST_PX)))
-    transfers: dict[int, Array] = {}
-    for k in range(len(series)):
+    transfers, held = None, -1
+    for k in _by_section(series).tolist():
         number, section = k if numbers is None else int(numbers[k]), int(series.sections[k])
-        if section not in transfers:
-            transfers[section] = work.transfers(to_device_of(model.probes[section].astype(like.dtype), like))
+        if section != held:
+            transfers, held = work.transfers(to_device_of(model.probes[section].astype(like.dtype), like)), section
         where = places(model, series.rotations[k], number, shape_yx, series.pixel_angstrom)
         order = _by_slice(where, model.slices, shape_yx[0])
         columns = (where.u, where.v, where.depth, model.intensity, width)
         table = tuple(to_device_of(a.astype(like.dtype)[order], like) for a in columns)
-        yield number, transfers[section], _Tables((*table, radius), where, order)
+        yield k, number, transfers, _Tables((*table, radius), where, order)
 
 
 def _by_slice(where: Places, slices: int, rows: int) -> np.ndarray:
