@@ -1,4 +1,4 @@
-"""How tiles that were reconstructed on their own lie against each other, and what each has to give up to fit the others.
+"""How tiles that were reconstructed on their own lie against each other, and what each gives up to fit the others.
 
 Patterns leave a constant phase of every slice free, and with a probe or positions of its own also a ramp and a
 translation of the object. Neighbours are compared where both see the object; each difference comes with its scatter,
@@ -245,10 +245,8 @@ def _spread(pairs: np.ndarray, count: int, values: np.ndarray, variances: np.nda
     for kind in range(values.shape[1]):
         known = np.isfinite(variances[:, kind])
         told, variance, ends = values[known, kind], variances[known, kind], pairs[known]
-        # Blocks that noise runs across understate it, by less than a factor of two.
-        most = 2 * len(told) + _SIGNIFICANT * np.sqrt(2 * len(told))
-        if (told**2 / variance).sum() <= most:
-            continue  # noise alone explains these differences
+        if (told**2 / variance).mean() <= _SIGNIFICANT**2:
+            continue  # less than three times what noise alone makes of them: left as they are
         signs, rows = np.tile([1.0, -1.0], len(told)), np.repeat(np.arange(len(told)), 2)
         tied = scipy.sparse.csr_matrix((signs, (rows, ends.ravel())), shape=(len(told), count))
         prior = float((told**2 - variance).mean() / 2)

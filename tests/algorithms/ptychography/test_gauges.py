@@ -60,16 +60,22 @@ def relative(gauges):
     middle = gauges[4]
     # A common ramp tilts the whole picture, so that phases at the tiles' centres differ by it.
     arms = CENTRES - CENTRES[4]
-    phases = np.array([g.phase_rad - middle.phase_rad - arm @ middle.ramp_rad_per_px for g, arm in zip(gauges, arms)])
+    level = middle.phase_rad
+    phases = np.array([g.phase_rad - level - arm @ middle.ramp_rad_per_px for g, arm in zip(gauges, arms, strict=True)])
     phases = np.angle(np.exp(1j * phases))
     rest = [np.array([getattr(g, n) - getattr(middle, n) for g in gauges]) for n in ("ramp_rad_per_px", "shift_px")]
     return phases, *rest
 
 
+def off(found, told):
+    pairs = zip(relative(found), relative(told), strict=True)
+    return (np.abs(np.angle(np.exp(1j * (one - other)))) for one, other in pairs)
+
+
 def test_planted_phases_ramps_and_translations_are_found():
     told = planted()
     found = solve(overlaps(tiles_of(told)), CENTRES, SLICES)
-    phase, ramp, shift = (np.abs(np.angle(np.exp(1j * (a - b)))) for a, b in zip(relative(found), relative(told)))
+    phase, ramp, shift = off(found, told)
     assert shift.max() < 0.03
     assert ramp.max() < 2e-4
     assert phase.max() < 0.02
@@ -78,7 +84,7 @@ def test_planted_phases_ramps_and_translations_are_found():
 def test_they_are_found_to_the_noise_of_the_overlaps():
     told, noise = planted(), 0.05
     found = solve(overlaps(tiles_of(told, noise)), CENTRES, SLICES)
-    phase, ramp, shift = (np.abs(np.angle(np.exp(1j * (a - b)))) for a, b in zip(relative(found), relative(told)))
+    phase, ramp, shift = off(found, told)
     # 24 x 64 pixels, each alike over 4 pi 2² others, are 30 independent ones, of two tiles and in two slices.
     assert shift.max() < 0.2
     assert ramp.max() < 3 * noise * np.sqrt(12 / 30) / 24
