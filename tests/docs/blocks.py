@@ -32,11 +32,13 @@ def blocks(*languages: str) -> list[Block]:
 
 
 def commands(block: Block) -> Iterator[list[str]]:
-    """Yield the words of every command of a console ``block``."""
+    """Yield the words of every command of a console ``block``, without variables that are set before it."""
     text = block.text.replace("\\\n", " ")
     for line in text.splitlines():
         if line.startswith("$ "):
             words = shlex.split(line[2:], comments=True)
+            while "=" in words[0]:
+                words = words[1:]
             while "&&" in words:
                 cut = words.index("&&")
                 yield words[:cut]
