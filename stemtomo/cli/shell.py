@@ -88,6 +88,7 @@ def _client(scheduler: str | None, workers: int | None) -> Iterator[None]:
         raise ConfigurationError(
             "--scheduler and --workers exclude each other: give the address of a cluster, or a number to start here"
         )
+    import dask
     from distributed import Client, LocalCluster
 
     if scheduler is not None:
@@ -99,7 +100,12 @@ def _client(scheduler: str | None, workers: int | None) -> Iterator[None]:
         with client:
             yield
         return
-    with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local, Client(local):
+    # Dask's profiles of what workers do are for its dashboard, which is not there; they are kept for an hour.
+    with (
+        dask.config.set({"distributed.worker.profile.enabled": False}),
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local,
+        Client(local),
+    ):
         yield
 
 
