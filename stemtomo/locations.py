@@ -55,6 +55,20 @@ def location(path: str | os.PathLike[str] | ObjectPath) -> Path:
     return cast(Path, ObjectPath(found[1], found[2]))
 
 
+def local_path(path: str | os.PathLike[str] | ObjectPath, what: str) -> Path:
+    """Return ``path``, of ``what``, which is on a file system.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is in object storage.
+    """
+    found = location(path)
+    if is_object(found):
+        raise ConfigurationError(f"{found}: {what} on a file system only, not in a bucket; give a local path")
+    return found
+
+
 def is_object(path: object) -> bool:
     """Whether ``path`` is in object storage."""
     return isinstance(path, ObjectPath)

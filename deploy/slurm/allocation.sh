@@ -59,7 +59,7 @@ start_cluster() {
         export "DASK_DISTRIBUTED__COMM__TLS__${role}__CERT=$shared/certificate.pem"
         export "DASK_DISTRIBUTED__COMM__TLS__${role}__KEY=$shared/key.pem"
     done
-    dask scheduler --protocol tls --port 0 --no-dashboard ${STEMTOMO_INTERFACE:+--interface "$STEMTOMO_INTERFACE"} \
+    dask scheduler --protocol tls --port 0 --no-dashboard --dashboard-address 127.0.0.1:0 ${STEMTOMO_INTERFACE:+--interface "$STEMTOMO_INTERFACE"} \
         --scheduler-file "$shared/scheduler.json" >"$shared/scheduler.log" 2>&1 &
     cluster=$!
     local node
@@ -83,7 +83,8 @@ keep_worker() {
     local node=$1; shift
     until [ -e "$shared/done" ]; do
         srun --nodes=1 --ntasks=1 --nodelist="$node" --cpus-per-task="$cpus" --kill-on-bad-exit=0 \
-            "$@" --scheduler-file "$shared/scheduler.json" --protocol tls --no-dashboard --death-timeout 600 \
+            "$@" --scheduler-file "$shared/scheduler.json" --protocol tls --no-dashboard --dashboard-address 127.0.0.1:0 \
+            --death-timeout 600 \
             --local-directory "$scratch" ${STEMTOMO_INTERFACE:+--interface "$STEMTOMO_INTERFACE"} \
             >>"$shared/worker-$node.log" 2>&1
         [ -e "$shared/done" ] || { echo "The worker step on $node ended; it is started again."; sleep 1; }

@@ -11,7 +11,7 @@ from stemtomo import __version__
 from stemtomo.errors import StoreError
 from stemtomo.io.durable import replace_text
 from stemtomo.io.store import Store
-from stemtomo.locations import is_object
+from stemtomo.locations import is_object, local_path
 from stemtomo.pipeline.config import OPTIONAL_STAGES, STAGES
 from stemtomo.reporting import (
     alignment,
@@ -77,7 +77,7 @@ def report(store: Store | str | Path, out: str | Path | None = None) -> Path:
     opened = store if isinstance(store, Store) else Store.open(store)
     name = f"{opened.path.stem}-report.html"
     beside = Path(name) if is_object(opened.path) else opened.path.with_name(name)
-    path = Path(out) if out is not None else beside
+    path = local_path(out, "reports are written") if out is not None else beside
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, render(Results(opened)))  # jobs of one series may write theirs at the same time

@@ -132,6 +132,19 @@ def test_a_checkpoint_is_kept_in_a_bucket(proxy: FaultyProxy, tmp_path: Path) ->
     assert kept.latest() is None
 
 
+def test_what_a_bucket_cannot_hold_is_refused_before_the_work(proxy: FaultyProxy, tmp_path: Path, frames: Path) -> None:
+    toml = str(write_series(tmp_path, frames))
+    for words in (
+        ("demo", "--out", url(tmp_path)),
+        ("watch", str(frames.parent), url(tmp_path), "--config", toml),
+    ):
+        result = CliRunner().invoke(app, list(words))
+        assert result.exit_code == 2, result.output
+        assert "on a file system only" in result.stderr
+    assert not list(location(f"s3://{BUCKET}/{tmp_path.name}").iterdir())
+    assert not Path("s3:").exists()
+
+
 # -- stores -----------------------------------------------------------------------------------------------------------
 
 
