@@ -31,12 +31,16 @@ run_stemtomo() {
 }
 
 # Leave with the exit code $1 of stemtomo; a job that was warned and did not finish (75) goes back into the queue. One
-# that somebody cancels gets no warning of its own, and stays cancelled.
+# that somebody cancels is signalled as well, but does not count as running any more, and stays cancelled.
 leave() {
     local code=$1
     if [ "$code" = 75 ] && [ -n "$warned" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${STEMTOMO_RESTARTS:-20}" ]; then
-        echo "Not finished: job $SLURM_JOB_ID goes back into the queue."
-        scontrol requeue "$SLURM_JOB_ID"
+        case $(scontrol show job --oneliner "$SLURM_JOB_ID") in
+            *" JobState=RUNNING "*)
+                echo "Not finished: job $SLURM_JOB_ID goes back into the queue."
+                scontrol requeue "$SLURM_JOB_ID" ;;
+            *) echo "Not finished: submit it again to continue." ;;
+        esac
     fi
     exit "$code"
 }

@@ -24,6 +24,7 @@ from stemtomo.distributed import Checkpoint
 from stemtomo.errors import ConfigurationError, UnreachableError
 from stemtomo.io.store import Store
 from stemtomo.locations import PATIENCE_VARIABLE, ObjectPath, location
+from stemtomo.pipeline.references import load_configuration
 from tests.deploy.faulty_proxy import FAULTS, FaultyProxy
 from tests.deploy.tiny import differing, environ, write_frames, write_series
 
@@ -137,10 +138,11 @@ def test_what_a_bucket_cannot_hold_is_refused_before_the_work(proxy: FaultyProxy
     for words in (
         ("demo", "--out", url(tmp_path)),
         ("watch", str(frames.parent), url(tmp_path), "--config", toml),
+        ("run", toml, "--set", f"series.store={url(tmp_path)}", "--set", "tomography.stream=always"),
     ):
         result = CliRunner().invoke(app, list(words))
         assert result.exit_code == 2, result.output
-        assert "on a file system only" in result.stderr
+        assert "on a file system" in result.stderr
     assert not list(location(f"s3://{BUCKET}/{tmp_path.name}").iterdir())
     assert not Path("s3:").exists()
 
@@ -177,6 +179,34 @@ def test_a_run_on_s3_equals_a_local_one(proxy: FaultyProxy, tmp_path: Path, fram
     assert CliRunner().invoke(app, ["report", url(tmp_path), "--out", str(out)]).exit_code == 0
     assert url(tmp_path) in out.read_text()
     assert not list(location(f"{url(tmp_path)}/.checkpoints").iterdir())
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["ptychography.tiles=[2,1]", "ptychography.checkpoint_every=3"],
+        ["joint.enabled=true", "joint.sweeps=3", "joint.checkpoint_every=1"],
+    ],
+    ids=["sequential", "in tiles", "joint"],
+)
+def test_every_way_to_atoms_on_s3_equals_a_local_one(
+    proxy: FaultyProxy, tmp_path: Path, frames: Path, overrides: list[str]
+) -> None:
+    for number, store in enumerate((url(tmp_path), tmp_path / "local.zarr")):
+        toml = write_series(tmp_path / str(number), frames, store, epochs=12)
+        stemtomo.run(load_configuration(toml, overrides))
+    assert differing(url(tmp_path), tmp_path / "local.zarr") == []
+    assert Store.open(url(tmp_path)).fingerprint("atoms")
+
+
+@pytest.mark.heavy
+def test_workers_read_and_write_the_bucket(proxy: FaultyProxy, tmp_path: Path, frames: Path, local: Path) -> None:
+    toml = write_series(tmp_path, frames, url(tmp_path), epochs=4)
+    command = ["stemtomo", "run", str(toml), "--until", "projections", "--workers", "2"]
+    subprocess.run(command, cwd=tmp_path, env=environ(**credentials(proxy.url)), check=True, capture_output=True)
+    assert differing(url(tmp_path), local) == []
 
 
 @pytest.mark.heavy
