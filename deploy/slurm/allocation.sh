@@ -52,6 +52,7 @@ leave() {
 # work. Whatever ends early, a cancelled step or a lost worker process, is started again.
 start_cluster() {
     local wanted=$1; shift
+    rm -rf "${SLURM_SUBMIT_DIR:-.}/.stemtomo-$SLURM_JOB_ID-"??????  # of this job before it was requeued
     shared=$(mktemp -d "${SLURM_SUBMIT_DIR:-.}/.stemtomo-$SLURM_JOB_ID-XXXXXX") || exit 2  # seen by all nodes, ours alone
     shared=$(realpath "$shared")
     trap stop_cluster EXIT
