@@ -11,6 +11,7 @@ def test_the_slope_is_that_after_the_warm_up():
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(900)  # a minute or two on an idle machine
 def test_memory_stays_flat_over_many_small_series(tmp_path):
     looks = soak(16, tmp_path)
     for look in looks:

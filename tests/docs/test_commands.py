@@ -82,6 +82,7 @@ def test_what_is_not_run_is_still_on_a_page():
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(900)  # a minute or two on an idle machine
 @pytest.mark.parametrize("page", dict.fromkeys(block.page for block in RUNNABLE))
 def test_the_blocks_of_a_page_run(page, furnished, tmp_path, monkeypatch):
     folder = tmp_path / "here"

@@ -50,6 +50,7 @@ def test_notebooks_name_what_is_there_and_what_pages_tell(path):
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(900)  # a minute or two on an idle machine
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
 def test_notebooks_run(path, tmp_path):
     import nbformat
