@@ -95,10 +95,11 @@ def _tiled_row(
     room = Room(*limits)
     settings = tile_layout.with_known_halo(configuration.ptychography, scan, configuration.to_optics())
 
-    def seconds_of(choice: Choice) -> float:
+    def seconds_of(choice: Choice, groups: int) -> float:
         assert executor is not None
         rates = tile_cost.measured(executor, detector, configuration.to_optics(), settings)
-        return tile_cost.estimate(settings, choice, room.workers * room.threads, rates).seconds
+        threads = room.workers // groups * room.threads
+        return tile_cost.estimate(settings, choice, threads, rates, groups).seconds
 
     measured = None if executor is None else seconds_of
     return tile_layout.plan_row(scan, detector, itemsize, tilts, settings, room, measured)
