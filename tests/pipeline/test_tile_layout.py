@@ -104,8 +104,9 @@ def test_tilts_are_spread_before_tiles_are():
     assert groups(Room(6 * GIB, 16)) == 4
     assert groups(Room(6 * GIB, 512)) == 36
     assert groups(Room(6 * GIB, 512), tilts=3) == 3
-    # Out of core a worker can do with a tilt of its own.
-    assert groups(Room(2 * GIB, 64), frames="store") == 36
+    # Out of core a worker can do with a tilt of its own; but 28 of 64 would have none in the end.
+    assert groups(Room(2 * GIB, 36), frames="store") == 36
+    assert groups(Room(2 * GIB, 64), frames="store") == 9
 
 
 def test_the_plan_of_many_workers_is_that_of_groups():
