@@ -99,6 +99,7 @@ def out_of_core_rows(positions: int = 256, pixels: int = 288, limit_mib: int = 1
     size, costs = positions**2 * pixels**2 * 2, []
     with tempfile.TemporaryDirectory() as name, two_workers(limit_mib) as client:
         # The engine in memory, on the same workers at the same time: what they share, they share in both.
+        ClientExecutor(client)  # which lets workers keep their buffers
         addresses = list(client.nthreads())
         alone = [client.submit(patterns_per_cpu_second, pixels, 256, workers=[a], pure=False) for a in addresses]
         floor = float(np.mean(client.gather(alone)))
