@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,31 @@ def scaling_rows(positions: int = 64, pixels: int = 128) -> list[Row]:
     ]
 
 
+def overhead_rows(tiles: tuple[int, int] = (4, 2), batches: int = 8, more: int = 10) -> list[Row]:
+    """Return what a step of a tile costs beside its patterns: tiles so small that there is nothing else."""
+    steps, costs = math.prod(tiles) * batches * more, []
+    with tempfile.TemporaryDirectory() as name, two_workers(1024) as client:
+        store = make_store(Path(name) / "scan.zarr", 32, 16)
+        told = {"tiles": tiles, "frames": "memory", "batch_block": 1, "batches": batches, "settling_epochs": 0}
+        for epochs in (2, 2, 2 + more):  # the first run compiles and loads
+            settings = SETTINGS.model_copy(update={**told, "epochs": epochs, "seed": len(costs)})
+            own, wall = time.process_time(), time.perf_counter()
+            workers = measure(
+                client, lambda settings=settings: ptychography(store, settings, executor=ClientExecutor(client))
+            )
+            costs.append((time.process_time() - own, workers["cpu_s"], time.perf_counter() - wall))
+    own, workers, wall = (1e3 * (last - first) / steps for first, last in zip(costs[1], costs[2], strict=True))
+    work = f"a step of one of {math.prod(tiles)} tiles, 2 workers"
+    return [
+        Row("tiles", f"{work}: scheduler and client", own, "CPU ms"),
+        Row("tiles", f"{work}: workers", workers, "CPU ms"),
+        Row("tiles", f"{work}: everything", wall, "wall ms"),
+    ]
+
+
 def benchmark() -> list[Row]:
     """Return the figures at a tenth of the size: minutes."""
-    return [*out_of_core_rows(128, 128, 640, more=8), *scaling_rows()]
+    return [*out_of_core_rows(128, 128, 640, more=8), *scaling_rows(), *overhead_rows()]
 
 
 def cluster_rows(pattern_s: float | None = None, task_s: float = 5e-4) -> list[Row]:
