@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from stemtomo import backend
 from stemtomo.algorithms.ptychography.advice import probe_diameter_angstrom
 from stemtomo.algorithms.ptychography.tiles import Rectangle, Tile, cut_scan, fair_unit, rectangles, with_halo
 from stemtomo.algorithms.ptychography.windows import ObjectGrid
-from stemtomo.distributed import Executor, PlanRow
+from stemtomo.distributed import Executor
 from stemtomo.errors import MemoryPlanError
 from stemtomo.geometry import Detector, Optics, Scan
-from stemtomo.io.schema import CHUNK_POSITIONS, frame_shards
+from stemtomo.io.schema import CHUNK_POSITIONS
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.pipeline.config import PtychographySettings, ResourceSettings
@@ -280,49 +280,6 @@ def _sizes(scan: Scan, grid: ObjectGrid, cuts: Sequence[Rectangle], halo: int) -
 @functools.lru_cache(maxsize=4)
 def _grid(scan: Scan, detector: Detector, padding: float) -> ObjectGrid:
     return grid_of(scan, detector, padding)
-
-
-def plan_row(
-    scan: Scan,
-    detector: Detector,
-    itemsize: int,
-    tilts: int,
-    settings: PtychographySettings,
-    room: Room,
-    seconds_of: Callable[[Choice, int], float] | None = None,
-) -> PlanRow | None:
-    """Return the row of a plan for tilts in tiles, from headers alone; ``None`` where a tilt fits in one piece.
-
-    ``seconds_of`` says what one tilt takes on one of so many groups of workers, where something was measured.
-    """
-    shape = (*scan.shape_yx, *detector.shape_yx)
-    shard = frame_shards(shape)[:2]
-    groups = groups_of(scan, detector, itemsize, shard, settings, room, tilts, tilts)
-    room = replace(room, workers=room.workers // groups)
-    found = chosen(scan, detector, itemsize, shard, settings, room, tilts)
-    if found is None:
-        return None
-    tiles_yx, resident, need = found.tiles_yx, found.resident, found.need
-    grid = _grid(scan, detector, padding_of(scan, settings))
-    frames = scan.count * math.prod(detector.shape_yx) * itemsize
-    pixels = math.prod(grid.shape_yx) * settings.slices
-    count = math.prod(tiles_yx)
-    return PlanRow(
-        stage=f"{GROUP}, {tiles_yx[0]} x {tiles_yx[1]} tiles",
-        tasks=count * tilts,
-        bytes_per_task=need.running,
-        bytes_read=frames * tilts * (2 if resident else 2 + passes(settings)),
-        bytes_written=(pixels * 8 + pixels * 8 // settings.slices) * tilts,
-        seconds=None if seconds_of is None else math.ceil(tilts / groups) * seconds_of(found, groups),
-        resident_bytes=(need.held_patterns + need.held_objects) * room.workers * groups,
-    )
-
-
-def passes(settings: PtychographySettings) -> int:
-    """Return how often the patterns of a tilt are read where they are not held: once per batch of scattered ones."""
-    settling = settings.settling_of(settings.epochs)
-    stirred = settings.epochs - settling
-    return settling + stirred * (1 if settings.batch_block >= 8 else settings.batches_per_epoch)
 
 
 def cuts_of(scan: Scan, tiles_yx: tuple[int, int], shard_yx: tuple[int, int]) -> list[Rectangle]:

@@ -2,11 +2,13 @@
 
 import pytest
 
+from stemtomo.distributed import MemoryPlan
 from stemtomo.errors import MemoryPlanError
 from stemtomo.geometry import Detector, Scan
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.tile_cost import Rates, estimate
-from stemtomo.pipeline.tile_layout import Room, chosen, cuts_of, groups_of, layout_of, passes, plan_row
+from stemtomo.pipeline.tile_layout import Room, chosen, cuts_of, groups_of, layout_of
+from stemtomo.pipeline.tile_plan import passes, plan_row
 from tests.pipeline.scanned import make_scan
 
 MISSION, DETECTOR = Scan((800, 800), (0.2275, 0.2275)), Detector((128, 128), 1 / 25.6)
@@ -110,7 +112,15 @@ def test_tilts_are_spread_before_tiles_are():
 
 
 def test_the_plan_of_many_workers_is_that_of_groups():
-    row = plan_row(MISSION, DETECTOR, 2, 36, SETTINGS, Room(6 * GIB, 16), lambda _, groups: 100.0 * groups)
+    def seconds_of(choice, workers, groups):
+        return 400.0 / workers
+
+    row = plan_row(MISSION, DETECTOR, 2, 36, SETTINGS, Room(6 * GIB, 16), seconds_of)
     assert row.stage == "ptychography, 2 x 2 tiles"
-    assert row.seconds == 9 * 400.0
+    assert row.seconds == 9 * 100.0
     assert row.bytes_per_worker(16, 1) <= 6 * GIB
+    curve = dict(row.seconds_over_workers)
+    assert curve[16] == row.seconds
+    assert curve[512] == pytest.approx(400 / 14)
+    assert curve[1] == 36 * 400
+    assert "ptychography over workers: 1: 4.0 h" in str(MemoryPlan([row]))
