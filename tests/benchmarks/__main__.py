@@ -17,8 +17,10 @@ from tests.benchmarks import (
     local_orbital,
     million,
     mistilted_columns,
+    object_storage,
     pipelines,
     ptychography,
+    soak,
     streamed_volume,
     streaming,
     tiles,
@@ -34,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "joint": joint.benchmark,
     "tomography": tomography.benchmark,
     "codecs": codecs.benchmark,
+    "s3": object_storage.benchmark,
     "streaming": streaming.benchmark,
     "first_look": first_look.first_look_rows,
     "watch": catch_up.catch_up_rows,
@@ -47,6 +50,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "pipelines": pipelines.benchmark,
     "glass": glass.glass_rows,
     "million": million.million_rows,
+    "soak": soak.soak_rows,
     "local_orbital": local_orbital.epoch_rows,
     "local_orbital_epoch_100000": local_orbital.rows_epochs_100000,
     "local_orbital_depth": local_orbital.depth_rows,
@@ -54,8 +58,8 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "local_orbital_100000": local_orbital.rows_100000,
 }
 
-#: Half an hour or more: measured when asked for by name.
-LONG = {"tiles_10_gb", "local_orbital_depth", "local_orbital_25000", "local_orbital_100000"}
+#: A quarter of an hour or more: measured when asked for by name.
+LONG = {"tiles_10_gb", "soak", "local_orbital_depth", "local_orbital_25000", "local_orbital_100000"}
 #: Longest run of one of these in seconds.
 _NIGHT_S = 12 * 3600
 
