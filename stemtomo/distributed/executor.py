@@ -39,6 +39,18 @@ class Executor(ABC):
     def places(self, count: int) -> tuple[Place, ...]:
         """Return a place for each of ``count`` parts; neighbours in the list share a worker as far as possible."""
 
+    @property
+    def members(self) -> int:
+        """Number of workers: processes of a cluster, or the one process of threads."""
+        return 1
+
+    def groups(self, count: int) -> list[Executor]:
+        """Return executors of up to ``count`` groups of the workers, alike in size, which share none.
+
+        Each is for a thread of its own of the caller. Threads of one process are one group.
+        """
+        return [self]
+
     @abstractmethod
     def submit_at(self, place: Place, function: Callable[..., Any], /, *args: Any, urgent: bool = False) -> Handle:
         """Submit ``function(*args)`` to ``place``; ``urgent`` tasks go first (sums, which free what they sum)."""

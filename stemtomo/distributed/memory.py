@@ -86,6 +86,8 @@ class PlanRow:
         Estimated wall time, ``None`` where there is no measurement to base it on.
     resident_bytes
         Bytes that all parts of the stage hold together from its start to its end.
+    seconds_over_workers
+        Pairs of a number of workers and the seconds that they would take, where that is known.
     """
 
     stage: str
@@ -95,6 +97,7 @@ class PlanRow:
     bytes_written: int = 0
     seconds: float | None = None
     resident_bytes: int = 0
+    seconds_over_workers: tuple[tuple[int, float], ...] = ()
 
     def bytes_per_worker(self, workers: int = 1, threads: int = 1) -> int:
         """Return the peak memory of one of ``workers`` processes that runs ``threads`` tasks at once."""
@@ -157,7 +160,13 @@ class MemoryPlan:
             [line[0].ljust(first), *(cell.rjust(width) for cell, width in zip(line[1:], others, strict=True))]
             for line in table
         )
-        return "\n".join("  ".join(cells) for cells in lines)
+        curves = [
+            f"{row.stage.partition(',')[0]} over workers: "
+            + ", ".join(f"{count}: {_duration(seconds)}" for count, seconds in row.seconds_over_workers)
+            for row in self.rows
+            if row.seconds_over_workers
+        ]
+        return "\n".join(["\n".join("  ".join(cells) for cells in lines), *curves])
 
 
 def _remedies(row: PlanRow, limit: int, workers: int, threads: int) -> list[str]:

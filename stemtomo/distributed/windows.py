@@ -29,6 +29,14 @@ def bounding_window(windows: Sequence[Window]) -> Window:
     return tuple((min(s for s, _ in pairs), max(e for _, e in pairs)) for pairs in zip(*windows, strict=True))
 
 
+def grown(window: Window, margin: int, within: Window) -> Window:
+    """Return ``window`` with ``margin`` more pixels on every side, as far as ``within`` reaches."""
+    return tuple(
+        (max(low, start - margin), min(high, stop + margin))
+        for (start, stop), (low, high) in zip(window, within, strict=True)
+    )
+
+
 def intersection(a: Window, b: Window) -> Window | None:
     """Return the pixels that both windows hold, or ``None``."""
     common = tuple((max(a0, b0), min(a1, b1)) for (a0, a1), (b0, b1) in zip(a, b, strict=True))

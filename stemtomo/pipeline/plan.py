@@ -89,19 +89,20 @@ def _tiled_row(
     executor: Executor | None,
 ) -> PlanRow | None:
     """Return the row of ptychography in tiles, ``None`` where a tilt fits a worker."""
-    from stemtomo.pipeline import tile_cost, tile_layout
+    from stemtomo.pipeline import tile_cost, tile_layout, tile_plan
     from stemtomo.pipeline.tile_layout import Choice, Room
 
     room = Room(*limits)
     settings = tile_layout.with_known_halo(configuration.ptychography, scan, configuration.to_optics())
 
-    def seconds_of(choice: Choice) -> float:
-        assert executor is not None
+    measured = None
+    if executor is not None and tile_plan.plan_row(scan, detector, itemsize, tilts, settings, room) is not None:
         rates = tile_cost.measured(executor, detector, configuration.to_optics(), settings)
-        return tile_cost.estimate(settings, choice, room.workers * room.threads, rates).seconds
 
-    measured = None if executor is None else seconds_of
-    return tile_layout.plan_row(scan, detector, itemsize, tilts, settings, room, measured)
+        def measured(choice: Choice, workers: int, groups: int) -> float:
+            return tile_cost.estimate(settings, choice, workers * room.threads, rates, groups).seconds
+
+    return tile_plan.plan_row(scan, detector, itemsize, tilts, settings, room, measured)
 
 
 def _takes_part(stage: str, until: str | None) -> bool:

@@ -77,8 +77,8 @@ def ptychography(
     ConfigurationError
         If the scan and the detector do not fit together (see :func:`grid_of`).
     """
+    from stemtomo.pipeline.tile_groups import reconstruct_in_groups
     from stemtomo.pipeline.tile_layout import Room, layout_of
-    from stemtomo.pipeline.tiled_ptychography import reconstruct_tiled
 
     store = Store.of(store)
     settings = settings or PtychographySettings()
@@ -97,9 +97,7 @@ def ptychography(
     for _, loss in executor.map_bounded(_reconstruct, whole):
         progress.advance(loss=loss)
     progress.finish(GROUP)
-    for job in todo:
-        if (layout := layouts[job.tilt]) is not None:
-            reconstruct_tiled(job, layout, executor, progress)
+    reconstruct_in_groups([job for job in todo if layouts[job.tilt] is not None], room, executor, progress)
     results = [store.read(job.group) for job in jobs]
     return {
         "loss": [result["loss"].values.tolist() for result in results],

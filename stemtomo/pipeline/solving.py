@@ -167,21 +167,20 @@ def refuse_in_tiles(settings: PtychographySettings) -> None:
         Naming the settings that a tilt in tiles cannot have.
     """
     unlike = {
-        # The others scale a step by numbers of the whole object, which a tile does not know.
-        "rule": settings.rule != "nesterov",
-        "held_out": settings.held_out > 0,
-        "background": settings.background != "none",
-        "probe_variations": settings.probe_variations > 0,
-        "mistilt_map_smoothing_angstrom": settings.mistilt_map_smoothing_angstrom is not None,
-        "tv_weight_rad": settings.tv_weight_rad > 0,
-        "kz_filter": settings.kz_filter > 0,
-        "vacuum_percentile": settings.vacuum_percentile is not None,
-        "notch_scan_raster": settings.notch_scan_raster,
+        "rule (lengths of steps are sums over the whole object, one after another)": settings.rule
+        in ("lsqml", "lbfgs"),
+        "probe_variations (weights of all positions turn together)": settings.probe_variations > 0,
+        "mistilt_map_smoothing_angstrom (a search over all positions)": bool(settings.mistilt_map_smoothing_angstrom),
+        "kz_filter (transforms of the whole object)": settings.kz_filter > 0,
+        "vacuum_percentile (an order of all pixels)": settings.vacuum_percentile is not None,
+        "notch_scan_raster (a transform of the whole object)": settings.notch_scan_raster,
+        "held_out with tiles that are stitched (they end at different times)": settings.held_out > 0
+        and settings.tile_mode == "stitch",
     }
     names = [name for name, asked in unlike.items() if asked]
     if names:
         raise ConfigurationError(
-            f"[ptychography] {', '.join(names)}: not there for a tilt that is cut into tiles, and this one does not fit"
+            f"[ptychography] {'; '.join(names)}: not there for a tilt that is cut into tiles, and this one does not fit"
             " a worker otherwise; leave it out, or give workers more memory (ptychography.memory_gib, resources)"
         )
 

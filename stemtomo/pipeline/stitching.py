@@ -23,7 +23,8 @@ from stemtomo.backend import Array, array_namespace
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
 from stemtomo.distributed.windows import intersection
 from stemtomo.pipeline.tile_fields import Field
-from stemtomo.pipeline.tiles import Schedule, tile_curvature, tile_saved_positions, tile_state, tile_tree
+from stemtomo.pipeline.tile_steps import tile_curvature, tile_saved_positions, tile_state, tile_tree
+from stemtomo.pipeline.tiles import Schedule
 
 #: Overlaps are compared where both tiles have this share of their usual illumination; least pixels of their edges.
 _LIT, _LEAST_PX = 0.7, 8
@@ -198,4 +199,4 @@ def tile_blended(
         extra[Positions.name] = extra[Positions.name][owned] - backend.to_device_of(gauge, extra[Positions.name])
         curvature = curvature[owned]
     phase = u.astype(tree["phase"].dtype)
-    return {"phase": phase, "probe": tree["probe"], "extra": extra, "memory": {}, "curvature": curvature}
+    return {"phase": phase, "probe": tree["probe"], "extra": extra, "memory": {}, "curvature": curvature, "best": None}

@@ -58,11 +58,11 @@ class Estimate:
     """Share of the time in which the workers compute."""
 
 
-def estimate(settings: PtychographySettings, choice: Choice, threads: int, rates: Rates) -> Estimate:
-    """Return what one tilt takes on ``threads`` threads of all workers together.
+def estimate(settings: PtychographySettings, choice: Choice, threads: int, rates: Rates, groups: int = 1) -> Estimate:
+    """Return what one tilt takes on ``threads`` threads of a group of workers, beside ``groups`` - 1 other groups.
 
     A step lasts as long as the slowest of what runs beside each other: the patterns of the tiles of a thread, or the
-    tasks that the scheduler hands out; and the strips, which have to wait for the patterns.
+    tasks that the scheduler hands out to all groups; and the strips, which have to wait for the patterns.
     """
     _, batches = epochs_of(settings)
     tiles = math.prod(choice.tiles_yx)
@@ -73,7 +73,7 @@ def estimate(settings: PtychographySettings, choice: Choice, threads: int, rates
     for count in batches:
         compute = math.ceil(tiles / slots) * (choice.need.positions / count) * rates.pattern_s
         strips = choice.need.strips / slots / rates.bytes_per_s
-        seconds += count * (max(compute, per_step * rates.task_s) + strips)
+        seconds += count * (max(compute, groups * per_step * rates.task_s) + strips)
         working += count * compute
     steps = sum(batches)
     return Estimate(seconds, steps, steps * per_step, steps * choice.need.strips, working / seconds)

@@ -109,7 +109,7 @@ class Field:
     where
         (position,) their numbers among the recorded positions of the scan.
     members
-        (position,) what a batch is made of, their own number or that of their block.
+        (position,) what a batch is made of, their own number or that of their block; -1 for those held out.
     told_angstrom
         (position, 2), x and y, where the scan has them.
     """
@@ -127,15 +127,18 @@ class Field:
         groups = ((numbers, counts, np.arange(len(numbers))) for numbers, counts in self.patterns.groups(wanted))
         return solver.gradients_of(state, self.model, groups, parameters)
 
-    def misfits(self, state: solver.State, parameters: Sequence[Parameter]) -> np.ndarray:
-        """Return the loss of every position of the tile, (position,) float64."""
+    def misfits(
+        self, state: solver.State, parameters: Sequence[Parameter], wanted: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the loss of every position of the tile, (position,) float64; zero beside those ``wanted``."""
         found = np.zeros(len(self.where))
-        for numbers, counts in self.patterns.groups(np.arange(len(self.where))):
+        there = [parameter for parameter in parameters if parameter.name in state.extra]
+        for numbers, counts in self.patterns.groups(np.arange(len(self.where)) if wanted is None else wanted):
             model = self._some(numbers)
-            for parameter in parameters:
+            for parameter in there:
                 value = state.extra[parameter.name]
                 model = parameter.model_at(value if parameter.shared else value[numbers], model)
-            found[numbers] = misfit(state, model, counts)
+            found[numbers] = misfit(state, model, counts, [parameter for parameter in there if parameter.shared])
         return found
 
     def _some(self, numbers: np.ndarray) -> solver.Model:

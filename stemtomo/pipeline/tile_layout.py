@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from stemtomo import backend
 from stemtomo.algorithms.ptychography.advice import probe_diameter_angstrom
 from stemtomo.algorithms.ptychography.tiles import Rectangle, Tile, cut_scan, fair_unit, rectangles, with_halo
 from stemtomo.algorithms.ptychography.windows import ObjectGrid
-from stemtomo.distributed import Executor, PlanRow
+from stemtomo.distributed import Executor
 from stemtomo.errors import MemoryPlanError
 from stemtomo.geometry import Detector, Optics, Scan
-from stemtomo.io.schema import CHUNK_POSITIONS, frame_shards
+from stemtomo.io.schema import CHUNK_POSITIONS
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.pipeline.config import PtychographySettings, ResourceSettings
@@ -168,7 +168,7 @@ def chosen(
 ) -> Choice | None:
     """Return the fewest tiles that fit, or what needs the least; ``None`` for one piece without tiles."""
     frames = scan.count * math.prod(detector.shape_yx) * itemsize
-    grid = grid_of(scan, detector, padding_of(scan, settings))
+    grid = _grid(scan, detector, padding_of(scan, settings))
     at_once = min(room.threads, math.ceil(tilts / room.workers))
     # In one piece a tilt is copied once when it is loaded and its zero frequency goes to the corner.
     piece = 2 * frames + math.prod(grid.shape_yx) * settings.slices * 44 + _BUFFERS
@@ -190,6 +190,47 @@ def chosen(
     return None if settings.tiles == "auto" and plain and piece_is_less else least
 
 
+def groups_of(
+    scan: Scan,
+    detector: Detector,
+    itemsize: int,
+    shard_yx: tuple[int, int],
+    settings: PtychographySettings,
+    room: Room,
+    tilts: int,
+    series: int,
+) -> int:
+    """Return into how many groups the workers are divided, each of which takes one tilt in tiles after another.
+
+    As many as there are ``tilts`` to do (of a ``series``), or workers, as long as a tilt fits a group as well as it
+    fits all workers: in memory where it does. Few tiles of many tilts exchange less, and wait less for each other,
+    than many of one.
+    """
+
+    def fitting(groups: int) -> Choice | None:
+        # Each worker holds its share of one tilt: with fewer workers to a tilt, more of it.
+        smaller = replace(room, workers=room.workers // groups)
+        found = chosen(scan, detector, itemsize, shard_yx, settings, smaller, series)
+        return found if found is None or found.need.per_worker(room.threads) <= room.limit_bytes else None
+
+    whole = fitting(1)
+    least, most = 1, min(tilts, room.workers)
+    while whole is not None and least < most:
+        middle = (least + most + 1) // 2
+        found = fitting(middle)
+        if found is not None and found.resident >= whole.resident:
+            least = middle
+        else:
+            most = middle - 1
+
+    def rounds(groups: int) -> tuple[float, int]:
+        """Time of the series in that of a tilt on one worker; each more to a tilt costs a percent (simulated)."""
+        members = room.workers // groups
+        return math.ceil(tilts / groups) / members * (1 + 0.01 * (members - 1)), -groups
+
+    return min(range(1, least + 1), key=rounds)
+
+
 def need_of(
     scan: Scan,
     detector: Detector,
@@ -202,13 +243,11 @@ def need_of(
     room: Room,
 ) -> Need:
     """Return what a cut takes, from the geometry alone."""
-    everywhere = np.arange(scan.count)
-    tiles = cut_scan(grid, scan.shape_yx, everywhere, cuts_of(scan, tiles_yx, shard_yx), MARGIN_PX)
-    if settings.tile_mode == "stitch":
-        tiles = with_halo(tiles, grid, scan.shape_yx, everywhere, settings.stitch_halo or 0, MARGIN_PX)
+    halo = (settings.stitch_halo or 0) if settings.tile_mode == "stitch" else 0
+    tiles = _sizes(scan, grid, cuts_of(scan, tiles_yx, shard_yx), halo)
     mine = math.ceil(len(tiles) / room.workers)
     pattern = math.prod(detector.shape_yx) * itemsize
-    largest, pixels = max(len(tile.where) for tile in tiles), max(tile.object_pixels for tile in tiles)
+    largest, pixels = (max(column) for column in zip(*tiles, strict=True))
     layer = 4 * settings.slices * (2 if settings.object == "complex" else 1)
     probes = settings.probe_modes * math.prod(grid.window_yx) * 8 * 8
     patterns = mine * largest * pattern if resident else 0
@@ -217,49 +256,30 @@ def need_of(
     held = mine * (pixels * (4 * layer + 8) + probes)
     running = pixels * (2 * layer + 16 * settings.slices + 8) + buffer + _BUFFERS
     whole = math.prod(grid.shape_yx)
-    strips = max(0, sum(tile.object_pixels for tile in tiles) - whole) * (layer + 4) * 2
+    strips = max(0, sum(size for _, size in tiles) - whole) * (layer + 4) * 2
     return Need(patterns, held, running, largest, strips)
 
 
-def plan_row(
-    scan: Scan,
-    detector: Detector,
-    itemsize: int,
-    tilts: int,
-    settings: PtychographySettings,
-    room: Room,
-    seconds_of: Callable[[Choice], float] | None = None,
-) -> PlanRow | None:
-    """Return the row of a plan for tilts in tiles, from headers alone; ``None`` where a tilt fits in one piece.
-
-    ``seconds_of`` says what one tilt takes, where something was measured.
-    """
-    shape = (*scan.shape_yx, *detector.shape_yx)
-    shard = frame_shards(shape)[:2]
-    found = chosen(scan, detector, itemsize, shard, settings, room, tilts)
-    if found is None:
-        return None
-    tiles_yx, resident, need = found.tiles_yx, found.resident, found.need
-    grid = grid_of(scan, detector, padding_of(scan, settings))
-    frames = scan.count * math.prod(detector.shape_yx) * itemsize
-    pixels = math.prod(grid.shape_yx) * settings.slices
-    count = math.prod(tiles_yx)
-    return PlanRow(
-        stage=f"{GROUP}, {tiles_yx[0]} x {tiles_yx[1]} tiles",
-        tasks=count * tilts,
-        bytes_per_task=need.running,
-        bytes_read=frames * tilts * (2 if resident else 2 + passes(settings)),
-        bytes_written=(pixels * 8 + pixels * 8 // settings.slices) * tilts,
-        seconds=None if seconds_of is None else tilts * seconds_of(found),
-        resident_bytes=(need.held_patterns + need.held_objects) * room.workers,
-    )
+def _sizes(scan: Scan, grid: ObjectGrid, cuts: Sequence[Rectangle], halo: int) -> list[tuple[int, int]]:
+    """Return the positions of each tile and the pixels of its window, without looking at every position."""
+    corners, found = grid.corners.reshape(*scan.shape_yx, 2), []
+    for cut in cuts:
+        (y0, y1), (x0, x1) = (
+            (max(0, start - halo), min(length, stop + halo))
+            for (start, stop), length in zip(cut, scan.shape_yx, strict=True)
+        )
+        # Positions of a scan are an affine map of its rows and columns: the outermost are at the corners.
+        outer = corners[[y0, y1 - 1]][:, [x0, x1 - 1]].reshape(-1, 2)
+        first = np.maximum(outer.min(axis=0) - MARGIN_PX, 0)
+        last = np.minimum(outer.max(axis=0) + grid.window_yx + MARGIN_PX, grid.shape_yx)
+        size = math.prod(grid.shape_yx) if grid.periodic else int(np.prod(last - first))
+        found.append(((y1 - y0) * (x1 - x0), size))
+    return found
 
 
-def passes(settings: PtychographySettings) -> int:
-    """Return how often the patterns of a tilt are read where they are not held: once per batch of scattered ones."""
-    settling = settings.settling_of(settings.epochs)
-    stirred = settings.epochs - settling
-    return settling + stirred * (1 if settings.batch_block >= 8 else settings.batches_per_epoch)
+@functools.lru_cache(maxsize=4)
+def _grid(scan: Scan, detector: Detector, padding: float) -> ObjectGrid:
+    return grid_of(scan, detector, padding)
 
 
 def cuts_of(scan: Scan, tiles_yx: tuple[int, int], shard_yx: tuple[int, int]) -> list[Rectangle]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from stemtomo import backend
-from stemtomo.algorithms.ptychography import solver
+from stemtomo.algorithms.ptychography import held_out, solver
 from stemtomo.algorithms.ptychography.constraints import Constraints
+from stemtomo.algorithms.ptychography.parameters import Background
 from stemtomo.algorithms.ptychography.positions import Positions, moved_grid
 from stemtomo.algorithms.ptychography.regularisation import blurred_along_beam
 from stemtomo.algorithms.ptychography.tiles import Tile, cut_scan
@@ -20,13 +21,14 @@ from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
 from stemtomo.errors import FormatError
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
+from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.mistilt import Found, chosen_patterns, tilted_propagator
 from stemtomo.pipeline.mistilt import find as find_geometry
 from stemtomo.pipeline.phase_results import loss_map, result_of
 from stemtomo.pipeline.positions import affine_attrs, position_phases, position_variables
 from stemtomo.pipeline.progress import Progress
 from stemtomo.pipeline.ptychography import Job, blur_slices, checked_electrons, good_pixels
-from stemtomo.pipeline.solving import Tilt, epochs_of, pixelwise, solve_tilt
+from stemtomo.pipeline.solving import Solved, Tilt, epochs_of, extra_variables, pixelwise, solve_tilt
 from stemtomo.pipeline.stitching import Apart
 from stemtomo.pipeline.tile_fields import Field, Patterns, Resident, Streamed
 from stemtomo.pipeline.tile_layout import MARGIN_PX, Layout
@@ -93,7 +95,7 @@ def _joined(
 ) -> tuple[Parts, list[float]] | None:
     """Return tiles that were on their own as trees of exact ones, and their losses; ``None`` where that is done."""
     settings, tiles = layout.settings, layout.tiles()
-    alone = max(1, schedule.epochs - settings.stitch_polish_epochs)
+    alone = _alone_epochs(settings, schedule.epochs)
     mark: Any = checkpoint.latest()
     if mark is not None and mark.step >= alone:
         return None
@@ -134,6 +136,9 @@ def _schedule(layout: Layout, facts: dict[str, Any]) -> Schedule:
     width = blur_slices(told, store.optics(layout.tilt))
     rules, batches = epochs_of(settings)
     positions_from, affine_from = position_phases(settings, len(rules))
+    background_from = None if settings.background == "none" else settings.background_from_epoch
+    if background_from is not None and settings.tile_mode == "stitch":  # all tiles share it
+        background_from = max(background_from, _alone_epochs(settings, len(rules)))
     return Schedule(
         rules,
         batches,
@@ -144,19 +149,31 @@ def _schedule(layout: Layout, facts: dict[str, Any]) -> Schedule:
         positions_from,
         affine_from,
         functools.partial(blur_object, width=width, constraints=pixelwise(settings)),
+        background_from,
+        settings.background == "uniform",
+        settings.tv_weight_rad,
+        settings.held_out_patience if settings.held_out > 0 else None,
     )
 
 
+def _alone_epochs(settings: PtychographySettings, epochs: int) -> int:
+    return max(1, epochs - settings.stitch_polish_epochs)
+
+
 def _members(layout: Layout) -> tuple[int, np.ndarray]:
-    """Return how many members batches are made of, and the member that each recorded position belongs to."""
+    """Return how many members batches are made of, and the member of each recorded position; -1 if it is held out."""
     store = Store.open(layout.path)
     valid, edge = store.valid(layout.tilt), layout.settings.batch_block
     recorded = np.flatnonzero(valid)
+    used, _ = held_out.split(len(recorded), layout.settings.held_out, layout.settings.seed + layout.tilt)
+    members = np.full(len(recorded), -1)
     if edge == 1:
-        return len(recorded), np.arange(len(recorded))
+        members[used] = np.arange(len(used))
+        return len(used), members
     rows, columns = np.divmod(recorded, valid.shape[1])
     across, down = -(-valid.shape[1] // edge), -(-valid.shape[0] // edge)
-    return down * across, (rows // edge) * across + columns // edge
+    members[used] = ((rows // edge) * across + columns // edge)[used]
+    return down * across, members
 
 
 def _published(run: TiledRun, now: Standing, job: Job, layout: Layout, found: Handle) -> Handle:
@@ -164,8 +181,9 @@ def _published(run: TiledRun, now: Standing, job: Job, layout: Layout, found: Ha
     lit = run.illumination(now, shape)
     misfits = run.misfits(now)
     states = now.states.map(tile_result)
+    told = {"losses": now.losses, "held_out": now.held_out, "best_epoch": run.best_epoch(now)}
     return run.executor.submit(
-        publish_tiles, job, layout, found, now.losses, list(states.handles), lit, list(misfits.handles)
+        publish_tiles, job, layout, found, told, list(states.handles), lit, list(misfits.handles)
     )
 
 
@@ -281,7 +299,9 @@ def blur_object(state: solver.State, _: int, *, width: float, constraints: Const
 def tile_result(state: solver.State) -> dict[str, Any]:
     """Return what the result holds of a tile, in host memory."""
     moved = state.extra.get(Positions.name)
+    background = state.extra.get(Background.name)
     return {
+        "background": None if background is None else backend.to_host(background),
         "phase": backend.to_host(state.phase),
         "probe": backend.to_host(state.probe),
         "moved": None if moved is None else backend.to_host(moved),
@@ -292,7 +312,7 @@ def publish_tiles(
     job: Job,
     layout: Layout,
     found: Found,
-    losses: list[float],
+    told: dict[str, Any],
     states: list[dict[str, Any]],
     lit: backend.Array,
     misfits: list[np.ndarray],
@@ -306,9 +326,9 @@ def publish_tiles(
         (y0, y1), (x0, x1) = tile.window
         phase[:, y0:y1, x0:x1] = state["phase"]  # tiles agree where they overlap
     order = np.argsort(np.concatenate([tile.where for tile in tiles]))
-    extra = {}
+    extra: dict[str, Any] = {}
     if states[0]["moved"] is not None:
-        extra = {Positions.name: np.concatenate([state["moved"] for state in states])[order]}
+        extra[Positions.name] = np.concatenate([state["moved"] for state in states])[order]
         grid = moved_grid(grid, extra[Positions.name])
     propagator = backend.to_host(tilted_propagator(found, grid, wavelength_angstrom(optics.energy_ev)))
     propagators = (propagator,) * (settings.slices - 1)
@@ -316,14 +336,20 @@ def publish_tiles(
     whole = solver.untied(solver.State(phase, states[0]["probe"], extra), model.slices)
     settings = settings.model_copy(update={"slice_thickness_angstrom": found.geometry.slice_thickness_angstrom})
     pixels = float(np.prod(detector.shape_yx))
-    per_pixel = [loss / pixels for loss in losses]
-    dataset = result_of(whole, model, per_pixel, settings, optics, lit)
+    per_pixel = [loss / pixels for loss in told["losses"]]
+    beside: list[solver.Parameter] = []
+    if states[0]["background"] is not None:
+        beside, whole = [Background()], replace(whole, extra={**extra, Background.name: states[0]["background"]})
+    solved = Solved(whole, model, told["losses"], told["held_out"], told["best_epoch"], beside)
+    dataset = result_of(whole, model, per_pixel, settings, optics, lit, solved.patterns)
+    dataset = dataset.assign(extra_variables(solved, detector, 1 / pixels))
     dataset = dataset.assign(loss_map=loss_map(np.concatenate(misfits)[order] / pixels, recorded, scan))
     dataset = dataset.assign(found.variables()).assign_attrs(found.attrs(settings.slices))
-    dataset = dataset.assign_attrs(tiles=list(layout.tiles_yx))
+    dataset = dataset.assign_attrs(tiles=list(layout.tiles_yx), best_epoch=told["best_epoch"])
     if settings.refine_positions_from_epoch is not None:
-        told = scan.positions()[recorded]
-        dataset = dataset.assign(position_variables(told, whole)).assign_attrs(scan_affine=affine_attrs(told, whole))
+        places = scan.positions()[recorded]
+        dataset = dataset.assign(position_variables(places, whole))
+        dataset = dataset.assign_attrs(scan_affine=affine_attrs(places, whole))
     store.write(job.group, dataset, job.provenance)
     return per_pixel[-1]
 

@@ -14,14 +14,36 @@ from typing import Any
 
 import numpy as np
 
-from stemtomo import backend
 from stemtomo.algorithms.ptychography import solver
-from stemtomo.algorithms.ptychography.positions import Positions, moved_grid, seen_curvature
-from stemtomo.algorithms.ptychography.tiles import Rectangle, batch_of
-from stemtomo.backend import Array
+from stemtomo.algorithms.ptychography.held_out import Stopping
+from stemtomo.algorithms.ptychography.parameters import Background
+from stemtomo.algorithms.ptychography.tiles import Rectangle
+from stemtomo.algorithms.total_variation import REACH
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
-from stemtomo.distributed.trees import sum_trees
-from stemtomo.pipeline.tile_fields import Field
+from stemtomo.distributed.windows import bounding_window, grown
+from stemtomo.pipeline.tile_steps import (
+    Batch,
+    Share,
+    tile_best,
+    tile_curvature,
+    tile_flattened,
+    tile_gradients,
+    tile_held_out,
+    tile_illumination,
+    tile_misfits,
+    tile_owned,
+    tile_positions,
+    tile_saved_positions,
+    tile_state,
+    tile_step,
+    tile_totals,
+    tile_tree,
+    tile_update,
+    tile_with_positions,
+    tiles_epoch_loss,
+    tiles_together,
+    usual_curvature,
+)
 
 
 @dataclass(frozen=True)
@@ -36,12 +58,17 @@ class Schedule:
         What batches are made of: the number of recorded positions, or of blocks of them.
     probe_start
         First epoch that moves the probe.
-    positions_from, affine_from
-        First epochs that move the positions, and let the scan change its affine shape; ``None`` for never.
+    positions_from, affine_from, background_from
+        First epochs that move the positions, let the scan change its affine shape, and refine the background, one
+        number for all pixels if ``uniform_background``; ``None`` for never.
     tied
         The slices stay tied.
     regularise
         Called after every update with the state and the epoch, pixel by pixel of the object alone.
+    tv_weight_rad
+        Weight of the total variation of each layer, after every epoch.
+    patience
+        Epochs without a lower loss of the patterns held out that are the last; ``None`` without such patterns.
     """
 
     rules: Sequence[solver.Rule]
@@ -53,6 +80,10 @@ class Schedule:
     positions_from: int | None = None
     affine_from: int | None = None
     regularise: Callable[[solver.State, int], solver.State] | None = None
+    background_from: int | None = None
+    uniform_background: bool = True
+    tv_weight_rad: float = 0.0
+    patience: int | None = None
 
     @property
     def epochs(self) -> int:
@@ -65,7 +96,9 @@ class Schedule:
         for number in range(count):
             share = Share(number, self.batches[epoch], self.members, self.seed + epoch)
             moves_probe, last = epoch >= self.probe_start, number + 1 == count
-            yield Batch(share, self.rules[epoch], moves_probe, epoch, self.regularise, last)
+            lit = self.background_from is not None and epoch >= self.background_from
+            background = Background(uniform=self.uniform_background) if lit else None
+            yield Batch(share, self.rules[epoch], moves_probe, epoch, self.regularise, last, background)
 
 
 @dataclass(frozen=True)
@@ -78,33 +111,10 @@ class Standing:
     """What moves the positions of each tile, once they move."""
     losses: list[float] = field(default_factory=list)
     """Per pattern, as met in each epoch."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """The members that take a step: batch ``number`` of ``batches``, as ``seed`` shuffles the ``members``."""
-
-    number: int
-    batches: int
-    members: int
-    seed: int
-
-    def of(self, part: Field) -> np.ndarray:
-        """Return which positions of a tile take the step."""
-        return np.flatnonzero(batch_of(self.members, self.batches, self.seed)[part.members] == self.number)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step: who takes it, by which rule, and what moves."""
-
-    share: Share
-    rule: solver.Rule
-    update_probe: bool
-    epoch: int
-    regularise: Callable[[solver.State, int], solver.State] | None
-    last: bool
-    """Whether it is the last one of its epoch."""
+    held_out: list[float] = field(default_factory=list)
+    """Per pattern held out, after each epoch."""
+    best: Parts | None = None
+    """The states that the patterns held out like best."""
 
 
 @dataclass(frozen=True)
@@ -149,13 +159,42 @@ class TiledRun:
             Called after every epoch with its number and its loss per pattern.
         """
         for epoch in range(len(now.losses), self.schedule.epochs):
-            now = self.epoch(now, epoch)
+            if self.over(now):
+                break
+            now = self.held(self.epoch(now, epoch))
             if on_epoch is not None:
                 on_epoch(epoch, now.losses[-1])
             done = epoch + 1
             if checkpoint and done % checkpoint_every == 0 and done < self.schedule.epochs:
                 now = self.save(now, checkpoint)
-        return now
+        return now if now.best is None else replace(now, states=now.best)
+
+    def over(self, now: Standing) -> bool:
+        """Return whether the patterns held out say that it is enough."""
+        stopping = self._stopping(now)
+        return stopping is not None and stopping.best >= 0 and stopping.over
+
+    def best_epoch(self, now: Standing) -> int:
+        """Return the epoch that the patterns held out like best, else the last."""
+        stopping = self._stopping(now)
+        return len(now.losses) - 1 if stopping is None else stopping.best
+
+    def held(self, now: Standing) -> Standing:
+        """Return the standing with the loss of the patterns held out, where there are some."""
+        if self.schedule.patience is None:
+            return now
+        moving = now.positions if now.positions is not None else [None] * len(now.states)
+        sums = self.executor.gather(now.states.map(tile_held_out, each=[self.fields, moving]).sum())
+        now = replace(now, held_out=[*now.held_out, float(sums["loss"] / sums["positions"])])
+        return replace(now, best=now.states) if self.best_epoch(now) == len(now.held_out) - 1 else now
+
+    def _stopping(self, now: Standing) -> Stopping | None:
+        if self.schedule.patience is None:
+            return None
+        found = Stopping(self.schedule.patience)
+        for loss in now.held_out:
+            found.tell(loss)
+        return found
 
     def epoch(self, now: Standing, epoch: int) -> Standing:
         """Return the standing after one pass over all patterns; waits for its loss."""
@@ -167,20 +206,38 @@ class TiledRun:
         for step, following in itertools.zip_longest(steps, steps[1:]):
             # Two messages per tile: its halo, and one small value; what lies on a worker already is not moved.
             halos = work.halo_sum(self.windows, of="halo")
-            sums.append(work.map(tile_totals, each=[halos]).reduce(tiles_together))
+            sums.append(work.map(tile_totals, step.rule, each=[halos]).reduce(tiles_together))
             function, more = (tile_update, ()) if following is None else (tile_step, (following,))
             work = work.map(function, sums[-1], step, *more, each=[halos, self.fields, moving])
+        work = self._flattened(work)
         loss = float(self.executor.gather(self.executor.submit(tiles_epoch_loss, sums)))
-        return Standing(work, now.positions, [*now.losses, loss])
+        return replace(now, states=work, losses=[*now.losses, loss])
+
+    def _flattened(self, states: Parts) -> Parts:
+        """Return the states behind the step of the total variation, which looks beyond the window of a tile."""
+        weight = self.schedule.tv_weight_rad
+        if weight <= 0:
+            return states
+        windows, numbers = list(self.windows), list(range(len(states)))
+        whole = bounding_window(windows)
+        wide = [grown(window, REACH, whole) for window in windows]
+        # Every pixel comes from one tile: those that share it hold the same value.
+        phases = states.map(tile_owned, windows, each=[numbers]).exchange(windows, wide, beside=self.fields)
+        return states.map(tile_flattened, weight, each=[phases, windows, wide])
 
     def save(self, now: Standing, checkpoint: Checkpoint) -> Standing:
         """Write ``now`` as a checkpoint and return it as read back: the history of tasks begins anew."""
         moving = now.positions if now.positions is not None else [None] * len(now.states)
-        return self.save_trees(now.states.map(tile_tree, each=[moving]), now.losses, checkpoint)
+        best = now.best if now.best is not None else [None] * len(now.states)
+        trees = now.states.map(tile_tree, each=[moving, best])
+        return self.save_trees(trees, now.losses, checkpoint, now.held_out)
 
-    def save_trees(self, trees: Parts, losses: Sequence[float], checkpoint: Checkpoint) -> Standing:
+    def save_trees(
+        self, trees: Parts, losses: Sequence[float], checkpoint: Checkpoint, held_out: Sequence[float] = ()
+    ) -> Standing:
         """Write the states ``trees`` of all tiles, as of :func:`tile_tree`, and return them as a standing."""
-        return self._read(trees.save(checkpoint, len(losses), {**self.kept, "losses": np.array(losses)}))
+        shared = {**self.kept, "losses": np.array(losses), "held_out": np.array(held_out)}
+        return self._read(trees.save(checkpoint, len(losses), shared))
 
     def resumed(self, checkpoint: Checkpoint) -> Standing | None:
         """Return the standing of the last complete checkpoint, ``None`` if there is none."""
@@ -213,128 +270,6 @@ class TiledRun:
         if first is not None and epoch > first:
             free = self.schedule.affine_from is not None and epoch > self.schedule.affine_from
             positions = states.map(tile_saved_positions, free, each=[self.fields])
-        losses = [float(loss) for loss in saved.shared["losses"]]
-        return Standing(states.map(tile_state), positions, losses)
-
-
-# -- tasks, under the names that a dashboard shows ---------------------------------------------------------------------
-
-
-def tile_gradients(
-    state: solver.State, batch: Batch, untie: bool, part: Field, positions: Positions | None
-) -> dict[str, Any]:
-    """Return the state of a tile and what it adds: ``halo`` in the overlaps, ``total`` over all tiles, ``own``."""
-    state = solver.untied(state, part.model.slices) if untie else state
-    parameters = [] if positions is None else [positions]
-    sums = part.gradients(state, batch.share.of(part), parameters)
-    over = {p.name: p.over_parts(state.extra[p.name], sums.extra[p.name]) for p in parameters}
-    total = {"probe": sums.probe, "loss": sums.loss, "positions": sums.positions, "extra": over}
-    own = {p.name: sums.extra[p.name] for p in parameters if not p.shared}
-    halo = {"phase": sums.phase, "illumination": sums.illumination}
-    return {"state": state, "halo": halo, "total": total, "own": own}
-
-
-def tile_totals(work: dict[str, Any], halo: dict[str, Array]) -> dict[str, Any]:
-    """Return what a tile adds to the sums over all tiles, and the largest illumination of its window."""
-    return {"total": work["total"], "peak": float(halo["illumination"].max())}
-
-
-def tiles_together(some: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the totals of several tiles together."""
-    return {"total": sum_trees([each["total"] for each in some]), "peak": max(each["peak"] for each in some)}
-
-
-def tile_update(
-    work: dict[str, Any],
-    sums: dict[str, Any],
-    batch: Batch,
-    halo: dict[str, Array],
-    part: Field,
-    positions: Positions | None,
-) -> solver.State:
-    """Return the state of a tile after the step that all tiles take."""
-    total, extra = sums["total"], {}
-    parameters = [] if positions is None else [positions]
-    for parameter in parameters:
-        over = total["extra"][parameter.name]
-        extra[parameter.name] = over if parameter.shared else {**work["own"][parameter.name], "over_parts": over}
-    gradients = solver.Gradients(
-        halo["phase"], total["probe"], halo["illumination"], total["loss"], total["positions"], extra
-    )
-    slices = part.model.slices
-    state = solver.update(work["state"], gradients, batch.rule, batch.update_probe, sums["peak"], slices, parameters)
-    state = state if batch.regularise is None else batch.regularise(state, batch.epoch)
-    return solver.orthogonal_modes(state) if batch.last else state
-
-
-def tile_step(
-    work: dict[str, Any],
-    sums: dict[str, Any],
-    batch: Batch,
-    following: Batch,
-    halo: dict[str, Array],
-    part: Field,
-    positions: Positions | None,
-) -> dict[str, Any]:
-    """Do :func:`tile_update`, then :func:`tile_gradients` of the ``following`` batch, in one task."""
-    state = tile_update(work, sums, batch, halo, part, positions)
-    return tile_gradients(state, following, False, part, positions)
-
-
-def tiles_epoch_loss(sums: Sequence[dict[str, Any]]) -> float:
-    """Return the loss per pattern as met in the batches of an epoch."""
-    totals = [each["total"] for each in sums]
-    return float(sum(total["loss"] for total in totals) / sum(total["positions"] for total in totals))
-
-
-def tile_curvature(state: solver.State, part: Field) -> Array:
-    """Return the curvature of the loss in every position of a tile."""
-    moved = state.extra.get(Positions.name)
-    model = part.model
-    if moved is not None:
-        model = replace(model, grid=moved_grid(model.grid, backend.to_host(moved)))
-    return seen_curvature(state, model)
-
-
-def usual_curvature(curvatures: Sequence[Array]) -> float:
-    """Return the median of the curvature over all positions."""
-    return float(np.median(np.concatenate([backend.to_host(each)[:, (0, 1), (0, 1)] for each in curvatures])))
-
-
-def tile_positions(curvature: Array, usual: float, keep_affine: bool, part: Field) -> Positions:
-    """Return what moves the positions of a tile."""
-    return Positions(part.told_angstrom, curvature, keep_affine=keep_affine, usual_curvature=usual)
-
-
-def tile_with_positions(state: solver.State, positions: Positions) -> solver.State:
-    """Return the state with displacements of the positions, zero where they begin to move."""
-    moved = state.extra.get(Positions.name)
-    moved = positions.start(positions.curvature) if moved is None else moved
-    return replace(state, extra={**state.extra, Positions.name: moved})
-
-
-def tile_illumination(state: solver.State, part: Field) -> Array:
-    """Return the illumination of a tile's window by its own positions."""
-    moved = state.extra.get(Positions.name)
-    grid = part.model.grid if moved is None else moved_grid(part.model.grid, backend.to_host(moved))
-    return solver.illumination(state.probe, grid)
-
-
-def tile_misfits(state: solver.State, part: Field, positions: Positions | None) -> np.ndarray:
-    """Return the loss of every position of a tile."""
-    return part.misfits(state, [] if positions is None else [positions])
-
-
-def tile_tree(state: solver.State, positions: Positions | None) -> dict[str, Any]:
-    """Return the state of a tile as plain dicts and arrays, with the curvature that moves its positions."""
-    return {**state.tree(), "curvature": None if positions is None else positions.curvature}
-
-
-def tile_state(tree: dict[str, Any]) -> solver.State:
-    """Return the state that :func:`tile_tree` was made of."""
-    return solver.State(**{name: value for name, value in tree.items() if name != "curvature"})
-
-
-def tile_saved_positions(tree: dict[str, Any], keep_affine: bool, part: Field) -> Positions:
-    """Return what moves the positions of a tile, from a checkpoint: its curvature has its floor already."""
-    return Positions(part.told_angstrom, tree["curvature"], keep_affine=keep_affine, usual_curvature=0.0)
+        losses, held = saved.shared["losses"].tolist(), saved.shared["held_out"].tolist()
+        best = states.map(tile_best) if held else None
+        return Standing(states.map(tile_state), positions, losses, held, best)

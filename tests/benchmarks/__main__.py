@@ -24,6 +24,7 @@ from tests.benchmarks import (
     streamed_volume,
     streaming,
     tiles,
+    tiles_simulated,
     tomography,
     two_workers,
 )
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "tiles": tiles.benchmark,
     "tiles_10_gb": tiles.out_of_core_rows,
     "tiles_cluster": tiles.cluster_rows,
+    "tiles_simulated": tiles_simulated.simulated_rows,
     "pipelines": pipelines.benchmark,
     "glass": glass.glass_rows,
     "million": million.million_rows,

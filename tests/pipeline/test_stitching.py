@@ -11,7 +11,7 @@ from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.ptychography import build_model, ptychography
 from stemtomo.pipeline.tile_layout import Room, layout_of
 from tests.pipeline.scanned import OPTICS, make_scan
-from tests.pipeline.test_tiled_ptychography import Stop, StopAfter
+from tests.pipeline.test_tiled_ptychography import KillWorkers, Stop, StopAfter
 
 SCAN, DETECTOR = Scan((56, 56), (0.6, 0.6)), Detector((32, 32), 1 / 16.0)
 SETTINGS = PtychographySettings(epochs=20, probe_update_start_epoch=3)
@@ -97,6 +97,19 @@ def test_a_cluster_gives_the_bits_of_threads_from_the_store(tmp_path, client):
         found.append(store.read("ptychography/000").load())
     for name in ("object", "probe", "loss"):
         np.testing.assert_array_equal(found[0][name].values, found[1][name].values)
+
+
+@pytest.mark.heavy
+def test_killed_workers_change_no_bit_of_stitched_tiles(tmp_path, client):
+    store, settings = small(tmp_path, "undisturbed", checkpoint_every=1, tiles=(2, 1))
+    ptychography(store, settings, executor=ThreadExecutor(2))
+    expected = store.read("ptychography/000").load()
+    store, settings = small(tmp_path, "killed", checkpoint_every=1, tiles=(2, 1))
+    # While loading, while tiles are on their own, after the blend, and when all epochs are done.
+    ptychography(store, settings, executor=executor(client), progress=KillWorkers(client, {0, 2, 4, 6}))
+    found = store.read("ptychography/000").load()
+    for name in ("object", "probe", "loss", "loss_map"):
+        np.testing.assert_array_equal(found[name].values, expected[name].values)
 
 
 def test_the_result_knows_that_the_cut_matters_to_it():

@@ -2,11 +2,13 @@
 
 import pytest
 
+from stemtomo.distributed import MemoryPlan
 from stemtomo.errors import MemoryPlanError
 from stemtomo.geometry import Detector, Scan
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.tile_cost import Rates, estimate
-from stemtomo.pipeline.tile_layout import Room, chosen, cuts_of, layout_of, passes, plan_row
+from stemtomo.pipeline.tile_layout import Room, chosen, cuts_of, groups_of, layout_of
+from stemtomo.pipeline.tile_plan import passes, plan_row
 from tests.pipeline.scanned import make_scan
 
 MISSION, DETECTOR = Scan((800, 800), (0.2275, 0.2275)), Detector((128, 128), 1 / 25.6)
@@ -92,3 +94,33 @@ def test_what_cannot_fit_is_refused_with_the_number_and_what_would(tmp_path):
     settings = PtychographySettings(tiles=(2, 2), frames="memory")
     with pytest.raises(MemoryPlanError, match=r"needs 0\.\d+ GiB on each of 1 worker.*has 0\.03 GiB.*tiles = .auto"):
         layout_of(store, 0, settings, Room(2**25, 1, 2))
+
+
+def groups(room, tilts=36, **changes):
+    settings = SETTINGS.model_copy(update=changes)
+    return groups_of(MISSION, DETECTOR, 2, (32, 32), settings, room, tilts, tilts)
+
+
+def test_tilts_are_spread_before_tiles_are():
+    assert groups(Room(6 * GIB, 4)) == 1  # 21 GB of patterns fit four workers together, and not two
+    assert groups(Room(6 * GIB, 16)) == 4
+    assert groups(Room(6 * GIB, 512)) == 36
+    assert groups(Room(6 * GIB, 512), tilts=3) == 3
+    # Out of core a worker can do with a tilt of its own; but 28 of 64 would have none in the end.
+    assert groups(Room(2 * GIB, 36), frames="store") == 36
+    assert groups(Room(2 * GIB, 64), frames="store") == 9
+
+
+def test_the_plan_of_many_workers_is_that_of_groups():
+    def seconds_of(choice, workers, groups):
+        return 400.0 / workers
+
+    row = plan_row(MISSION, DETECTOR, 2, 36, SETTINGS, Room(6 * GIB, 16), seconds_of)
+    assert row.stage == "ptychography, 2 x 2 tiles"
+    assert row.seconds == 9 * 100.0
+    assert row.bytes_per_worker(16, 1) <= 6 * GIB
+    curve = dict(row.seconds_over_workers)
+    assert curve[16] == row.seconds
+    assert curve[512] == pytest.approx(400 / 14)
+    assert curve[1] == 36 * 400
+    assert "ptychography over workers: 1: 4.0 h" in str(MemoryPlan([row]))

@@ -125,9 +125,7 @@ def assert_same_as_untiled(workers, cut, dtype, tolerance, epochs=SHORT):
     tiles, run = tiled_run(workers, cut, dtype, epochs)
     now = run.solve(started(run, dtype))
     transmission, probe, position = worst_difference(tiles, now.states.gather(), whole)
-    assert max(transmission, probe) < tolerance
-    # Curvatures of single precision move positions: after 200 updates by up to 2e-5 of a pixel.
-    assert position < 2 * tolerance
+    assert max(transmission, probe, position) < tolerance
     np.testing.assert_allclose(now.losses, losses, rtol=tolerance)
 
 

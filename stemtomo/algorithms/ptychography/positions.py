@@ -199,6 +199,8 @@ def seen_curvature(state: State, model: Model, step_angstrom: float = 0.02) -> A
     side of each position: two gradients' worth of work.
     """
     xp = array_namespace(state.probe)
+    # Differences of patterns that lie so close lose five digits: of single precision, too many would be left.
+    state, model = _in_double(state), replace(model, propagators=[h.astype(np.complex128) for h in model.propagators])
     offset = 0.0 if model.loss == "amplitude" else 0.375
     count = len(model.grid.corners)
     found = xp.zeros((count, 2, 2))
@@ -218,3 +220,8 @@ def seen_curvature(state: State, model: Model, step_angstrom: float = 0.02) -> A
             for column in (0, 1):
                 found[start : start + len(where), row, column] = (slopes[row] * slopes[column]).sum(axis=1)
     return 2 * CURVATURE[model.loss] * found
+
+
+def _in_double(state: State) -> State:
+    phase = state.phase.astype(np.complex128 if state.phase.dtype.kind == "c" else np.float64)
+    return State(phase, state.probe.astype(np.complex128))

@@ -19,8 +19,18 @@ _ADAM_RADIAN, _ADAM_PROBE, _ADAM_FLOOR = 0.4, 0.3, 1e-3
 class Rule(Protocol):
     """What the loop asks of an update rule."""
 
-    def object_step(self, state: State, sums: Gradients, peak: float, slices: int) -> State:
-        """Return the state with the object moved; ``peak`` is max N of the whole object, ``slices`` their number."""
+    def largest(self, state: State, sums: Gradients) -> float:
+        """Return the largest number in the object that the step is scaled by: of a part, if ``sums`` hold a part."""
+        ...
+
+    def object_step(
+        self, state: State, sums: Gradients, peak: float, slices: int, largest: float | None = None
+    ) -> State:
+        """Return the state with the object moved.
+
+        ``peak`` is max N of the whole object, ``slices`` their number; ``largest`` is that of :meth:`largest` over the
+        whole object where ``sums`` hold a part.
+        """
         ...
 
     def probe_step_of(self, state: State, sums: Gradients) -> State:
@@ -43,7 +53,13 @@ class Nesterov:
     damping: float = 0.1
     curvature: float = 1.0
 
-    def object_step(self, state: State, sums: Gradients, peak: float, slices: int) -> State:
+    def largest(self, state: State, sums: Gradients) -> float:
+        """Return zero: nothing but the peak illumination scales the step."""
+        return 0.0
+
+    def object_step(
+        self, state: State, sums: Gradients, peak: float, slices: int, largest: float | None = None
+    ) -> State:
         """Return the state with the object moved."""
         # A layer that k slices share has k times the gradient of one, and k² times its curvature.
         shared = slices // len(state.phase)
@@ -80,7 +96,13 @@ class LeastSquares:
     damping: float = 0.1
     curvature: float = 1.0
 
-    def object_step(self, state: State, sums: Gradients, peak: float, slices: int) -> State:
+    def largest(self, state: State, sums: Gradients) -> float:
+        """Return zero: parts cannot take this step."""
+        return 0.0
+
+    def object_step(
+        self, state: State, sums: Gradients, peak: float, slices: int, largest: float | None = None
+    ) -> State:
         """Return the state with the object moved."""
         xp = array_namespace(state.phase)
         shared = slices // len(state.phase)
@@ -119,9 +141,15 @@ class Adam:
     second: float = 0.95
     dark: float = 0.01
 
-    def object_step(self, state: State, sums: Gradients, peak: float, slices: int) -> State:
+    def largest(self, state: State, sums: Gradients) -> float:
+        """Return the largest root mean square of the object's gradient."""
+        return float(self._moments(sums.phase, state.memory.get("object"))[2].max())
+
+    def object_step(
+        self, state: State, sums: Gradients, peak: float, slices: int, largest: float | None = None
+    ) -> State:
         """Return the state with the object moved."""
-        change, memory = self._change(sums.phase, state.memory.get("object"))
+        change, memory = self._change(sums.phase, state.memory.get("object"), largest)
         lit = sums.illumination / (sums.illumination + self.dark * peak)
         rate = _ADAM_RADIAN * self.step / slices
         return replace(state, phase=state.phase - rate * lit * change, memory={**state.memory, "object": memory})
@@ -133,16 +161,22 @@ class Adam:
         rate = _ADAM_PROBE * self.probe_step * float(xp.sqrt(xp.mean(xp.square(xp.abs(state.probe)))))
         return replace(state, probe=state.probe - rate * change, memory={**state.memory, "probe": memory})
 
-    def _change(self, gradient: Array, memory: dict[str, Any] | None) -> tuple[Array, dict[str, Any]]:
+    def _change(
+        self, gradient: Array, memory: dict[str, Any] | None, largest: float | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        mean, square, root, rounds = self._moments(gradient, memory)
+        most = root.max() if largest is None else largest
+        change = mean / ((1 - self.first**rounds) * (root + _ADAM_FLOOR * most))
+        return change, {"mean": mean, "square": square, "rounds": rounds}
+
+    def _moments(self, gradient: Array, memory: dict[str, Any] | None) -> tuple[Array, Array, Array, int]:
         xp = array_namespace(gradient)
         last = memory or {"mean": xp.zeros_like(gradient), "square": xp.zeros(gradient.shape, real_dtype(gradient))}
         rounds = int(last.get("rounds", 0)) + 1
         mean = self.first * last["mean"] + (1 - self.first) * gradient
         size = gradient.real**2 + gradient.imag**2 if xp.iscomplexobj(gradient) else gradient**2
         square = self.second * last["square"] + (1 - self.second) * size
-        root = xp.sqrt(square / (1 - self.second**rounds))
-        change = mean / ((1 - self.first**rounds) * (root + _ADAM_FLOOR * root.max()))
-        return change, {"mean": mean, "square": square, "rounds": rounds}
+        return mean, square, xp.sqrt(square / (1 - self.second**rounds)), rounds
 
 
 def precondition(sums: Gradients, damping: float, peak: float, curvature: float) -> Array:

@@ -132,6 +132,7 @@ def update(
     peak_illumination: float | None = None,
     slices: int | None = None,
     parameters: Sequence[Parameter] = (),
+    largest: float | None = None,
 ) -> State:
     """Return the state after one step of ``rule`` from the ``sums`` over all parts.
 
@@ -143,9 +144,11 @@ def update(
         Slices that the layers of the object stand for; as many as layers unless given.
     parameters
         Those that take a step, with their own rule.
+    largest
+        What :meth:`Rule.largest` is over the whole object where ``sums`` hold only a window of it.
     """
     peak = float(sums.illumination.max()) if peak_illumination is None else peak_illumination
-    state = rule.object_step(state, sums, peak, slices or len(state.phase))
+    state = rule.object_step(state, sums, peak, slices or len(state.phase), largest)
     if update_probe:
         state = rule.probe_step_of(state, sums)
     for parameter in parameters:

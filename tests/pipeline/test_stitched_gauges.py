@@ -1,0 +1,88 @@
+"""Tiles with planted phases, ramps and translations are put together to the object that they were cut from."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stemtomo.algorithms.ptychography import gauges, solver
+from stemtomo.algorithms.ptychography.gauges import Gauge
+from stemtomo.algorithms.ptychography.model import State
+from stemtomo.algorithms.ptychography.positions import Positions
+from stemtomo.algorithms.ptychography.tiles import cut_scan, rectangles, with_halo
+from stemtomo.algorithms.ptychography.windows import object_grid
+from stemtomo.distributed import Parts
+from stemtomo.distributed.threads import ThreadExecutor
+from stemtomo.geometry import Optics, Scan
+from stemtomo.physics.probe import probe_wave
+from stemtomo.pipeline.stitching import Apart
+from stemtomo.pipeline.tile_fields import Field, Resident
+from stemtomo.pipeline.tile_steps import tile_tree
+from stemtomo.pipeline.tiles import Schedule
+
+SCAN, WINDOW, PIXEL = Scan((28, 28), (1.1, 1.1)), (16, 16), (0.5, 0.5)
+PROBE = probe_wave(Optics(300e3, 21e-3, {"C10": 60.0}), WINDOW, PIXEL, intensity=1e4, dtype=np.dtype(np.complex128))
+
+
+def smooth(shape):
+    k = [np.fft.fftfreq(n) for n in shape]
+    noise = np.fft.fft2(np.random.default_rng(0).normal(size=shape))
+    found = np.fft.ifft2(noise * np.exp(-2 * (np.pi * 2.0) ** 2 * (k[0][:, None] ** 2 + k[1] ** 2))).real
+    return 0.3 * found / found.std()
+
+
+def tree_of(part, window, gauge, whole):
+    """Return the tree of a tile that has ``gauge``, whose positions moved with its object."""
+    (y0, y1), (x0, x1) = window
+    moved = gauges.shifted(whole[None], gauge.shift_px)[:, y0:y1, x0:x1]
+    y, x = np.indices(moved.shape[1:]) - np.array([(y1 - y0) / 2, (x1 - x0) / 2])[:, None, None]
+    ramp = gauge.ramp_rad_per_px[0] * y + gauge.ramp_rad_per_px[1] * x
+    displaced = np.tile(gauge.shift_px[::-1] * PIXEL[0], (len(part.where), 1))
+    state = State(moved + gauge.phase_rad + ramp, PROBE[None], {Positions.name: displaced})
+    positions = Positions(part.told_angstrom, np.tile(np.eye(2), (len(part.where), 1, 1)))
+    return tile_tree(state, positions)
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0])
+def test_planted_gauges_are_taken_off_with_the_positions_of_their_tiles(size):
+    grid, everywhere = object_grid(SCAN.positions(), WINDOW, PIXEL), np.arange(SCAN.count)
+    tiles = cut_scan(grid, SCAN.shape_yx, everywhere, rectangles(SCAN.shape_yx, (2, 2)), 2)
+    wide = with_halo(tiles, grid, SCAN.shape_yx, everywhere, 6, 2)
+    whole, rng = smooth(grid.shape_yx), np.random.default_rng(1)
+    told = [
+        Gauge(size * rng.normal(size=1), size * 3e-3 * rng.normal(size=2), size * rng.uniform(-1, 1, 2)) for _ in tiles
+    ]
+    workers = ThreadExecutor(1)
+    model = solver.Model(grid, ())
+    fields = [
+        Field(
+            replace(model, grid=tile.grid),
+            tile.where,
+            tile.where,
+            SCAN.positions()[tile.where],
+            Resident(np.zeros((0, 1, 1))),
+        )
+        for tile in wide
+    ]
+    owned = [np.isin(other.where, tile.where) for other, tile in zip(wide, tiles, strict=True)]
+    parts = Parts(workers, tuple(workers.broadcast(field) for field in fields), workers.places(len(tiles)))
+    schedule = Schedule([solver.Nesterov()] * 4, [1] * 4, SCAN.count, positions_from=0)
+    apart = Apart(workers, parts, wide, owned, schedule, 3, {})
+    windows = [tile.window for tile in wide]
+    planted = [tree_of(*each, whole) for each in zip(fields, windows, told, strict=True)]
+    trees = Parts(workers, tuple(workers.broadcast(tree) for tree in planted), parts.places)
+    joined = apart.joined(trees, [tile.window for tile in tiles], 1).gather()
+    shifts = np.array([tree["extra"][Positions.name].mean(axis=0) for tree in joined])
+    # All tiles lie alike: what is left, of all together, is a shift of everything.
+    assert np.abs(shifts - shifts.mean(axis=0)).max() < 0.02 * PIXEL[0]
+    left = shifts.mean(axis=0)[::-1] / PIXEL[0]
+    expected = gauges.shifted(whole[None], left)[0]
+    for tree, tile in zip(joined, tiles, strict=True):
+        assert tree["extra"][Positions.name].shape == (len(tile.where), 2)
+        (y0, y1), (x0, x1) = tile.window
+        off = (tree["phase"][0] - expected[y0:y1, x0:x1])[10:-10, 10:-10]
+        y, x = np.indices(off.shape)
+        plane = np.stack([np.ones(off.size), y.ravel() + y0, x.ravel() + x0], axis=1)
+        fit = np.linalg.lstsq(plane, off.ravel(), rcond=None)[0]
+        # A phase and a ramp of everything are free; each tile has the same.
+        assert np.abs(off.ravel() - plane @ fit).max() < (0.03 if size else 1e-9)
