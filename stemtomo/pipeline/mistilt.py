@@ -82,7 +82,7 @@ def find(
     slices, thickness = settings.slices, settings.slice_thickness_angstrom or 0.0
     stack, data = prepared(optics, grid, counts, electrons, settings, mask)
     start = Geometry(np.asarray(settings.mistilt_mrad) / 1e3, thickness)
-    free = (settings.refine_mistilt, settings.refine_thickness)
+    free = mistilt.Free(settings.refine_mistilt, settings.refine_thickness)
     if slices == 1 or not any(free):
         return Found(start, adaptive.entering_probe(data.probe, start, stack), None, np.zeros((0, 3)))
     chosen = _regular(scan, recorded, settings.mistilt_patterns)
@@ -90,7 +90,7 @@ def find(
     first = mistilt.fit(start, stack, data, few, settings.mistilt_iterations, free=free)
     second = mistilt.fit(first.geometry, stack, data, chosen, _SETTLING_ITERATIONS, first.phase, free)
     whole = len(chosen) == len(recorded)
-    path = np.array(first.path + second.path) * [1e3, 1e3, slices]
+    path = np.array(first.path + second.path)[:, :3] * [1e3, 1e3, slices]
     return Found(
         second.geometry,
         adaptive.entering_probe(data.probe, second.geometry, stack),

@@ -68,6 +68,8 @@ class Geometry:
     slice_thickness_angstrom: float
     moved_angstrom: np.ndarray | None = None
     """(position, 2), x and y in Å, how far every position lies from where the grid has it; ``None`` is nowhere."""
+    c1_angstrom: float = 0.0
+    """Defocus C1 of the probe beside what its modes have already."""
 
 
 class Sums(NamedTuple):
@@ -205,7 +207,8 @@ def _entering(probe: Array, geometry: Geometry, stack: Stack, where: np.ndarray)
 
 
 def _entry_propagator(geometry: Geometry, stack: Stack, like: Array) -> Array:
-    distance = stack.entry * geometry.slice_thickness_angstrom
+    # A defocus is the phase of so much free space.
+    distance = stack.entry * geometry.slice_thickness_angstrom + geometry.c1_angstrom
     shape, pixel = like.shape[-2:], stack.grid.pixel_angstrom_yx
     return to_device_of(fresnel_propagator(shape, pixel, stack.wavelength, distance, dtype=like.dtype), like)
 
