@@ -132,7 +132,7 @@ def solve_tilt(
             first_epoch=max(begin, first),
         )
     if searching and not follower.over:
-        state = state if tilt.tied else solver.untied(state, tilt.model.slices)
+        state = state if tilt.tied else solver.untied(state, tilt.model.slices, tilt.model.weights)
         state, _ = settle(
             state,
             tilt.model,
@@ -177,6 +177,7 @@ def refuse_in_tiles(settings: PtychographySettings) -> None:
         "kz_filter": settings.kz_filter > 0,
         "vacuum_percentile": settings.vacuum_percentile is not None,
         "notch_scan_raster": settings.notch_scan_raster,
+        "slice_thickness_angstrom (a list)": settings.slice_weights is not None,
     }
     names = [name for name, asked in unlike.items() if asked]
     if names:
@@ -224,7 +225,7 @@ def _constraints(tilt: Tilt, settings: PtychographySettings) -> tuple[_Change, _
     )
 
     def update(state: solver.State, _: int) -> solver.State:
-        blurred = replace(state, phase=blurred_along_beam(state.phase, tilt.width_slices))
+        blurred = replace(state, phase=blurred_along_beam(state.phase, tilt.width_slices, tilt.model.weights))
         return constraints.after_update(blurred)
 
     def epoch_end(state: solver.State, _: int) -> solver.State:

@@ -18,7 +18,7 @@ from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
 from stemtomo.errors import FormatError
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
-from stemtomo.pipeline.mistilt import Found, chosen_patterns, tilted_propagator
+from stemtomo.pipeline.mistilt import Found, chosen_patterns, tilted_propagators
 from stemtomo.pipeline.mistilt import find as find_geometry
 from stemtomo.pipeline.phase_results import loss_map, result_of
 from stemtomo.pipeline.positions import affine_attrs, position_phases, position_variables
@@ -84,7 +84,7 @@ def _as_before(layout: Layout, checkpoint: Checkpoint) -> Layout:
 
 def _schedule(layout: Layout, facts: dict[str, Any]) -> Schedule:
     store, settings = Store.open(layout.path), layout.settings
-    told = settings.model_copy(update={"slice_thickness_angstrom": facts["slice_thickness_angstrom"]})
+    told = settings.with_mean_slice(facts["slice_thickness_angstrom"])
     width = blur_slices(told, store.optics(layout.tilt))
     rules, batches = epochs_of(settings)
     positions_from, affine_from = position_phases(settings, len(rules))
@@ -191,8 +191,7 @@ def make_field(patterns: Patterns, layout: Layout, found: Found, index: int) -> 
     """Return what a tile holds fixed."""
     store, settings, tile = Store.open(layout.path), layout.settings, layout.tiles()[index]
     scan, detector, optics = store.scan(layout.tilt), store.detector(layout.tilt), store.optics(layout.tilt)
-    propagator = tilted_propagator(found, tile.grid, wavelength_angstrom(optics.energy_ev))
-    propagators = (propagator,) * (settings.slices - 1)
+    propagators = tilted_propagators(found, tile.grid, wavelength_angstrom(optics.energy_ev), settings)
     mask = good_pixels(store, layout.tilt) if settings.mask_bad_pixels else None
     if mask is not None and backend.gpu_available():
         mask = backend.to_device(mask)
@@ -250,11 +249,11 @@ def publish_tiles(
     if states[0]["moved"] is not None:
         extra = {Positions.name: np.concatenate([state["moved"] for state in states])[order]}
         grid = moved_grid(grid, extra[Positions.name])
-    propagator = backend.to_host(tilted_propagator(found, grid, wavelength_angstrom(optics.energy_ev)))
-    propagators = (propagator,) * (settings.slices - 1)
+    placed = tilted_propagators(found, grid, wavelength_angstrom(optics.energy_ev), settings)
+    propagators = [backend.to_host(propagator) for propagator in placed]
     model = solver.Model(grid, propagators, settings.loss, settings.object, detector.shape_yx)
     whole = solver.untied(solver.State(phase, states[0]["probe"], extra), model.slices)
-    settings = settings.model_copy(update={"slice_thickness_angstrom": found.geometry.slice_thickness_angstrom})
+    settings = settings.with_mean_slice(found.geometry.slice_thickness_angstrom)
     pixels = float(np.prod(detector.shape_yx))
     per_pixel = [loss / pixels for loss in losses]
     dataset = result_of(whole, model, per_pixel, settings, optics, lit)

@@ -21,6 +21,7 @@ import numpy as np
 from stemtomo.algorithms.ptychography import adaptive, mistilt
 from stemtomo.algorithms.ptychography.adaptive import Geometry, Stack
 from stemtomo.algorithms.ptychography.mistilt import Data, Fit, Free
+from stemtomo.algorithms.ptychography.model import seen_by_detector
 from stemtomo.algorithms.ptychography.noise import expected_loss
 from stemtomo.backend import to_host
 
@@ -168,14 +169,5 @@ def _judged(
 
 def _noise_floor(fit: Fit, stack: Stack, data: Data, where: np.ndarray) -> float:
     some = where[np.unique(np.linspace(0, len(where) - 1, _FLOOR_PATTERNS).astype(int))]
-    seen = to_host(adaptive.patterns(fit.phase, data.probe, fit.geometry, stack, some))
-    return expected_loss(_on_detector(seen, data.counts.shape[1:]), stack.loss)
-
-
-def _on_detector(patterns: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the low frequencies (zero first) that a detector of ``shape`` sees of wider ``patterns``."""
-    if patterns.shape[1:] == tuple(shape):
-        return patterns
-    centred = np.fft.fftshift(patterns, axes=(-2, -1))
-    first = [n // 2 - m // 2 for n, m in zip(centred.shape[1:], shape, strict=True)]
-    return centred[:, first[0] : first[0] + shape[0], first[1] : first[1] + shape[1]]
+    seen = adaptive.patterns(fit.phase, data.probe, fit.geometry, stack, some)
+    return expected_loss(to_host(seen_by_detector(seen, data.counts.shape[1:])), stack.loss)
