@@ -101,6 +101,11 @@ def ptychography(
     for job in todo:
         if (layout := layouts[job.tilt]) is not None:
             reconstruct_tiled(job, layout, executor, progress)
+    return {**_numbers(store, jobs), "computed": len(todo)}
+
+
+def _numbers(store: Store, jobs: Sequence[Job]) -> dict[str, Any]:
+    """Return what the results of the tilts say in numbers and words."""
     results = [store.read(job.group) for job in jobs]
     return {
         "loss": [result["loss"].values.tolist() for result in results],
@@ -108,7 +113,6 @@ def ptychography(
         "mistilt_mrad": [list(result.attrs["mistilt_mrad"]) for result in results],
         "thickness_angstrom": [float(result.attrs["thickness_angstrom"]) for result in results],
         "advice": [_advice(store, job, result) for job, result in zip(jobs, results, strict=True)],
-        "computed": len(todo),
     }
 
 

@@ -21,39 +21,32 @@ import numpy as np
 Prepared = tuple[str, Callable[[int], Any], Callable[[], np.ndarray]]
 
 
-def pty_chi(engine: str) -> Callable[[dict[str, np.ndarray]], Prepared]:
-    """Return what sets up an engine of pty-chi: LSQML with its defaults, or autodiff with Adam."""
+def pty_chi(told: dict[str, np.ndarray]) -> Prepared:
+    """Set up LSQML of pty-chi with its defaults, which are what its authors advise for multislice."""
+    import torch
+    from ptychi import api
+    from ptychi.api.task import PtychographyTask
 
-    def prepare(told: dict[str, np.ndarray]) -> Prepared:
-        import torch
-        from ptychi import api
-        from ptychi.api.task import PtychographyTask
-
-        options = api.LSQMLOptions() if engine == "LSQML" else api.AutodiffPtychographyOptions()
-        options.data_options.data = told["patterns"].astype(np.float32)
-        options.data_options.wavelength_m = float(told["wavelength"]) * 1e-10
-        shape = (int(told["slices"]), *(int(n) for n in told["object_shape"]))
-        obj, probe = options.object_options, options.probe_options
-        obj.initial_guess = torch.ones(shape, dtype=torch.complex64)
-        obj.pixel_size_m = float(told["pixel"]) * 1e-10
-        obj.slice_spacings_m = np.full(shape[0] - 1, float(told["thickness"]) * 1e-10)
-        probe.initial_guess = torch.as_tensor(told["probe"])[None, None]
-        if engine != "LSQML":
-            obj.optimizer = probe.optimizer = api.Optimizers.ADAM
-            obj.step_size, probe.step_size = 5e-3, 1e-2
-        where = options.probe_position_options
-        where.position_y_px, where.position_x_px = told["positions_px_yx"].T
-        reconstructor = options.reconstructor_options
-        reconstructor.batch_size = int(told["batch"])
-        reconstructor.default_device = api.Devices.CPU
-        reconstructor.random_seed = 0
-        task = PtychographyTask(options)
-        return version("ptychi"), task.run, lambda: task.get_data_to_cpu("object", as_numpy=True)
-
-    return prepare
+    options = api.LSQMLOptions()
+    options.data_options.data = told["patterns"].astype(np.float32)
+    options.data_options.wavelength_m = float(told["wavelength"]) * 1e-10
+    shape = (int(told["slices"]), *(int(n) for n in told["object_shape"]))
+    obj, probe = options.object_options, options.probe_options
+    obj.initial_guess = torch.ones(shape, dtype=torch.complex64)
+    obj.pixel_size_m = float(told["pixel"]) * 1e-10
+    obj.slice_spacings_m = np.full(shape[0] - 1, float(told["thickness"]) * 1e-10)
+    probe.initial_guess = torch.as_tensor(told["probe"])[None, None]
+    where = options.probe_position_options
+    where.position_y_px, where.position_x_px = told["positions_px_yx"].T
+    reconstructor = options.reconstructor_options
+    reconstructor.batch_size = int(told["batch"])
+    reconstructor.default_device = api.Devices.CPU
+    reconstructor.random_seed = 0
+    task = PtychographyTask(options)
+    return version("ptychi"), task.run, lambda: task.get_data_to_cpu("object", as_numpy=True)
 
 
-PROGRAMS = {"pty-chi LSQML": pty_chi("LSQML"), "pty-chi Adam": pty_chi("Adam")}
+PROGRAMS = {"pty-chi LSQML": pty_chi}
 
 
 def main(program: str, conditions: str, phase: str, epochs: str) -> dict[str, object]:

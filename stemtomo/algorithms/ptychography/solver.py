@@ -169,7 +169,7 @@ def solve(
     tied_epochs
         Epochs after which a state that was started tied gets a layer per slice.
     parameters, parameters_start
-        Parameters beside object and probe, and the first epoch in which they move.
+        Those beside object and probe, and the first epoch in which they move.
     regularise
         Called after every update with the state and the epoch; returns the state to go on with.
     after_epoch
