@@ -126,10 +126,19 @@ def refined_notes(records: Sequence[dict[str, Any]]) -> list[str]:
             text += (
                 f", {found['refined_c1_entrance_angstrom']:.1f} Å on its entrance surface; thickness"
                 f" {found['refined_thickness_angstrom']:.0f} Å (σ {found['refined_thickness_sigma_angstrom']:.0f}),"
-                f" mistilt {x:.1f}, {y:.1f} mrad (σ {found['refined_mistilt_sigma_mrad']:.1f})"
+                f" mistilt {x:.1f}, {y:.1f} mrad (σ {found['refined_mistilt_sigma_mrad']:.1f}); for ptychography"
+                f" {_stack(record)}"
             )
         notes.append(text)
     return notes
+
+
+def _stack(record: dict[str, Any]) -> str:
+    """Return settings of a stack whose slices are half a depth of focus thick at most."""
+    found = record["found"]
+    thickness = found["refined_thickness_angstrom"]
+    slices = max(1, math.ceil(thickness / (found["depth_of_focus_angstrom"] / 2)))
+    return f"slices = {slices}, slice_thickness_angstrom = {thickness / slices:.1f}"
 
 
 def outlier_notes(series: dict[str, Any]) -> list[str]:

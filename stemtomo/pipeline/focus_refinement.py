@@ -39,6 +39,7 @@ NAMES = (
     "refined_thickness_sigma_angstrom",
     "refined_mistilt_mrad",
     "refined_mistilt_sigma_mrad",
+    "depth_of_focus_angstrom",
     "refined_loss",
     "refined_noise_floor",
 )
@@ -87,6 +88,7 @@ def refine_tilt(
     left = columns < np.median(columns)
     halves = np.flatnonzero(left), np.flatnonzero(~left)
     semiangle = (found["semiangle_mrad"] or optics.semiangle_rad * 1e3) / 1e3
+    found["depth_of_focus_angstrom"] = wavelength_angstrom(optics.energy_ev) / semiangle**2
     refined = focus.refine(
         _geometry(optics, semiangle, settings), stack, data, halves, semiangle, settings.refine_iterations
     )

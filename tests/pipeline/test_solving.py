@@ -15,6 +15,7 @@ from stemtomo.geometry import Detector, Scan
 from stemtomo.io.provenance import Provenance
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.ptychography import build_model, ptychography
+from stemtomo.pipeline.solving import refuse_in_tiles
 from tests.algorithms.ptychography import test_positions as positions
 from tests.pipeline.series import DETECTOR, OPTICS, SCAN, make_series
 from tests.pipeline.test_mistilt import write
@@ -204,3 +205,30 @@ def test_a_jitter_of_40_pm_is_recovered_to_5_pm_from_the_settings(tmp_path):
     assert np.sqrt((jitter**2).mean()) == pytest.approx(0.04, abs=0.004)
     assert np.sqrt((without_gauges(moved - jitter, told, affine=True) ** 2).mean()) < 0.005
     assert result.attrs["scan_affine"]["jitter_rms_pm"] == pytest.approx(4, rel=0.15)
+
+
+def test_slices_of_unequal_thickness_are_said_one_by_one(store):
+    some = {"slices": 3, "detector_padding": 0.0, "epochs": 2, "settling_epochs": 0}
+    _, plain = run(store, **some, slice_thickness_angstrom=5.0)
+    _, alike = run(store, **some, slice_thickness_angstrom=(5.0, 5.0, 5.0))
+    np.testing.assert_array_equal(alike["object"], plain["object"])
+    numbers, result = run(store, **some, slice_thickness_angstrom=(2.0, 4.0, 9.0))
+    assert numbers["thickness_angstrom"] == [pytest.approx(15.0)]
+    assert result.attrs["slice_thicknesses_angstrom"] == pytest.approx([2.0, 4.0, 9.0])
+    assert result.attrs["slice_thickness_angstrom"] == pytest.approx(5.0)
+    assert result.attrs["first_slice_z_angstrom"] == pytest.approx(-7.5 + 1.0)
+    assert not np.array_equal(result["object"], plain["object"])
+    assert result["loss"][-1] == pytest.approx(float(plain["loss"][-1]), rel=0.05)  # thin all the same
+    model = build_model(
+        SCAN, DETECTOR, OPTICS, SETTINGS.model_copy(update={**some, "slice_thickness_angstrom": (2.0, 4.0, 9.0)})
+    )
+    assert model.weights == pytest.approx([0.4, 0.8, 1.8])
+
+
+def test_a_list_of_slices_must_fit_and_has_no_tiles():
+    with pytest.raises(ValidationError, match="lists 2 slices, but slices is 3"):
+        PtychographySettings(slices=3, slice_thickness_angstrom=[5.0, 6.0])
+    with pytest.raises(ValidationError, match="kz_filter needs slices of one thickness"):
+        PtychographySettings(slices=2, slice_thickness_angstrom=[5.0, 6.0], kz_filter=0.5)
+    with pytest.raises(ConfigurationError, match="slice_thickness_angstrom"):
+        refuse_in_tiles(PtychographySettings(slices=2, slice_thickness_angstrom=[5.0, 6.0]))

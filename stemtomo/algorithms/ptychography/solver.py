@@ -170,10 +170,9 @@ def solve(
         Epochs after which a state that was started tied gets a layer per slice.
     parameters, parameters_start
         Those beside object and probe, and the first epoch in which they move.
-    regularise
-        Called after every update with the state and the epoch; returns the state to go on with.
-    after_epoch
-        The same, called after the last update of every epoch.
+    regularise, after_epoch
+        Called after every update, and after the last one of every epoch, with the state and the epoch; return the state
+        to go on with.
     where
         Sorted indices of the positions that take part; all unless given.
     on_epoch
