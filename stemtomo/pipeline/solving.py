@@ -336,6 +336,10 @@ class _Follower:
             "best": None if self.best is None else self.best.tree(),
             "curvature": self.curvature,
             "beside": self.beside,
+            "shown": {
+                "slices": self.tilt.model.slices,
+                "pixel_angstrom": np.array(self.tilt.model.grid.pixel_angstrom_yx),
+            },
         }
         self.checkpoint.begin(epoch, 0)
         self.checkpoint.commit(epoch, [], tree)

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+import stemtomo
 from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.detection import blurred
 from stemtomo.algorithms.ptychography.positions import without_gauges
+from stemtomo.cli import app
 from stemtomo.distributed import Checkpoint
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import ConfigurationError
@@ -232,3 +235,30 @@ def test_a_list_of_slices_must_fit_and_has_no_tiles():
         PtychographySettings(slices=2, slice_thickness_angstrom=[5.0, 6.0], kz_filter=0.5)
     with pytest.raises(ConfigurationError, match="slice_thickness_angstrom"):
         refuse_in_tiles(PtychographySettings(slices=2, slice_thickness_angstrom=[5.0, 6.0]))
+
+
+def test_phase_and_loss_are_there_while_a_tilt_is_reconstructed(store, tmp_path):
+    assert stemtomo.underway(store) is None
+    asked = {"checkpoint_every": 2, "epochs": 6, "slices": 2, "slice_thickness_angstrom": 5.0, "detector_padding": 0.0}
+    seen = []
+
+    class Looking(Checkpoint):
+        def commit(self, *told, **more):
+            mark = super().commit(*told, **more)
+            seen.append(stemtomo.underway(store.path))
+            if len(seen) == 2:
+                result = CliRunner().invoke(app, ["underway", str(store.path), "--image", str(tmp_path / "so_far.png")])
+                assert result.exit_code == 0, result.output
+                assert "4 epochs" in result.output
+            return mark
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("stemtomo.pipeline.ptychography.Checkpoint", Looking)
+        _, result = run(store, **asked)
+    assert [len(look["loss"]) for look in seen] == [2, 4, 6]
+    np.testing.assert_allclose(seen[-1]["phase_sum"], result["phase_sum"], atol=1e-5)
+    assert seen[-1].attrs["pixel_angstrom"] == pytest.approx(result.attrs["pixel_angstrom"])
+    pixels = np.prod(DETECTOR.shape_yx)
+    np.testing.assert_allclose(seen[-1]["loss"] / pixels, result["loss"], rtol=1e-12)
+    assert (tmp_path / "so_far.png").read_bytes().startswith(b"\x89PNG")
+    assert stemtomo.underway(store) is None  # finished: the result is in the store
