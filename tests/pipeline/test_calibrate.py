@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 
 import stemtomo
 from stemtomo.cli import app
-from stemtomo.errors import CalibrationError, StoreError
+from stemtomo.errors import CalibrationError, ConfigurationError, StoreError
 from stemtomo.geometry import Detector, Optics, Pose, Scan
 from stemtomo.io.frames import shard_regions
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.pipeline.calibrate import calibrate, known_beforehand
-from stemtomo.pipeline.compare import series_trends
+from stemtomo.pipeline.compare import refined_notes, series_trends
 from stemtomo.pipeline.config import CalibrationSettings
 from stemtomo.pipeline.quicklook import quicklook
 from tests.algorithms.imaging import microscope
@@ -160,6 +160,33 @@ def test_the_optics_of_a_thick_crystal_are_known_but_parallax_sees_a_plane_withi
     assert found["rotation_deg"] == pytest.approx(0, abs=0.5)
     assert found["com_rotation_deg"] == pytest.approx(0, abs=0.5)
     assert -150 < found["c1_angstrom"] < -150 + told["thickness_A"]
+
+
+def test_a_refinement_that_is_too_short_says_so(store):
+    told = CalibrationSettings(
+        c1_sign="positive", refine=True, refine_patterns=64, refine_iterations=1, refine_slices=3
+    )
+    tilt = calibrate(store, told)["tilts"][0]
+    assert tilt["found"]["refined_c1_angstrom"] is None
+    assert tilt["found"]["c1_angstrom"] == pytest.approx(150, rel=0.015)
+    assert "the search was too short" in tilt["undetermined"]["refined_c1_angstrom"]
+    with pytest.raises(ConfigurationError, match="thickness_angstrom"):
+        known_beforehand(None, None, [], refine=True, thickness_angstrom=-3.0)
+
+
+def test_a_refinement_is_said_with_the_planes_it_belongs_to():
+    found = {"refined_c1_angstrom": -92.6, "refined_c1_sigma_angstrom": 1.8, "refined_thickness_angstrom": None}
+    [thin] = refined_notes([{"tilt": 3, "found": found}, {"tilt": 4, "found": {"refined_c1_angstrom": None}}])
+    assert thin == "Tilt 3: C1 -92.6 Å in the middle of the specimen (σ 1.8)"
+    found |= {"refined_thickness_angstrom": 117.1, "refined_thickness_sigma_angstrom": 3.8}
+    found |= {
+        "refined_c1_entrance_angstrom": -151.2,
+        "refined_mistilt_mrad": [0.0, 0.1],
+        "refined_mistilt_sigma_mrad": 0.1,
+    }
+    [thick] = refined_notes([{"tilt": 3, "found": found | {"depth_of_focus_angstrom": 43.0}}])
+    assert "-151.2 Å on its entrance surface; thickness 117 Å (σ 4)" in thick
+    assert thick.endswith("slices = 6, slice_thickness_angstrom = 19.5")
 
 
 @pytest.mark.heavy
