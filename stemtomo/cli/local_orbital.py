@@ -23,6 +23,10 @@ def local_orbital(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write the atoms: .xyz, .parquet, .cif, .pdb.")
     ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option("--truth", metavar="FILE", help="Known atoms, .xyz or .npz: deviation over depth for the report."),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it needs, and stop.")] = False,
     json_file: JsonOption = None,
     scheduler: SchedulerOption = None,
@@ -48,7 +52,7 @@ def local_orbital(
             typer.echo(str(planned))
             return
         with bars() as progress:
-            numbers = verb(store, settings, images=images, out=out, progress=progress)
+            numbers = verb(store, settings, images=images, out=out, truth=truth, progress=progress)
         write_json(numbers, json_file)
         stdout().print(numbers_table({key: value for key, value in numbers.items() if key != "loss"}))
 

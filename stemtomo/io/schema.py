@@ -237,7 +237,7 @@ GROUPS: dict[str, GroupSchema] = {
             "width_angstrom": Variable(_ATOM, "Å", "real", "standard deviation of the fitted Gaussian"),
             "fit_residual": Variable(_ATOM, "1", "real", "relative residual of the fit"),
         },
-        revision=3,
+        revision=4,
     ),
     "order": GroupSchema(
         stage="order",
@@ -277,6 +277,20 @@ GROUPS: dict[str, GroupSchema] = {
             "atoms": Variable(("nucleus",), "1"),
         },
         attrs=("states", "events"),
+    ),
+    "local_orbital_deviation": GroupSchema(
+        stage="local_orbital",
+        variables={
+            "z_angstrom": Variable(("layer",), "Å", "real", "middle of each layer"),
+            "atoms": Variable(("layer",), "1", "real", "atoms of known ones in it that were found"),
+            "rmsd_pm": Variable(("layer",), "pm", "real", "root mean square deviation in 3D"),
+            "stated_pm": Variable(("layer",), "pm", "real", "the same of the stated standard deviations"),
+            **{
+                f"{name}_pm": Variable(("layer",), "pm", "real", f"{meaning} of the deviations")
+                for name, meaning in (("lower", "first quartile"), ("median", "median"), ("upper", "third quartile"))
+            },
+        },
+        attrs=("recall", "precision", "rmsd_pm", "rmsd_over_stated"),
     ),
     "score": GroupSchema(stage="score", variables={}, attrs=("recall", "precision", "rmsd_pm", "species_accuracy")),
 }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stemtomo.algorithms.local_orbital.model import FocalSeries, Orbitals, padded_shape, slices_for, sums
+from stemtomo.algorithms.local_orbital.model import FocalSeries, Orbitals, sums
 from stemtomo.algorithms.local_orbital.probes import depth_of_focus, start_probes
 from stemtomo.algorithms.local_orbital.schedule import Schedule, Step, held_out, solve
 from stemtomo.algorithms.local_orbital.solver import Geometry, gradient_power, position_uncertainty
@@ -22,7 +22,9 @@ from stemtomo.io.store import Store
 from stemtomo.io.structures import write_structure
 from stemtomo.pipeline.focal_series import GROUP as SERIES
 from stemtomo.pipeline.focal_series import add_focal_series, optics_of
+from stemtomo.pipeline.local_orbital_deviation import write_deviation
 from stemtomo.pipeline.local_orbital_parts import Sums, first_atoms, read_images
+from stemtomo.pipeline.local_orbital_plan import Size, plan_for, slices_of, window_px
 from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.settings.local_orbital import LocalOrbitalSettings
 
@@ -36,6 +38,7 @@ def local_orbital(
     *,
     images: str | Path | None = None,
     out: str | Path | None = None,
+    truth: str | Path | None = None,
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -55,13 +58,17 @@ def local_orbital(
         File of a focal tilt series (see :func:`~stemtomo.pipeline.focal_series.read_focal_series`) to put there first.
     out
         File to write the atoms to: .xyz, .parquet, .cif, .pdb.
+    truth
+        File of known atoms, .xyz or .npz: how far the found ones are from them over depth goes to
+        ``local_orbital_deviation`` and to the report.
 
     Returns
     -------
     dict
         ``atoms``; ``loss`` after every iteration, per pixel; ``held_out_loss`` per pixel, ``null`` without such images;
         ``focus_angstrom``: per section, the depth at which its probe is sharpest; ``width_angstrom``: median;
-        ``searches``: of each its stage, atoms added and dropped; ``computed``.
+        ``searches``: of each its stage, atoms added and dropped; ``computed``; ``deviation`` from known atoms, see
+        :func:`~stemtomo.pipeline.local_orbital_deviation.write_deviation`.
 
     Raises
     ------
@@ -88,30 +95,20 @@ def local_orbital(
         "loss": result["loss"].values.tolist(),
         **{name: result.attrs[name] for name in ("held_out_loss", "focus_angstrom", "width_angstrom", "searches")},
         "computed": todo,
+        **({} if truth is None else {"deviation": write_deviation(store, truth)}),
     }
 
 
 def plan_local_orbital(store: Store, settings: LocalOrbitalSettings | None = None) -> PlanRow:
     """Say what :func:`local_orbital` will hold, read and write, from the store's metadata alone."""
-    settings = settings or LocalOrbitalSettings()
     series = store.read(SERIES)
     count, rows, columns = (series.sizes[dim] for dim in ("image", "y", "x"))
     pixel = float(series.attrs["pixel_angstrom"])
-    window = _window_px(settings, pixel)
-    padded = math.prod(padded_shape((rows, columns), (window, window)))
-    slices = _slices(settings, math.hypot(rows, columns) * pixel)
-    itemsize = 4 if settings.precision == "single" else 8
-    # Slices, their spectra, probes' spectra, what comes back; a tenth of an atom per Å3 of a sphere, a table of ten.
-    working = padded * itemsize * slices * 5
-    table = int(0.1 * 4.2 * (min(rows, columns) * pixel / 2) ** 3) * 10 * 8
-    return PlanRow(
-        stage=GROUP,
-        tasks=-(-count // settings.images_per_part),
-        bytes_per_task=working + table,
-        bytes_read=count * rows * columns * 4,
-        bytes_written=table,
-        resident_bytes=count * rows * columns * itemsize,
-    )
+    diameter = min(rows, columns) * pixel
+    # As many atoms as a ball that fills the images can hold.
+    atoms = int(0.1 * math.pi / 6 * diameter**3)
+    sections = int(series["section"].max()) + 1
+    return plan_for(Size(count, (rows, columns), pixel, sections, atoms, diameter), settings)
 
 
 def _reconstruct(
@@ -174,9 +171,9 @@ def _first(store: Store, series: FocalSeries, settings: LocalOrbitalSettings, ex
     probes = start_probes(
         optics_of(store.read(SERIES)),
         defocus,
-        _slices(settings, extent),
+        slices_of(settings, extent),
         settings.slice_thickness_angstrom,
-        _window_px(settings, series.pixel_angstrom),
+        window_px(settings, series.pixel_angstrom),
         series.pixel_angstrom,
         settings.source_size_angstrom,
     )
@@ -191,14 +188,6 @@ def _first(store: Store, series: FocalSeries, settings: LocalOrbitalSettings, ex
         np.zeros((images, 2)),
         np.zeros((images, 3)),
     )
-
-
-def _window_px(settings: LocalOrbitalSettings, pixel: float) -> int:
-    return 2 * max(2, round(settings.window_angstrom / pixel / 2))
-
-
-def _slices(settings: LocalOrbitalSettings, extent: float) -> int:
-    return 1 if settings.model == "linear" else slices_for(extent, settings.slice_thickness_angstrom)
 
 
 def _schedule(settings: LocalOrbitalSettings) -> Schedule:

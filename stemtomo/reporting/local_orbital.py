@@ -34,6 +34,7 @@ def local_orbital(results: Results) -> str:
         markup.table(searches, ("search", "iterations", "atoms added", "atoms dropped"), numeric=(1, 2, 3)),
         markup.figure(_probes(data), "The probe of every focal section over depth (down), through its centre."),
         _losses(data),
+        _deviation(results),
     ]
     return markup.section("local_orbital", "Local orbitals", *content)
 
@@ -55,3 +56,22 @@ def _losses(data: xr.Dataset) -> str:
         [("", list(range(1, len(loss) + 1)), loss.tolist())], "iteration", "misfit per pixel", logarithmic=True
     )
     return markup.figure(picture, "Half the squared misfit per pixel over all searches.", width=620)
+
+
+def _deviation(results: Results) -> str:
+    """Return the deviation from known atoms over depth, empty where none are known."""
+    data = results.read("local_orbital_deviation")
+    if data is None:
+        return ""
+    data, attrs = data.compute(), data.attrs
+    depth = data["z_angstrom"].values.tolist()
+    names = {"rmsd": "RMSD", "upper": "third quartile", "median": "median", "lower": "first quartile"}
+    lines = [(label, depth, data[f"{name}_pm"].values.tolist()) for name, label in names.items()]
+    lines.append(("stated", depth, data["stated_pm"].values.tolist()))
+    picture = figures.curves(lines, "depth z (Å)", "deviation (pm)", whole_numbers=False)
+    caption = (
+        f"Deviation from the known atoms over depth: RMSD {markup.number(attrs['rmsd_pm'], 3)} pm, "
+        f"{markup.number(attrs['rmsd_over_stated'], 3)} times what is stated; recall {attrs['recall']:.4f}, "
+        f"precision {attrs['precision']:.4f}."
+    )
+    return markup.figure(picture, caption, width=620)

@@ -14,8 +14,10 @@ from tests.benchmarks import (
     first_look,
     glass,
     joint,
+    local_orbital,
     million,
     mistilted_columns,
+    object_storage,
     pipelines,
     ptychography,
     streamed_volume,
@@ -32,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "joint": joint.benchmark,
     "tomography": tomography.benchmark,
     "codecs": codecs.benchmark,
+    "s3": object_storage.benchmark,
     "streaming": streaming.benchmark,
     "first_look": first_look.first_look_rows,
     "watch": catch_up.catch_up_rows,
@@ -44,10 +47,17 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "pipelines": pipelines.benchmark,
     "glass": glass.glass_rows,
     "million": million.million_rows,
+    "local_orbital": local_orbital.epoch_rows,
+    "local_orbital_epoch_100000": local_orbital.rows_epochs_100000,
+    "local_orbital_depth": local_orbital.depth_rows,
+    "local_orbital_25000": local_orbital.rows_25000,
+    "local_orbital_100000": local_orbital.rows_100000,
 }
 
-#: An hour or more: measured when asked for by name.
-LONG = {"tiles_10_gb"}
+#: Half an hour or more: measured when asked for by name.
+LONG = {"tiles_10_gb", "local_orbital_depth", "local_orbital_25000", "local_orbital_100000"}
+#: Longest run of one of these in seconds.
+_NIGHT_S = 12 * 3600
 
 
 def main() -> None:
@@ -64,7 +74,8 @@ def main() -> None:
         return
     rows: list[Row] = []
     for name in given.names or [name for name in BENCHMARKS if name not in LONG]:
-        found = [Row(*values) for values in python("tests.benchmarks", ["--inside", name]).result]
+        timeout_s = _NIGHT_S if name in LONG else 900
+        found = [Row(*values) for values in python("tests.benchmarks", ["--inside", name], timeout_s).result]
         print(table(found), end="\n\n", flush=True)
         rows += found
     if given.json:

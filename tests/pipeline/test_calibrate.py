@@ -190,6 +190,7 @@ def test_a_refinement_is_said_with_the_planes_it_belongs_to():
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(900)  # a minute of one core
 @needs("sto_zone")
 def test_a_refinement_finds_c1_of_a_thick_crystal_and_its_sign(tmp_path):
     # Nothing is told: neither sign nor thickness, and the metadata's C1 is wrong.
@@ -206,6 +207,7 @@ def test_a_refinement_finds_c1_of_a_thick_crystal_and_its_sign(tmp_path):
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(900)
 @needs("sto_mistilt")
 def test_a_refinement_begins_at_the_metadata_where_parallax_finds_nothing(tmp_path):
     store, told = thick_store("sto_mistilt", tmp_path, c1_off_by=40.0)

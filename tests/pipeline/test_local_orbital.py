@@ -108,7 +108,7 @@ def test_the_plan_touches_metadata_alone(file, tmp_path):
     store = add_focal_series(tmp_path / "s.zarr", file)
     row = plan_local_orbital(store, QUICK)
     assert row.tasks == 3
-    assert row.resident_bytes == read_focal_series(file)["images"].nbytes
+    assert row.resident_bytes > read_focal_series(file)["images"].nbytes
 
 
 def test_hdf5_is_read_like_npz(file, tmp_path):
@@ -171,9 +171,17 @@ def test_from_the_shell(tmp_path):
     assert "cannot be read as a focal series" in bad.output
 
 
-def test_the_report_shows_probes_and_searches(blind):
+def test_the_report_shows_probes_searches_and_deviation_over_depth(blind, file):
     folder, _ = blind
+    found = local_orbital(folder / "s.zarr", QUICK, truth=file)["deviation"]
+    score = stemtomo.score_atoms(folder / "a.xyz", file)
+    assert found["rmsd_pm"] == pytest.approx(score["rmsd_pm"], rel=1e-2)
+    layers = Store.open(folder / "s.zarr").read("local_orbital_deviation").compute()
+    assert layers["z_angstrom"].values.tolist() == score["by_depth"]["z_angstrom"]
+    np.testing.assert_allclose(layers["rmsd_pm"], score["by_depth"]["rmsd_pm"], rtol=0.05, atol=0.02)
+    assert (layers["lower_pm"] <= layers["median_pm"]).all()
     page = stemtomo.report(folder / "s.zarr").read_text()
     assert "Local orbitals" in page
-    assert page.count("data:image/png;base64") >= 2
+    assert "Deviation from the known atoms over depth" in page
+    assert page.count("data:image/png;base64") >= 3
     assert "Not complete" not in page

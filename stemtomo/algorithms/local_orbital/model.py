@@ -11,19 +11,22 @@ Source: Mao et al., "3D reconstruction of a million atoms by multiple-section lo
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.fft
 from scipy.spatial.transform import Rotation
 
-from stemtomo.backend import Array, array_namespace, irfft2, rfft2, to_device_of, to_host
+from stemtomo.algorithms.local_orbital.convolution import SliceConvolution, padded_shape
+from stemtomo.backend import Array, array_namespace, to_device_of, to_host
 from stemtomo.errors import FormatError
 from stemtomo.kernels.orbitals import gather, render
 
 _WINDOW_WIDTHS = 4.5
 _NARROWEST_PX = 0.3
+#: Rows of a slice that atoms are sorted by: a few lines of a cache.
+_BAND_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -153,38 +156,12 @@ def slices_for(extent_angstrom: float, slice_thickness_angstrom: float) -> int:
     return max(1, math.ceil(extent_angstrom / slice_thickness_angstrom) + 1)
 
 
-def padded_shape(shape_yx: tuple[int, int], window_yx: tuple[int, int]) -> tuple[int, int]:
-    """Return the shape in which convolutions do not fold back onto the image."""
-    rows, columns = (
-        scipy.fft.next_fast_len(n + w // 2 + 1, real=True) for n, w in zip(shape_yx, window_yx, strict=True)
-    )
-    return int(rows), int(columns)
-
-
-def probe_spectra(probes: Array, shape: tuple[int, int]) -> Array:
-    """Return the spectra (slice, ky, kx >= 0) of probes (slice, y, x) whose centre comes to index 0 of ``shape``."""
-    xp = array_namespace(probes)
-    rows, columns = probes.shape[-2:]
-    whole = xp.zeros((*probes.shape[:-2], *shape), dtype=probes.dtype)
-    whole[..., :rows, :columns] = probes
-    return rfft2(xp.roll(whole, (-(rows // 2), -(columns // 2)), axis=(-2, -1)))
-
-
-def probes_adjoint(spectra: Array, shape: tuple[int, int], window_yx: tuple[int, int]) -> Array:
-    """Return the windows (slice, y, x) of what ``spectra`` are of: the adjoint of :func:`probe_spectra`."""
-    xp = array_namespace(spectra)
-    rows, columns = window_yx
-    whole = xp.roll(irfft2(spectra, shape), (rows // 2, columns // 2), axis=(-2, -1))
-    return whole[..., :rows, :columns]
-
-
 def images_of(model: Orbitals, series: FocalSeries, numbers: np.ndarray | None = None) -> Array:
     """Return the model's images (image, y, x) at the geometry of ``series``; see :func:`sums` for ``numbers``."""
-    xp = array_namespace(series.images)
-    out = xp.empty_like(series.images)
-    for k, (number, spectra, tables) in enumerate(_images(model, series, numbers)):
-        out[k] = _image(_slices(tables, model.slices, series.images), spectra)[0][: out.shape[1], : out.shape[2]]
-        del number
+    out = array_namespace(series.images).empty_like(series.images)
+    work = _convolution(model, series)
+    for k, _, transfers, tables in _images(model, series, work, numbers):
+        out[k] = _drawn(work, tables, transfers)[0][: out.shape[1], : out.shape[2]]
     return out
 
 
@@ -198,33 +175,33 @@ def sums(model: Orbitals, series: FocalSeries, numbers: np.ndarray | None = None
     numbers
         Numbers of these images in the model's shifts and tilts; in order from 0 unless given.
     with_probes
-        Whether the derivatives in the probes are wanted; they cost a transform per section and slice.
+        Whether the derivatives in the probes are wanted; they cost a product per image and slice.
     """
-    window = (int(model.probes.shape[2]), int(model.probes.shape[3]))
-    shape_yx = (int(series.images.shape[1]), int(series.images.shape[2]))
-    padded = padded_shape(shape_yx, window)
+    xp = array_namespace(series.images)
+    region = (slice(int(series.images.shape[1])), slice(int(series.images.shape[2])))
     by_atom = np.zeros((len(model), 5))
     shifts, tilts = np.zeros((len(series), 2)), np.zeros((len(series), 3))
-    by_spectrum: dict[int, Array] = {}
+    probes, total = np.zeros(model.probes.shape), None
     loss = 0.0
-    for k, (number, spectra, tables) in enumerate(_images(model, series, numbers)):
-        stack = _slices(tables, model.slices, series.images)
-        image, orbitals = _image(stack, spectra)
-        residual = array_namespace(stack).zeros(padded, dtype=stack.dtype)
-        region = (slice(shape_yx[0]), slice(shape_yx[1]))
+    work = _convolution(model, series)
+    order = _by_section(series)
+    for at, (k, number, transfers, tables) in enumerate(_images(model, series, work, numbers)):
+        image, spectra = _drawn(work, tables, transfers)
+        residual = xp.zeros_like(image)
         residual[region] = image[region] - series.images[k]
         loss += 0.5 * float((residual[region] ** 2).sum(dtype=np.float64))
-        spectrum = rfft2(residual)
+        turned = work.turned_spectrum(residual)
         if with_probes:
-            section = int(series.sections[k])
-            orbitals *= spectrum
-            by_spectrum[section] = orbitals + by_spectrum[section] if section in by_spectrum else orbitals
-        back = irfft2(spectra.conj() * spectrum, padded)
-        found = [to_host(a).astype(np.float64) for a in gather(back, *tables.arguments)]
+            total = xp.zeros_like(transfers) if total is None else total
+            for pair, spectrum in enumerate(spectra):
+                total[pair] += spectrum * turned
+            section = series.sections[k]
+            if at + 1 == len(order) or series.sections[order[at + 1]] != section:
+                probes[section] = to_host(work.kernels_adjoint(total, model.slices, _window(model)))
+                total = None
+        work.correlate(transfers, turned)
+        found = [to_host(a).astype(np.float64) for a in gather(work.stack, *tables.arguments)]
         _add(by_atom, shifts[k], tilts[k], found, tables, model, series, k, number)
-    probes = np.zeros(model.probes.shape)
-    for section, total in by_spectrum.items():
-        probes[section] = to_host(probes_adjoint(total, padded, window))
     return Sums(loss, by_atom[:, :3].copy(), by_atom[:, 3].copy(), by_atom[:, 4].copy(), probes, shifts, tilts)
 
 
@@ -239,42 +216,60 @@ def weighted_residual(model: Orbitals, series: FocalSeries, numbers: np.ndarray 
 
 
 class _Tables(NamedTuple):
-    """Arguments of the kernels, and the places they come from."""
+    """Arguments of the kernels, atoms in the order of slices; the places they come from, and that order."""
 
     arguments: tuple[Any, ...]
     places: Places
-    padded: tuple[int, int]
+    order: np.ndarray
 
 
-def _images(model: Orbitals, series: FocalSeries, numbers: np.ndarray | None) -> Any:
-    """Yield number, spectra of the section's probes and the kernels' tables of every image."""
+def _window(model: Orbitals) -> tuple[int, int]:
+    return int(model.probes.shape[2]), int(model.probes.shape[3])
+
+
+def _convolution(model: Orbitals, series: FocalSeries) -> SliceConvolution:
+    shape_yx = (int(series.images.shape[1]), int(series.images.shape[2]))
+    return SliceConvolution(model.slices, padded_shape(shape_yx, _window(model)), series.images)
+
+
+def _by_section(series: FocalSeries) -> np.ndarray:
+    """Return the order in which images are worked on: one section after the other, as only one's spectra are held."""
+    return np.argsort(series.sections, kind="stable")
+
+
+def _images(
+    model: Orbitals, series: FocalSeries, work: SliceConvolution, numbers: np.ndarray | None
+) -> Iterator[tuple[int, int, Array, _Tables]]:
+    """Yield index, number, the section's probes as transfers, and the kernels' tables of every image, by section."""
     like = series.images
     shape_yx = (int(like.shape[1]), int(like.shape[2]))
-    padded = padded_shape(shape_yx, (int(model.probes.shape[2]), int(model.probes.shape[3])))
     width = np.maximum(model.width_angstrom / series.pixel_angstrom, _NARROWEST_PX)
     radius = math.ceil(_WINDOW_WIDTHS * float(width.max(initial=_NARROWEST_PX)))
-    spectra: dict[int, Array] = {}
-    for k in range(len(series)):
+    transfers, held = None, -1
+    for k in _by_section(series).tolist():
         number, section = k if numbers is None else int(numbers[k]), int(series.sections[k])
-        if section not in spectra:
-            spectra[section] = probe_spectra(to_device_of(model.probes[section].astype(like.dtype), like), padded)
+        if section != held:
+            transfers, held = work.transfers(to_device_of(model.probes[section].astype(like.dtype), like)), section
         where = places(model, series.rotations[k], number, shape_yx, series.pixel_angstrom)
+        order = _by_slice(where, model.slices, shape_yx[0])
         columns = (where.u, where.v, where.depth, model.intensity, width)
-        table = tuple(to_device_of(np.ascontiguousarray(a, dtype=like.dtype), like) for a in columns)
-        yield number, spectra[section], _Tables((*table, radius), where, padded)
+        table = tuple(to_device_of(a.astype(like.dtype)[order], like) for a in columns)
+        yield k, number, transfers, _Tables((*table, radius), where, order)
 
 
-def _slices(tables: _Tables, slices: int, like: Array) -> Array:
-    stack = array_namespace(like).zeros((slices, *tables.padded), dtype=like.dtype)
-    render(stack, *tables.arguments)
-    return stack
+def _by_slice(where: Places, slices: int, rows: int) -> np.ndarray:
+    """Return the order in which atoms that are drawn one after the other touch the same memory: slices, then rows."""
+    bands = rows // _BAND_ROWS + 1
+    band = np.clip(where.v / _BAND_ROWS, 0, bands - 1).astype(np.uint16)
+    key = np.clip(where.depth, 0, slices - 1).astype(np.uint16) * np.uint16(bands) + band
+    return np.argsort(key, kind="stable")
 
 
-def _image(stack: Array, spectra: Array) -> tuple[Array, Array]:
-    """Return the image, padded, and the conjugate spectra of the slices."""
-    orbitals = rfft2(stack)
-    image = irfft2((spectra * orbitals).sum(axis=0), (int(stack.shape[1]), int(stack.shape[2])))
-    return image, array_namespace(stack).conj(orbitals)
+def _drawn(work: SliceConvolution, tables: _Tables, transfers: Array) -> tuple[Array, list[Array]]:
+    """Return the image, padded, and the spectra of the slices."""
+    work.stack[...] = 0
+    render(work.stack, *tables.arguments)
+    return work.image(transfers)
 
 
 def _add(
@@ -293,11 +288,13 @@ def _add(
     pixel = series.pixel_angstrom
     lab = np.stack([by_u / pixel, by_v / pixel, by_depth / model.slice_thickness_angstrom], axis=1)
     turn = Rotation.from_rotvec(model.tilts_rad[number]).as_matrix()
-    by_atom[:, :3] += lab @ (turn @ series.rotations[k].T)
-    by_atom[:, 3] += by_intensity
-    by_atom[:, 4] += by_width / pixel
+    by_atom[tables.order, :3] += lab @ (turn @ series.rotations[k].T)
+    by_atom[tables.order, 3] += by_intensity
+    by_atom[tables.order, 4] += by_width / pixel
     shift[:] = lab[:, :2].sum(axis=0)
-    tilt[:] = _in_rotation_vector(np.cross(tables.places.lab, lab).sum(axis=0), model.tilts_rad[number])
+    moment = tables.places.lab[tables.order].T @ lab
+    torque = np.array([moment[1, 2] - moment[2, 1], moment[2, 0] - moment[0, 2], moment[0, 1] - moment[1, 0]])
+    tilt[:] = _in_rotation_vector(torque, model.tilts_rad[number])
 
 
 def _in_rotation_vector(by_turn: np.ndarray, vector: np.ndarray) -> np.ndarray:
