@@ -17,15 +17,6 @@ _ROLE = re.compile(r":(?:func|class|mod|data|meth):<code>(~?)([^<]*)</code>")
 GEOMETRY = ("Detector", "Optics", "Pose", "Scan", "TiltSeries")
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the page of clusters beside the other tasks where it is."""
-    if (ROOT / "docs" / "clusters.md").exists():
-        tasks = next(entry["How to"] for entry in config.nav if "How to" in entry)
-        if not any("clusters.md" in entry.values() for entry in tasks):
-            tasks.append({"Run on a cluster": "clusters.md"})
-    return config
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages to the site."""
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

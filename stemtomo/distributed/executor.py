@@ -147,9 +147,10 @@ def same(value: Any) -> Any:
 def _inside_task() -> bool:
     if threading.current_thread().name.startswith(TASK_THREAD):
         return True
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
+    if "distributed" not in sys.modules:
         return False
+    import distributed  # waits for another thread that is still importing it
+
     try:
         distributed.get_worker()
     except ValueError:
@@ -159,9 +160,10 @@ def _inside_task() -> bool:
 
 def _active_client() -> Client | None:
     # Importing distributed takes most of a second; where nobody has imported it there is no client either.
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
+    if "distributed" not in sys.modules:
         return None
+    import distributed
+
     try:
         return distributed.default_client()
     except ValueError:

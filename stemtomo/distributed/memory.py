@@ -140,6 +140,10 @@ class MemoryPlan:
             "seconds": _total_seconds(self.rows),
         }
 
+    def _repr_html_(self) -> str:
+        """Return the table for notebooks."""
+        return f"<pre>{self}</pre>"
+
     def __str__(self) -> str:
         table: list[tuple[str, ...]] = [("stage", "tasks", "per task", "held", "read", "written", "time")]
         for row in self.rows:

@@ -27,6 +27,12 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: name, value, unit, meaning."""
+        from stemtomo.pipeline.parameters import html_table
+
+        return html_table(self)
+
 
 class SeriesSettings(Section):
     """[series]: what the result is called and where it is kept."""

@@ -101,13 +101,13 @@ def core_shell_nanoparticle(
     )
 
 
-def write_specimen(path: Path, specimen: Specimen) -> None:
+def write_specimen(path: str | Path, specimen: Specimen) -> None:
     """Write ``specimen`` as extended XYZ (Å), replacing ``path`` in one step."""
     symbols = [chemical_symbol(int(number)) for number in specimen.atomic_numbers]
-    write_xyz(path, specimen.positions, symbols, comment={"description": specimen.description})
+    write_xyz(Path(path), specimen.positions, symbols, comment={"description": specimen.description})
 
 
-def read_specimen(path: Path) -> Specimen:
+def read_specimen(path: str | Path) -> Specimen:
     """Read a specimen from XYZ (Å), or from an ``.npz`` with ``atoms_xyz_A`` (n, 3) and ``atomic_numbers`` (n,).
 
     Raises
@@ -117,12 +117,13 @@ def read_specimen(path: Path) -> Specimen:
     ConfigurationError
         If the species of an atom is not known.
     """
+    path = Path(path)
     positions, symbols = read_atoms(path)
     numbers = np.array([atomic_number(symbol) for symbol in symbols], dtype=np.int64)
     return Specimen(positions, numbers, path.name)
 
 
-def specimen_of(path: Path) -> Specimen:
+def specimen_of(path: str | Path) -> Specimen:
     """Read a specimen from any file of atoms that :func:`stemtomo.io.structures.read_structure` reads (CIF, PDB, ...).
 
     Its middle, the mean of the extremes along each axis, becomes the rotation centre.
@@ -134,6 +135,7 @@ def specimen_of(path: Path) -> Specimen:
     ConfigurationError
         If the species of an atom is not known.
     """
+    path = Path(path)
     atoms = read_structure(path)
     positions = np.stack([atoms[axis].values for axis in "xyz"], axis=1).astype(float)
     numbers = np.array([atomic_number(str(symbol)) for symbol in atoms["species"].values], dtype=np.int64)

@@ -20,6 +20,7 @@ from tests.benchmarks import (
     object_storage,
     pipelines,
     ptychography,
+    soak,
     streamed_volume,
     streaming,
     tiles,
@@ -47,6 +48,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "pipelines": pipelines.benchmark,
     "glass": glass.glass_rows,
     "million": million.million_rows,
+    "soak": soak.soak_rows,
     "local_orbital": local_orbital.epoch_rows,
     "local_orbital_epoch_100000": local_orbital.rows_epochs_100000,
     "local_orbital_depth": local_orbital.depth_rows,
@@ -54,8 +56,8 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "local_orbital_100000": local_orbital.rows_100000,
 }
 
-#: Half an hour or more: measured when asked for by name.
-LONG = {"tiles_10_gb", "local_orbital_depth", "local_orbital_25000", "local_orbital_100000"}
+#: A quarter of an hour or more: measured when asked for by name.
+LONG = {"tiles_10_gb", "soak", "local_orbital_depth", "local_orbital_25000", "local_orbital_100000"}
 #: Longest run of one of these in seconds.
 _NIGHT_S = 12 * 3600
 

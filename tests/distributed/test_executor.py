@@ -54,6 +54,15 @@ def test_import_of_the_engine_leaves_dask_alone() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_another_thread_may_just_be_importing_dask() -> None:
+    code = (
+        "import threading; from stemtomo.distributed import executor\n"
+        "thread = threading.Thread(target=__import__, args=('distributed',)); thread.start()\n"
+        "while thread.is_alive(): executor()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_executor_is_the_given_client_else_the_active_one_else_threads(client: Any) -> None:
     assert isinstance(executor(), ThreadExecutor)
     assert isinstance(executor(client), ClientExecutor)

@@ -32,11 +32,14 @@ def blocks(*languages: str) -> list[Block]:
 
 
 def commands(block: Block) -> Iterator[list[str]]:
-    """Yield the words of every command of a console ``block``."""
+    """Yield the words of every command of a console or bash ``block``, without variables that are set before it."""
     text = block.text.replace("\\\n", " ")
+    prompt = "$ " if block.language == "console" else ""
     for line in text.splitlines():
-        if line.startswith("$ "):
-            words = shlex.split(line[2:], comments=True)
+        words = shlex.split(line.removeprefix(prompt), comments=True) if line.startswith(prompt) else []
+        if words:
+            while words and "=" in words[0]:
+                words = words[1:]
             while "&&" in words:
                 cut = words.index("&&")
                 yield words[:cut]

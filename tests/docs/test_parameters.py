@@ -3,8 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
+from stemtomo.pipeline.parameters import parameters_of, unit_of
 from stemtomo.pipeline.settings import PtychographySettings, TomographySettings
-from stemtomo.reporting.parameters import html_table, parameter_page, parameters_of, sections, unit_of
+from stemtomo.reporting.parameters import parameter_page, sections
 
 MODELS = {name: model for _, _, models in sections() for name, model in models.items()}
 
@@ -49,6 +50,6 @@ def test_units_come_from_the_ends_of_names():
 
 
 def test_settings_show_as_a_table():
-    text = html_table(TomographySettings(iterations=7))
+    text = TomographySettings(iterations=7)._repr_html_()
     assert "<td><code>iterations</code></td><td>7</td>" in text
     assert "<b>TomographySettings</b>" in text
