@@ -29,6 +29,10 @@ class StoreError(StemtomoError, OSError):
     """A store cannot be read or written: newer schema, missing result, no room on the disk."""
 
 
+class UnfinishedError(StemtomoError, RuntimeError):
+    """The work was asked to stop and did, at a checkpoint; run again, it continues there."""
+
+
 class MemoryPlanError(StemtomoError, MemoryError):
     """A plan does not fit the memory it was given; the text names both numbers and what would fit."""
 

@@ -14,7 +14,14 @@ from typer.testing import CliRunner
 
 from stemtomo import __version__, cli
 from stemtomo.cli import shell
-from stemtomo.errors import AcquisitionError, ConfigurationError, FormatError, MemoryPlanError, StoreError
+from stemtomo.errors import (
+    AcquisitionError,
+    ConfigurationError,
+    FormatError,
+    MemoryPlanError,
+    StoreError,
+    UnfinishedError,
+)
 
 TOML = """
 [series]
@@ -283,3 +290,30 @@ def test_public_names_are_there_and_cheap():
     code = "import sys, stemtomo; print('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
     assert Path(stemtomo.__file__).parent.name == "stemtomo"
+
+
+# -- ptychography of some tilts ---------------------------------------------------------------------------------------
+
+
+def test_tilts_are_listed_as_slurm_lists_them():
+    assert shell.numbers_of("0-2,7") == [0, 1, 2, 7]
+    assert shell.numbers_of(None) is None
+    for text in ("a", "2-1", "1,,2", "-1"):
+        with pytest.raises(ConfigurationError, match="0-3,7"):
+            shell.numbers_of(text)
+
+
+def test_some_tilts_alone_are_ptychography_alone(toml):
+    refused(call("run", toml, "--tilts", "0"), "until = 'ptychography'")
+    refused(call("run", toml, "--tilts", "3", "--until", "ptychography"), "[3]", "series of 3")
+
+
+def test_work_that_was_stopped_is_code_75(toml, monkeypatch):
+    module = importlib.import_module("stemtomo.pipeline.run")
+
+    def stop(*arguments, **options):
+        raise UnfinishedError("Stopped as asked.")
+
+    monkeypatch.setattr(module, "run", stop)
+    result = call("run", toml)
+    assert (result.exit_code, result.stderr.strip()) == (75, "Stopped as asked.")

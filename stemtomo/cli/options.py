@@ -18,7 +18,9 @@ StageSetOption = Annotated[
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there as JSON.")]
 SchedulerOption = Annotated[
     str | None,
-    typer.Option("--scheduler", metavar="ADDRESS", help="Dask scheduler to work on, such as tcp://host:8786."),
+    typer.Option(
+        "--scheduler", metavar="ADDRESS", help="Dask scheduler to work on, such as tcp://host:8786, or its FILE.json."
+    ),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="Worker processes to start on this machine, in place of threads.")

@@ -10,7 +10,17 @@ import typer
 
 from stemtomo.cli.application import app
 from stemtomo.cli.options import DebugOption, JsonOption, SchedulerOption, SetOption, StoreArgument, WorkersOption
-from stemtomo.cli.shell import bars, clear_errors, cluster, conclude, require_folder, stdout, write_json
+from stemtomo.cli.shell import (
+    GRACE_S,
+    bars,
+    clear_errors,
+    cluster,
+    conclude,
+    numbers_of,
+    require_folder,
+    stdout,
+    write_json,
+)
 
 
 @app.command()
@@ -40,6 +50,16 @@ def run(
     ] = False,
     overrides: SetOption = None,
     until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Last stage to run.")] = None,
+    tilts: Annotated[
+        str | None,
+        typer.Option(
+            "--tilts", metavar="N,N-N", help="Tilts of ptychography, counted from 0; with --until ptychography."
+        ),
+    ] = None,
+    grace_s: Annotated[
+        float,
+        typer.Option("--grace-s", min=0, help="Seconds from SIGTERM to the end without a checkpoint."),
+    ] = GRACE_S,
     truth: Annotated[
         Path | None, typer.Option("--truth", metavar="FILE", help="Known atoms to score against: .xyz or .npz.")
     ] = None,
@@ -49,7 +69,7 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Take a series from detector frames to atoms; run again to continue where it ended."""
-    with clear_errors(debug), cluster(scheduler, workers):
+    with clear_errors(debug), cluster(scheduler, workers, grace_s):
         require_folder(json_file)
         from stemtomo.pipeline.references import load_configuration
 
@@ -63,7 +83,7 @@ def run(
         from stemtomo.pipeline.run import run as run_series
 
         with bars() as progress:
-            numbers = run_series(configuration, until=until, progress=progress)
+            numbers = run_series(configuration, until=until, tilts=numbers_of(tilts), progress=progress)
     conclude(numbers, json_file, debug)
 
 

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from stemtomo.errors import AcquisitionError, ConfigurationError, StalledError, StemtomoError, StoreError
+from stemtomo.errors import (
+    AcquisitionError,
+    ConfigurationError,
+    StalledError,
+    StemtomoError,
+    StoreError,
+    UnfinishedError,
+)
 
 if TYPE_CHECKING:
     from stemtomo.pipeline.progress import Progress
@@ -20,10 +27,15 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_STALLED = 3
+EXIT_UNFINISHED = 75
+GRACE_S = 90.0
+"""From the signal that asks a command to stop to the moment when it leaves wherever it is, in seconds."""
 
 
 def exit_code(error: BaseException, acquiring: bool = False) -> int:
     """Return the exit code for ``error``; while a source still grows (``acquiring``), missing frames mean a stall."""
+    if isinstance(error, UnfinishedError):
+        return EXIT_UNFINISHED
     if isinstance(error, StalledError) or (isinstance(error, AcquisitionError) and acquiring):
         return EXIT_STALLED
     return EXIT_BAD_INPUT if isinstance(error, StemtomoError) else EXIT_FAILED
@@ -50,13 +62,24 @@ def clear_errors(debug: bool) -> Iterator[None]:
             )
         else:
             text = str(error)
-        typer.echo(f"Error: {text}", err=True)
+        typer.echo(text if code == EXIT_UNFINISHED else f"Error: {text}", err=True)
         raise typer.Exit(code) from None
 
 
 @contextmanager
-def cluster(scheduler: str | None, workers: int | None) -> Iterator[None]:
-    """Connect to a scheduler or start workers here; whatever runs inside finds the client by itself."""
+def cluster(scheduler: str | None, workers: int | None, grace_s: float = GRACE_S) -> Iterator[None]:
+    """Connect to a scheduler or start workers here; whatever runs inside finds the client by itself.
+
+    SIGTERM and SIGUSR1 stop the work at its next checkpoint, after ``grace_s`` at the latest.
+    """
+    from stemtomo.distributed.interruption import stoppable
+
+    with stoppable(grace_s, lambda text: typer.echo(text, err=True)), _client(scheduler, workers):
+        yield
+
+
+@contextmanager
+def _client(scheduler: str | None, workers: int | None) -> Iterator[None]:
     if scheduler is None and workers is None:
         yield
         return
@@ -64,17 +87,24 @@ def cluster(scheduler: str | None, workers: int | None) -> Iterator[None]:
         raise ConfigurationError(
             "--scheduler and --workers exclude each other: give the address of a cluster, or a number to start here"
         )
+    import dask
     from distributed import Client, LocalCluster
 
     if scheduler is not None:
         try:
-            client = Client(scheduler, timeout="20s")
+            where = {"scheduler_file": scheduler} if scheduler.endswith(".json") else {"address": scheduler}
+            client = Client(**where, timeout="20s")
         except OSError as error:
             raise ConfigurationError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from None
         with client:
             yield
         return
-    with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local, Client(local):
+    # Dask's profiles of what workers do are for its dashboard, which is not there; they are kept for an hour.
+    with (
+        dask.config.set({"distributed.worker.profile.enabled": False}),
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local,
+        Client(local),
+    ):
         yield
 
 
@@ -101,6 +131,19 @@ def conclude(numbers: dict[str, Any], json_file: Path | None, debug: bool) -> No
             if stage.get("note"):
                 console.print(f"Note: {stage['note']}", soft_wrap=True)
         console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+
+
+def numbers_of(text: str | None) -> list[int] | None:
+    """Return the whole numbers that ``text``, such as ``"0-3,7"``, lists; ``None`` for none."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal() and int(last or first) >= int(first)):
+            raise ConfigurationError(f"--tilts {text}: {part!r} is no number or range; give them like 0-3,7")
+        found.extend(range(int(first), int(last or first) + 1))
+    return found
 
 
 def require_folder(path: Path | None) -> None:

@@ -7,17 +7,22 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from stemtomo.distributed.allocation import allocated_cpus
+
 _MEMORY_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # v2, v1
 
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """Return the number of processors this process may keep busy: its affinity, cut by its control groups' quotas."""
+    """Return the number of processors this process may keep busy: its affinity, cut by its control groups' quotas.
+
+    In a SLURM job it is at most what the job was given.
+    """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for directory in _group_directories("cpu", root):
         quota, period = _cpu_quota(directory)
         if quota > 0 and period > 0:
             count = min(count, max(1, math.ceil(quota / period)))
-    return count
+    return min(count, allocated_cpus() or count)
 
 
 def group_memory_bytes(root: Path = Path("/")) -> int | None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from stemtomo.distributed.interruption import stop_here
 from stemtomo.distributed.states import read_tree, write_tree
 from stemtomo.distributed.trees import Tree
 from stemtomo.errors import StoreError
@@ -84,6 +85,8 @@ class Checkpoint:
         ------
         StoreError
             If a file cannot be written, or a worker's file is not visible from here.
+        UnfinishedError
+            If this process was asked to stop: the checkpoint is complete.
         """
         directory = self._directory_of(step)
         files = {f"part-{index:05d}.npz": int(size) for index, size in enumerate(sizes)}
@@ -104,6 +107,7 @@ class Checkpoint:
         if mark is None:
             raise StoreError(f"{directory} changed while it was written; does another process use the same directory?")
         self._remove_others(step)
+        stop_here(f"with a checkpoint of step {step} in {directory.parent}")
         return mark
 
     def discard(self, step: int) -> None:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from stemtomo.distributed.interruption import stop_here
 from stemtomo.distributed.memory import Usage
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class Executor(ABC):
         pending: dict[int, Handle] = {}
         try:
             while True:
+                stop_here("what is finished is kept")
                 while len(pending) < window and (following := next(source, None)) is not None:
                     pending[following[0]] = self.submit_at(None, function, following[1], *shared)
                 if not pending:

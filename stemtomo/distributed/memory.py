@@ -11,15 +11,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stemtomo.distributed.allocation import allocated_memory_bytes
 from stemtomo.distributed.cgroup import group_memory_bytes, system_memory_bytes
 from stemtomo.errors import MemoryPlanError
 
 
 def available_memory_bytes() -> int:
-    """Return the bytes of memory this process can still take: the machine's, cut by its control groups."""
-    group = group_memory_bytes()
-    system = system_memory_bytes()
-    return system if group is None else min(group, system)
+    """Return the bytes of memory this process can still take: the machine's, cut by its control groups and SLURM job.
+
+    Of the job's memory, what this process holds already is taken off.
+    """
+    limits = [system_memory_bytes(), group_memory_bytes()]
+    allocated = allocated_memory_bytes()
+    if allocated is not None:
+        limits.append(max(0, allocated - resident_bytes()))
+    return min(limit for limit in limits if limit is not None)
+
+
+def resident_bytes() -> int:
+    """Return the bytes of memory that this process holds now; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 class Usage(NamedTuple):

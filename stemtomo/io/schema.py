@@ -237,7 +237,7 @@ GROUPS: dict[str, GroupSchema] = {
             "width_angstrom": Variable(_ATOM, "Å", "real", "standard deviation of the fitted Gaussian"),
             "fit_residual": Variable(_ATOM, "1", "real", "relative residual of the fit"),
         },
-        revision=3,
+        revision=4,
     ),
     "order": GroupSchema(
         stage="order",

@@ -92,7 +92,8 @@ def _tiled_row(
     from stemtomo.pipeline import tile_cost, tile_layout
     from stemtomo.pipeline.tile_layout import Choice, Room
 
-    settings, room = configuration.ptychography, Room(*limits)
+    room = Room(*limits)
+    settings = tile_layout.with_known_halo(configuration.ptychography, scan, configuration.to_optics())
 
     def seconds_of(choice: Choice) -> float:
         assert executor is not None

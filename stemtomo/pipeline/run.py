@@ -7,13 +7,14 @@ import functools
 import importlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from stemtomo.distributed import Executor
 from stemtomo.distributed import executor as default_executor
+from stemtomo.distributed.interruption import stop_here
 from stemtomo.errors import ConfigurationError
 from stemtomo.io.durable import replace_json
 from stemtomo.io.provenance import package_versions
@@ -31,6 +32,7 @@ def run(
     configuration: Configuration | str | Path,
     *,
     until: str | None = None,
+    tilts: Sequence[int] | None = None,
     progress: Progress | None = None,
     executor: Executor | None = None,
 ) -> dict[str, Any]:
@@ -43,6 +45,9 @@ def run(
     until
         Name of the last stage (of :data:`stemtomo.pipeline.config.STAGES`); all if not given, the score where
         ``score.truth`` is.
+    tilts
+        Numbers of the tilts that ptychography reconstructs, all if not given; with ``until="ptychography"`` alone, as
+        the stages after it need every tilt.
     executor
         Where the work is done; the active Dask client, else threads.
 
@@ -67,11 +72,14 @@ def run(
         configuration = load_configuration(configuration)
     _require_stage(until)
     _require_truth(configuration)
+    if tilts is not None and until != "ptychography":
+        raise ConfigurationError("tilts are chosen for ptychography alone: give until = 'ptychography' with them")
     executor = executor or default_executor()
     limits = worker_limits(executor, configuration.resources)
     plan(configuration, executor.workers, until, limits).check(*limits)
     ledger = _Ledger(executor)
     source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
+    _require_tilts(source.shape[0], tilts)
     scan_shape, detector_shape = (source.shape[1], source.shape[2]), (source.shape[3], source.shape[4])
     ledger.stage(
         "ingest",
@@ -89,7 +97,8 @@ def run(
         ),
     )
     store = Store.open(configuration.store_path, "r+")
-    return _run_on(store, with_memory(with_dose(configuration)), until, progress or Silent(), executor, ledger)
+    settings = with_memory(with_dose(configuration))
+    return _run_on(store, settings, until, progress or Silent(), executor, ledger, tilts)
 
 
 def run_stages(
@@ -189,15 +198,23 @@ class _Ledger:
 
 
 def _run_on(
-    store: Store, settings: StageSettings, until: str | None, progress: Progress, executor: Executor, ledger: _Ledger
+    store: Store,
+    settings: StageSettings,
+    until: str | None,
+    progress: Progress,
+    executor: Executor,
+    ledger: _Ledger,
+    tilts: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     for stage, section in list(STAGES.items())[1:]:
         if until == "ingest" or (stage == "score" and settings.score.truth is None):
             break
         if stage in skipped_stages(settings) and stage != until:
             continue
+        stop_here(f"before the stage {stage}")
         arguments = (store, getattr(settings, section))
-        work = functools.partial(stage_verb(stage), *arguments, executor=executor, progress=progress)
+        chosen = {"tilts": tilts} if stage == "ptychography" and tilts is not None else {}
+        work = functools.partial(stage_verb(stage), *arguments, executor=executor, progress=progress, **chosen)
         ledger.stage(stage, work)
         if stage == until:
             break
@@ -247,6 +264,12 @@ def _require_stage(until: str | None) -> None:
             f" (did you mean {next((s for s, c in STAGES.items() if close[0] in (s, c)), close[0])}?)" if close else ""
         )
         raise ConfigurationError(f"until = {until!r} is not a stage{hint}; allowed: {', '.join(STAGES)}")
+
+
+def _require_tilts(count: int, tilts: Sequence[int] | None) -> None:
+    beyond = [tilt for tilt in tilts or () if not 0 <= tilt < count]
+    if beyond:
+        raise ConfigurationError(f"tilts {beyond} are not in a series of {count}, counted from 0")
 
 
 def _require_truth(settings: StageSettings) -> None:

@@ -16,7 +16,6 @@ from stemtomo.algorithms.ptychography.misfit import misfit
 from stemtomo.algorithms.ptychography.parameters import Parameter
 from stemtomo.algorithms.ptychography.tiles import Rectangle
 from stemtomo.backend import Array
-from stemtomo.distributed.trees import map_tree
 from stemtomo.io.store import Store
 
 #: Patterns that are expanded from the store are worked on when they are this many bytes.
@@ -125,15 +124,8 @@ class Field:
         """Return the sums over the positions ``wanted`` of the tile."""
         if isinstance(self.patterns, Resident):
             return solver.gradients(state, self.model, self.patterns.counts, wanted, parameters)
-        total = solver.gradients(state, self.model, np.zeros((0, 1, 1)), wanted[:0], parameters)
-        local = [parameter.name for parameter in parameters if not parameter.shared]
-        for numbers, counts in self.patterns.groups(wanted):
-            some = {**state.extra, **{name: state.extra[name][numbers] for name in local}}
-            sums = solver.gradients(
-                replace(state, extra=some), self._some(numbers), counts, np.arange(len(numbers)), parameters
-            )
-            total = _added(total, sums, numbers, local)
-        return total
+        groups = ((numbers, counts, np.arange(len(numbers))) for numbers, counts in self.patterns.groups(wanted))
+        return solver.gradients_of(state, self.model, groups, parameters)
 
     def misfits(self, state: solver.State, parameters: Sequence[Parameter]) -> np.ndarray:
         """Return the loss of every position of the tile, (position,) float64."""
@@ -149,23 +141,6 @@ class Field:
     def _some(self, numbers: np.ndarray) -> solver.Model:
         grid = self.model.grid
         return replace(self.model, grid=replace(grid, corners=grid.corners[numbers], shifts_px=grid.shifts_px[numbers]))
-
-
-def _added(
-    total: solver.Gradients, sums: solver.Gradients, numbers: np.ndarray, local: Sequence[str]
-) -> solver.Gradients:
-    """Return ``total``, whose arrays are this loop's own, with ``sums`` added."""
-    total.phase[...] += sums.phase
-    total.probe[...] += sums.probe
-    total.illumination[...] += sums.illumination
-
-    def add(into: Array, term: Array, rows: np.ndarray | None) -> None:
-        into[... if rows is None else rows] += term
-
-    for name, tree in total.extra.items():
-        rows = numbers if name in local else None
-        map_tree(lambda into, term, rows=rows: add(into, term, rows), tree, sums.extra[name])
-    return total._replace(loss=total.loss + sums.loss, positions=total.positions + sums.positions)
 
 
 def _with_zero_first(found: Sequence[np.ndarray], centre_yx: tuple[float, float]) -> np.ndarray:

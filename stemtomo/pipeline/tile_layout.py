@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from stemtomo import backend
-from stemtomo.algorithms.ptychography.tiles import Rectangle, Tile, cut_scan, fair_unit, rectangles
+from stemtomo.algorithms.ptychography.advice import probe_diameter_angstrom
+from stemtomo.algorithms.ptychography.tiles import Rectangle, Tile, cut_scan, fair_unit, rectangles, with_halo
 from stemtomo.algorithms.ptychography.windows import ObjectGrid
 from stemtomo.distributed import Executor, PlanRow
 from stemtomo.errors import MemoryPlanError
-from stemtomo.geometry import Detector, Scan
+from stemtomo.geometry import Detector, Optics, Scan
 from stemtomo.io.schema import CHUNK_POSITIONS, frame_shards
 from stemtomo.io.store import Store
+from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.pipeline.config import PtychographySettings, ResourceSettings
 from stemtomo.pipeline.ptychography import GROUP, grid_of, padding_of
 from stemtomo.pipeline.tile_fields import GROUP_BYTES
@@ -28,6 +30,8 @@ MARGIN_PX = 4
 _PROCESS_BYTES = 256 << 20
 #: Scan positions of a chunk, the least that is read.
 CHUNK = (CHUNK_POSITIONS, CHUNK_POSITIONS)
+#: Halo of tiles on their own in diameters of the probe: with one, seams differ by more than a tenth of the noise.
+_HALO = 4 / 3
 #: Buffers of a running task beside the object: waves of the positions that are worked on together, codecs.
 _BUFFERS = 64 * backend.CACHE_BYTES
 
@@ -71,6 +75,8 @@ class Layout:
         Rows and columns of them.
     resident
         Whether patterns are held.
+    halo
+        Scan positions of their neighbours that tiles see beyond their own.
     """
 
     path: Path
@@ -79,6 +85,7 @@ class Layout:
     cuts: tuple[Rectangle, ...]
     tiles_yx: tuple[int, int]
     resident: bool
+    halo: int = 0
 
     def tiles(self) -> tuple[Tile, ...]:
         """Return the tiles, whose grids are for the recorded positions."""
@@ -138,6 +145,7 @@ def layout_of(store: Store, tilt: int, settings: PtychographySettings, room: Roo
         If no cut makes it fit; the text names the number and what would fit.
     """
     scan, detector, shard = store.scan(tilt), store.detector(tilt), shard_of(store, tilt)
+    settings = with_known_halo(settings, scan, store.optics(tilt))
     itemsize = store.frames(tilt, require_complete=False).dtype.itemsize
     found = chosen(scan, detector, itemsize, shard, settings, room, store.tilt_count)
     if found is None:
@@ -194,7 +202,10 @@ def need_of(
     room: Room,
 ) -> Need:
     """Return what a cut takes, from the geometry alone."""
-    tiles = cut_scan(grid, scan.shape_yx, np.arange(scan.count), cuts_of(scan, tiles_yx, shard_yx), MARGIN_PX)
+    everywhere = np.arange(scan.count)
+    tiles = cut_scan(grid, scan.shape_yx, everywhere, cuts_of(scan, tiles_yx, shard_yx), MARGIN_PX)
+    if settings.tile_mode == "stitch":
+        tiles = with_halo(tiles, grid, scan.shape_yx, everywhere, settings.stitch_halo or 0, MARGIN_PX)
     mine = math.ceil(len(tiles) / room.workers)
     pattern = math.prod(detector.shape_yx) * itemsize
     largest, pixels = max(len(tile.where) for tile in tiles), max(tile.object_pixels for tile in tiles)
@@ -265,11 +276,22 @@ def shard_of(store: Store, tilt: int) -> tuple[int, int]:
     return rows, columns
 
 
-@functools.lru_cache(maxsize=1)
+def with_known_halo(settings: PtychographySettings, scan: Scan, optics: Optics) -> PtychographySettings:
+    """Return ``settings`` with the halo of stitched tiles: 4/3 of the probe's diameter unless they say it."""
+    if settings.tile_mode != "stitch" or settings.stitch_halo is not None:
+        return settings
+    depth = settings.slices * (settings.slice_thickness_angstrom or 0.0)
+    defocus = optics.aberrations.get("C10", 0.0)
+    probe = probe_diameter_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad, defocus, depth)
+    return settings.model_copy(update={"stitch_halo": math.ceil(_HALO * probe / min(scan.step_angstrom_yx))})
+
+
+@functools.lru_cache(maxsize=4)
 def _tiles(layout: Layout) -> tuple[Tile, ...]:
-    store = Store.open(layout.path)
-    recorded = np.flatnonzero(store.valid(layout.tilt))
-    return tuple(cut_scan(layout.grid(), store.scan(layout.tilt).shape_yx, recorded, layout.cuts, MARGIN_PX))
+    store, grid = Store.open(layout.path), layout.grid()
+    recorded, shape = np.flatnonzero(store.valid(layout.tilt)), store.scan(layout.tilt).shape_yx
+    found = cut_scan(grid, shape, recorded, layout.cuts, MARGIN_PX)
+    return tuple(with_halo(found, grid, shape, recorded, layout.halo, MARGIN_PX) if layout.halo else found)
 
 
 def _grids(scan: Scan, shard_yx: tuple[int, int], room: Room) -> Iterator[tuple[int, int]]:

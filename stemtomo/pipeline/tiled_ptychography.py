@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,8 @@ from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.constraints import Constraints
 from stemtomo.algorithms.ptychography.positions import Positions, moved_grid
 from stemtomo.algorithms.ptychography.regularisation import blurred_along_beam
-from stemtomo.algorithms.ptychography.tiles import Tile
+from stemtomo.algorithms.ptychography.tiles import Tile, cut_scan
+from stemtomo.algorithms.ptychography.windows import ObjectGrid
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
 from stemtomo.errors import FormatError
 from stemtomo.io.store import Store
@@ -24,9 +26,10 @@ from stemtomo.pipeline.phase_results import loss_map, result_of
 from stemtomo.pipeline.positions import affine_attrs, position_phases, position_variables
 from stemtomo.pipeline.progress import Progress
 from stemtomo.pipeline.ptychography import Job, blur_slices, checked_electrons, good_pixels
-from stemtomo.pipeline.solving import epochs_of, pixelwise
+from stemtomo.pipeline.solving import Tilt, epochs_of, pixelwise, solve_tilt
+from stemtomo.pipeline.stitching import Apart
 from stemtomo.pipeline.tile_fields import Field, Patterns, Resident, Streamed
-from stemtomo.pipeline.tile_layout import Layout
+from stemtomo.pipeline.tile_layout import MARGIN_PX, Layout
 from stemtomo.pipeline.tiles import Schedule, Standing, TiledRun
 
 
@@ -42,32 +45,75 @@ def reconstruct_tiled(job: Job, layout: Layout, executor: Executor, progress: Pr
     StoreError
         If a checkpoint or the result cannot be written; the last checkpoint stays valid.
     """
-    store, settings = Store.open(job.path), job.settings
+    store = Store.open(job.path)
     checkpoint = Checkpoint(store.checkpoint_path(job.group), job.provenance.fingerprint)
     layout = _as_before(layout, checkpoint)
+    stitching, every = layout.settings.tile_mode == "stitch", job.settings.checkpoint_every
     tiles = layout.tiles()
-    numbers = list(range(len(tiles)))
-    patterns = Parts.create(executor, load_patterns, numbers, layout)
+    numbers, windows = list(range(len(tiles))), [tile.window for tile in tiles]
+    # Tiles on their own hold other patterns first.
+    counting = replace(layout, resident=False) if stitching else layout
+    patterns = Parts.create(executor, load_patterns, numbers, counting)
     counted = patterns.map(count_electrons, layout, each=[numbers]).sum()
     found = executor.submit(find_start, layout, counted)
-    fields = patterns.map(make_field, layout, found, each=[numbers])
     schedule = _schedule(layout, executor.gather(executor.submit(start_facts, found)))
     kept = {"tiles": np.array(layout.tiles_yx)}
-    run = TiledRun(executor, fields, [tile.window for tile in tiles], schedule, kept)
     pixels = float(np.prod(store.detector(job.tilt).shape_yx))
     name = f"{job.group}, {len(tiles)} tiles"
     progress.start(name, schedule.epochs, "epoch")
-    now = run.resumed(checkpoint) or run.start(start_state, found, layout)
-    progress.advance(len(now.losses))
-    now = run.solve(
-        now,
-        checkpoint=checkpoint,
-        checkpoint_every=settings.checkpoint_every,
-        on_epoch=lambda _, loss: progress.advance(loss=loss / pixels),
-    )
+
+    def on_epoch(_: int, loss: float) -> None:
+        progress.advance(loss=loss / pixels)
+
+    joined = None
+    if stitching:
+        joined = _joined(layout, executor, found, schedule, checkpoint, kept, on_epoch)
+        patterns = Parts.create(executor, load_patterns, numbers, layout)
+    fields = patterns.map(make_field, layout, found, each=[numbers])
+    run = TiledRun(executor, fields, windows, schedule, kept)
+    if joined is not None:
+        now = run.save_trees(*joined, checkpoint)
+    else:
+        now = run.resumed(checkpoint) or run.start(start_state, found, layout)
+        progress.advance(len(now.losses))
+    now = run.solve(now, checkpoint=checkpoint, checkpoint_every=every, on_epoch=on_epoch)
     executor.gather(_published(run, now, job, layout, found))
     checkpoint.clear()
     progress.finish(name)
+
+
+def _joined(
+    layout: Layout,
+    executor: Executor,
+    found: Handle,
+    schedule: Schedule,
+    checkpoint: Checkpoint,
+    kept: dict[str, Any],
+    on_epoch: Callable[[int, float], None],
+) -> tuple[Parts, list[float]] | None:
+    """Return tiles that were on their own as trees of exact ones, and their losses; ``None`` where that is done."""
+    settings, tiles = layout.settings, layout.tiles()
+    alone = max(1, schedule.epochs - settings.stitch_polish_epochs)
+    mark: Any = checkpoint.latest()
+    if mark is not None and mark.step >= alone:
+        return None
+    wider = replace(layout, halo=settings.stitch_halo or 0)
+    numbers, seen = list(range(len(tiles))), wider.tiles()
+    patterns = Parts.create(executor, load_patterns, numbers, wider)
+    fields = patterns.map(make_field, wider, found, each=[numbers])
+    owned = [np.isin(wide.where, tile.where) for wide, tile in zip(seen, tiles, strict=True)]
+    apart = Apart(executor, fields, seen, owned, schedule, alone, kept)
+    saved = Parts.load(executor, checkpoint)
+    losses: list[float] = []
+    if saved is not None:
+        trees, losses = Parts(executor, saved.parts.handles, fields.places), saved.shared["losses"].tolist()
+        for epoch, loss in enumerate(losses):
+            on_epoch(epoch, loss)
+    else:
+        trees = apart.start(start_state, executor.submit(fit_probe, layout, found), wider)
+    trees, losses = apart.solve(trees, losses, checkpoint, settings.checkpoint_every, on_epoch)
+    layers = 1 if schedule.tied else settings.slices
+    return apart.joined(trees, [tile.window for tile in tiles], layers), losses
 
 
 def _as_before(layout: Layout, checkpoint: Checkpoint) -> Layout:
@@ -128,14 +174,11 @@ def _published(run: TiledRun, now: Standing, job: Job, layout: Layout, found: Ha
 
 def load_patterns(index: int, layout: Layout) -> Patterns:
     """Return the patterns of a tile: in memory, on the GPU where there is one, or where they are in the store."""
-    tile, store = layout.tiles()[index], Store.open(layout.path)
+    tile = layout.tiles()[index]
     streamed = Streamed(layout.path, layout.tilt, tile.scan, _flat(layout, tile))
     if not layout.resident:
         return streamed
-    detector = store.detector(layout.tilt)
-    counts = np.empty((len(tile.where), *detector.shape_yx), store.frames(layout.tilt).dtype)
-    for numbers, some in streamed.groups(np.arange(len(tile.where))):
-        counts[numbers] = backend.to_host(some)
+    counts = _read(layout, streamed)
     return Resident(backend.to_device(counts) if backend.gpu_available() else counts)
 
 
@@ -170,16 +213,41 @@ def find_start(layout: Layout, counted: dict[str, float]) -> Found:
     where = chosen_patterns(scan, recorded, settings)
     some = replace(grid, corners=grid.corners[where], shifts_px=grid.shifts_px[where])
     everywhere = ((0, scan.shape_yx[0]), (0, scan.shape_yx[1]))
-    source = Streamed(layout.path, layout.tilt, everywhere, recorded[where])
-    dtype = store.frames(layout.tilt).dtype
-    counts = np.zeros((len(where), *store.detector(layout.tilt).shape_yx), dtype)
-    for numbers, read in source.groups(np.arange(len(where))):
-        counts[numbers] = backend.to_host(read)
+    counts = _read(layout, Streamed(layout.path, layout.tilt, everywhere, recorded[where]))
     place = backend.to_device if backend.gpu_available() else np.asarray
     mask = good_pixels(store, layout.tilt) if settings.mask_bad_pixels else None
     mask = None if mask is None else place(mask)
     found = find_geometry(optics, scan, some, recorded[where], place(counts), electrons, settings, mask)
     return found if len(where) == len(recorded) else found._replace(phase=None)
+
+
+def fit_probe(layout: Layout, found: Found) -> Found:
+    """Return ``found`` with the probe that the patterns in the middle of the scan tell, in one piece."""
+    store, settings = Store.open(layout.path), layout.settings
+    scan, optics = store.scan(layout.tilt), store.optics(layout.tilt)
+    recorded, whole = np.flatnonzero(store.valid(layout.tilt)), layout.grid()
+    reach = settings.stitch_probe_positions / 2
+    places = np.divmod(recorded, scan.shape_yx[1])
+    inside = [np.abs(place - (n - 1) / 2) < reach for place, n in zip(places, scan.shape_yx, strict=True)]
+    where = np.flatnonzero(inside[0] & inside[1])
+    where = where if len(where) else np.arange(len(recorded))
+    everywhere = ((0, scan.shape_yx[0]), (0, scan.shape_yx[1]))
+    (tile,) = cut_scan(
+        replace(whole, corners=whole.corners[where], shifts_px=whole.shifts_px[where]),
+        scan.shape_yx,
+        recorded[where],
+        [everywhere],
+        MARGIN_PX,
+    )
+    counts = _read(layout, Streamed(layout.path, layout.tilt, everywhere, recorded[where]))
+    counts = backend.to_device(counts) if backend.gpu_available() else counts
+    model = _model(layout, found, tile.grid)
+    told = settings.model_copy(update={"slice_thickness_angstrom": found.geometry.slice_thickness_angstrom})
+    solving = Tilt(
+        model, counts, scan.positions()[recorded[where]], blur_slices(told, optics), found.tied, settings.seed
+    )
+    solved = solve_tilt(solving, solver.State.start(model, found.probe, tied=found.tied), settings)
+    return found._replace(probe=solved.state.probe)
 
 
 def start_facts(found: Found) -> dict[str, Any]:
@@ -189,18 +257,10 @@ def start_facts(found: Found) -> dict[str, Any]:
 
 def make_field(patterns: Patterns, layout: Layout, found: Found, index: int) -> Field:
     """Return what a tile holds fixed."""
-    store, settings, tile = Store.open(layout.path), layout.settings, layout.tiles()[index]
-    scan, detector, optics = store.scan(layout.tilt), store.detector(layout.tilt), store.optics(layout.tilt)
-    propagator = tilted_propagator(found, tile.grid, wavelength_angstrom(optics.energy_ev))
-    propagators = (propagator,) * (settings.slices - 1)
-    mask = good_pixels(store, layout.tilt) if settings.mask_bad_pixels else None
-    if mask is not None and backend.gpu_available():
-        mask = backend.to_device(mask)
-    model = solver.Model(
-        tile.grid, propagators, settings.loss, settings.object, detector.shape_yx, mask, settings.detector_blur_px
-    )
+    store, tile = Store.open(layout.path), layout.tiles()[index]
     members = _members(layout)[1][tile.where]
-    return Field(model, tile.where, members, scan.positions()[_flat(layout, tile)], patterns)
+    told = store.scan(layout.tilt).positions()[_flat(layout, tile)]
+    return Field(_model(layout, found, tile.grid), tile.where, members, told, patterns)
 
 
 def start_state(part: Field, found: Found, layout: Layout) -> solver.State:
@@ -266,6 +326,30 @@ def publish_tiles(
         dataset = dataset.assign(position_variables(told, whole)).assign_attrs(scan_affine=affine_attrs(told, whole))
     store.write(job.group, dataset, job.provenance)
     return per_pixel[-1]
+
+
+def _model(layout: Layout, found: Found, grid: ObjectGrid) -> solver.Model:
+    """Return what is held fixed at the positions of ``grid``."""
+    store, settings = Store.open(layout.path), layout.settings
+    optics, detector = store.optics(layout.tilt), store.detector(layout.tilt)
+    propagator = tilted_propagator(found, grid, wavelength_angstrom(optics.energy_ev))
+    propagators = (propagator,) * (settings.slices - 1)
+    mask = good_pixels(store, layout.tilt) if settings.mask_bad_pixels else None
+    if mask is not None and backend.gpu_available():
+        mask = backend.to_device(mask)
+    return solver.Model(
+        grid, propagators, settings.loss, settings.object, detector.shape_yx, mask, settings.detector_blur_px
+    )
+
+
+def _read(layout: Layout, streamed: Streamed) -> np.ndarray:
+    """Return the patterns (position, qy, qx) of ``streamed``, in host memory."""
+    store = Store.open(layout.path)
+    shape = (len(streamed.flat), *store.detector(layout.tilt).shape_yx)
+    counts = np.empty(shape, store.frames(layout.tilt).dtype)
+    for numbers, some in streamed.groups(np.arange(len(counts))):
+        counts[numbers] = backend.to_host(some)
+    return counts
 
 
 def _flat(layout: Layout, tile: Tile) -> np.ndarray:

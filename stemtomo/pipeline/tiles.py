@@ -59,6 +59,14 @@ class Schedule:
         """Number of epochs."""
         return len(self.rules)
 
+    def steps(self, epoch: int) -> Iterator[Batch]:
+        """Yield the steps of an epoch."""
+        count = min(self.batches[epoch], self.members)
+        for number in range(count):
+            share = Share(number, self.batches[epoch], self.members, self.seed + epoch)
+            moves_probe, last = epoch >= self.probe_start, number + 1 == count
+            yield Batch(share, self.rules[epoch], moves_probe, epoch, self.regularise, last)
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -153,7 +161,7 @@ class TiledRun:
         """Return the standing after one pass over all patterns; waits for its loss."""
         schedule = self.schedule
         now = self._with_positions(now, epoch)
-        steps = list(self._batches(epoch))
+        steps = list(schedule.steps(epoch))
         moving = now.positions if now.positions is not None else [None] * len(now.states)
         work, sums = now.states.map(tile_gradients, steps[0], not schedule.tied, each=[self.fields, moving]), []
         for step, following in itertools.zip_longest(steps, steps[1:]):
@@ -165,19 +173,14 @@ class TiledRun:
         loss = float(self.executor.gather(self.executor.submit(tiles_epoch_loss, sums)))
         return Standing(work, now.positions, [*now.losses, loss])
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
-        told = self.schedule
-        for number in range(min(told.batches[epoch], told.members)):
-            refine, last = epoch >= told.probe_start, number + 1 == min(told.batches[epoch], told.members)
-            share = Share(number, told.batches[epoch], told.members, told.seed + epoch)
-            yield Batch(share, told.rules[epoch], refine, epoch, told.regularise, last)
-
     def save(self, now: Standing, checkpoint: Checkpoint) -> Standing:
         """Write ``now`` as a checkpoint and return it as read back: the history of tasks begins anew."""
         moving = now.positions if now.positions is not None else [None] * len(now.states)
-        trees = now.states.map(tile_tree, each=[moving])
-        shared = {**self.kept, "losses": np.array(now.losses)}
-        return self._read(trees.save(checkpoint, len(now.losses), shared))
+        return self.save_trees(now.states.map(tile_tree, each=[moving]), now.losses, checkpoint)
+
+    def save_trees(self, trees: Parts, losses: Sequence[float], checkpoint: Checkpoint) -> Standing:
+        """Write the states ``trees`` of all tiles, as of :func:`tile_tree`, and return them as a standing."""
+        return self._read(trees.save(checkpoint, len(losses), {**self.kept, "losses": np.array(losses)}))
 
     def resumed(self, checkpoint: Checkpoint) -> Standing | None:
         """Return the standing of the last complete checkpoint, ``None`` if there is none."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from stemtomo import __version__
 from stemtomo.errors import StoreError
+from stemtomo.io.durable import replace_text
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import OPTIONAL_STAGES, STAGES
 from stemtomo.reporting import (
@@ -75,9 +76,7 @@ def report(store: Store | str | Path, out: str | Path | None = None) -> Path:
     path = Path(out) if out is not None else opened.path.with_name(f"{opened.path.stem}-report.html")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(render(Results(opened)), encoding="utf-8")
-        partial.replace(path)
+        replace_text(path, render(Results(opened)))  # jobs of one series may write theirs at the same time
     except OSError as error:
         raise StoreError(f"the report cannot be written to {path}: {error.strerror or error}") from error
     return path

@@ -34,6 +34,8 @@ _START = 0.8
 _TRIALS = 2
 #: Inserted atoms have one within this many typical neighbour distances: the specimen is one piece.
 _REACH = 1.6
+#: Share of two classes in the middle fifth between their means, if they are two: halves of one have a tenth there.
+_HALF_WAY = 0.04
 #: Share of the atoms that may still come or go when the alternation ends.
 _SETTLED = 2e-4
 
@@ -180,10 +182,17 @@ class _State:
         labels = np.zeros(count, dtype=np.int64) if labels is None else np.asarray(labels)
         return cls(model, labels, np.arange(count), np.empty((0, 3)), np.zeros(count, dtype=bool), False)
 
-    @property
-    def light(self) -> float:
-        """Intensity of an atom of the lightest class."""
-        return float(np.median(self.model.intensity[self.labels == self.labels.min()]))
+    def light(self, rules: CompletionRules) -> float:
+        """Return the intensity of an atom of the lightest class.
+
+        Classes that do not stand apart are one class cut in two: the lightest may then be missing altogether, and the
+        faintest atom that is kept, whatever the lightest class seems to be, says how light it can be.
+        """
+        intensity, lightest = self.model.intensity, self.labels == self.labels.min()
+        found = float(np.median(intensity[lightest]))
+        if lightest.all() or _stands_apart(intensity, self.labels):
+            return found
+        return min(found, rules.threshold * bright_level(intensity, rules.threshold))
 
     def refined(
         self,
@@ -213,7 +222,8 @@ class _State:
         """Return the state without atoms that are too faint, halves of one atom merged, and how many went."""
         merged = self.merged(phase.merged * rules.minimum_distance_angstrom)
         intensity = merged.model.intensity
-        good = intensity > max(rules.pruning * self.light, rules.threshold * bright_level(intensity, rules.threshold))
+        faintest = rules.threshold * bright_level(intensity, rules.threshold)
+        good = intensity > max(rules.pruning * self.light(rules), faintest)
         faint = merged.model.positions[~good]
         state = replace(merged.kept(good), dropped=np.concatenate([self.dropped, faint]))
         return state, len(self.labels) - len(state.labels)
@@ -247,7 +257,7 @@ class _State:
 
     def extended(self, projected: ProjectedImages, rules: CompletionRules, phase: _Phase) -> tuple[_State, int]:
         """Return the state with atoms at the peaks of the residual, and how many."""
-        light, model = self.light, self.model
+        light, model = self.light(rules), self.model
         sites, intensity = residual_peaks(model, projected, rules.insertion * light, phase.significant)
         tree = cKDTree(model.positions)
         spacing = float(np.median(tree.query(model.positions, k=2)[0][:, 1]))
@@ -319,6 +329,14 @@ def _near(positions: np.ndarray, shape: tuple[int, int, int], voxel: float) -> n
     spacing = float(np.median(cKDTree(positions).query(positions, k=2)[0][:, 1])) if len(positions) > 1 else voxel
     sigma = _REACH * spacing / voxel / 2
     return gaussian_filter(count, sigma, truncate=2.5) > 0
+
+
+def _stands_apart(intensity: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether there is a gap between the lightest class and the next: few atoms half-way between their means."""
+    pair = [intensity[labels == label] for label in np.unique(labels)[:2]]
+    light, heavy = (float(part.mean()) for part in pair)
+    between = (np.concatenate(pair) - light) / (heavy - light)
+    return float(np.mean(np.abs(between - 0.5) < 0.1)) < _HALF_WAY
 
 
 def _classes(intensity: np.ndarray, classes: int) -> np.ndarray:

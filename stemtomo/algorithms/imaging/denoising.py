@@ -13,6 +13,7 @@ Theory 63, 2137 (2017), equation 7.
 from __future__ import annotations
 
 import importlib.util
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,8 @@ BM3D_LICENCE = (
 #: Thresholds of BM3D's two steps; given, because the package's own choice for coloured noise fails with NumPy 2.4
 #: (numpy.trapz). They are its values for white noise.
 _BM3D_HARD, _BM3D_WIENER = 3.0, 0.4
+#: The package has one pool of threads for all callers: a second call at the same time aborts the process.
+_ONE_BM3D = threading.Lock()
 
 #: Patches worked on together.
 _BATCH = 256
@@ -110,7 +113,8 @@ def denoise_bm3d(image: Array, noise: NoiseSpectrum) -> Array:
     profile.lambda_thr3d, profile.mu2 = _BM3D_HARD, _BM3D_WIENER
     # The package works in single precision with thresholds made for values of about one.
     scale = float(np.ptp(host)) or 1.0
-    filtered = bm3d.bm3d(host / scale, power * (host.size / scale**2), profile) * scale
+    with _ONE_BM3D:
+        filtered = bm3d.bm3d(host / scale, power * (host.size / scale**2), profile) * scale
     return to_device_of(np.asarray(filtered, np.float32), image)
 
 

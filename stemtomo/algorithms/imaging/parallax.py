@@ -125,14 +125,16 @@ def fit_parallax(
         return ParallaxFit(Lens(0, 0, 0, 0, False), *(math.inf,) * 3, 0.0, few, blank)
     found = []
     for start in _search(problem, largest_shift_fraction):
-        matrix = start
-        for _ in range(2):
-            matrix, spectra = _refine(problem, matrix)
-        found.append((_significance(spectra, np.zeros((2, 2))), matrix, spectra))
-    found.sort(key=lambda item: (not _round(item[1]), -item[0]))
-    significance, matrix, spectra = found[0]
-    for _ in range(3):
-        matrix, spectra = _refine(problem, matrix)
+        matrix, spectra = _refine(problem, start, 2)
+        if len(spectra.q):
+            found.append((_significance(spectra, np.zeros((2, 2))), matrix, spectra))
+    if found:
+        found.sort(key=lambda item: (not _round(item[1]), -item[0]))
+        significance, matrix, spectra = found[0]
+        matrix, spectra = _refine(problem, matrix, 3)
+    if not found or not len(spectra.q):
+        small = f"what all images share of {stack.shape[:2]} positions holds no detail; scan a larger field"
+        return ParallaxFit(Lens(0, 0, 0, 0, False), *(math.inf,) * 3, 0.0, small, blank)
     found[0] = (significance, matrix, spectra)
     sigma = _uncertainty(spectra, matrix)
     reason = _doubt(problem, found, sigma, largest_shift_fraction)
@@ -267,7 +269,16 @@ def _gradients(spectra: _Spectra, matrix: np.ndarray) -> tuple[float, np.ndarray
     return float(np.sum(spectra.weight * np.abs(total) ** 2)), pull[:, :, None] * spectra.alpha[:, None, :]
 
 
-def _refine(problem: _Problem, matrix: np.ndarray) -> tuple[np.ndarray, _Spectra]:
+def _refine(problem: _Problem, matrix: np.ndarray, times: int) -> tuple[np.ndarray, _Spectra]:
+    """Return the refined matrix and the last spectra, which are empty where a small field has none."""
+    for _ in range(times):
+        matrix, spectra = _refine_once(problem, matrix)
+        if not len(spectra.q):
+            break
+    return matrix, spectra
+
+
+def _refine_once(problem: _Problem, matrix: np.ndarray) -> tuple[np.ndarray, _Spectra]:
     """Align by ``matrix``, cut to what all images share, and fit what shift is left."""
     shifted = _shifted(problem, matrix)
     if not problem.periodic:
@@ -275,6 +286,8 @@ def _refine(problem: _Problem, matrix: np.ndarray) -> tuple[np.ndarray, _Spectra
         edge = [min(math.ceil(r) + 1, n // 3) for r, n in zip(reach, problem.shape, strict=True)]
         shifted = shifted[:, edge[0] : problem.shape[0] - edge[0], edge[1] : problem.shape[1] - edge[1]]
     spectra = _spectra(shifted, problem.alpha, problem.step, problem.limit, not problem.periodic)
+    if not len(spectra.q):
+        return matrix, spectra
     spectra = spectra._replace(
         values=spectra.values * _transfer(problem, spectra.q, matrix).conj().astype(np.complex64)
     )

@@ -6,7 +6,7 @@ Im(conj(t) G_t).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,7 @@ __all__ = [
     "Rule",
     "State",
     "gradients",
+    "gradients_of",
     "illumination",
     "orthogonal_modes",
     "patterns",
@@ -69,6 +70,22 @@ def gradients(
     parameters
         Parameters beside object and probe, whose values are in ``state.extra``.
     """
+    return gradients_of(state, model, [(batch, counts, batch)], parameters)
+
+
+def gradients_of(
+    state: State,
+    model: Model,
+    groups: Iterable[tuple[np.ndarray, Array, np.ndarray]],
+    parameters: Sequence[Parameter] = (),
+) -> Gradients:
+    """Return :func:`gradients` over positions whose patterns come in groups.
+
+    Parameters
+    ----------
+    groups
+        Indices of positions, patterns, and which of these patterns are theirs.
+    """
     xp = array_namespace(state.phase)
     extra = {parameter.name: parameter.zero(state.extra[parameter.name]) for parameter in parameters}
     for parameter in parameters:
@@ -81,11 +98,11 @@ def gradients(
     lit = xp.zeros(model.grid.shape_yx, dtype=real_dtype(state.probe))
     probe_gradient = xp.zeros_like(state.probe)
     loss: Any = 0.0
-    modes = len(state.probe)
+    modes, met = len(state.probe), 0
     chunk = max(1, together_bytes(state.probe) // state.probe.nbytes)
-    alike = probes_at(state.probe, model.grid, batch[:chunk]) if model.grid.on_pixels else None
-    for start in range(0, len(batch), chunk):
-        where = batch[start : start + chunk]
+    alike = probes_at(state.probe, model.grid, np.arange(chunk)) if model.grid.on_pixels else None
+    for where, counts, rows in _chunks(groups, chunk):
+        met += len(where)
         probes = probes_at(state.probe, model.grid, where) if alike is None else alike[: len(where)]
         for parameter in parameters:
             probes = parameter.probes(state.extra[parameter.name], probes, model, where)
@@ -94,7 +111,7 @@ def gradients(
         patches.illuminate(waves, corners, lit)
         spectra, incident = multislice.forward(waves, transmission, corners, propagators)
         # A number of the device: reading it here would make the host wait for every chunk.
-        loss = loss + _residual(spectra, counts, where, state, model, parameters, extra).sum()
+        loss = loss + _residual(spectra, counts, rows, state, model, parameters, extra).sum()
         on_gap = _watcher(state, model, where, parameters, extra)
         back = multislice.adjoint(spectra, incident, transmission, corners, propagators, transmission_gradient, on_gap)
         for parameter in parameters:
@@ -104,7 +121,7 @@ def gradients(
     phase_gradient = xp.stack([-1j * t.conj() * g for t, g in zip(transmission, layers, strict=False)])
     if model.kind == "phase":
         phase_gradient = xp.ascontiguousarray(phase_gradient.real)
-    return Gradients(phase_gradient, probe_gradient, lit, float(loss), len(batch), extra)
+    return Gradients(phase_gradient, probe_gradient, lit, float(loss), met, extra)
 
 
 def update(
@@ -207,10 +224,18 @@ def steps(epochs: int, rule: Rule, batches: int, final_epochs: int) -> Iterator[
         yield (rule, batches) if epoch < epochs - final_epochs else (rule, 1)
 
 
+def _chunks(
+    groups: Iterable[tuple[np.ndarray, Array, np.ndarray]], size: int
+) -> Iterator[tuple[np.ndarray, Array, np.ndarray]]:
+    for where, counts, rows in groups:
+        for start in range(0, len(where), size):
+            yield where[start : start + size], counts, rows[start : start + size]
+
+
 def _residual(
     spectra: Array,
     counts: Array,
-    where: np.ndarray,
+    rows: np.ndarray,
     state: State,
     model: Model,
     parameters: Sequence[Parameter],
@@ -224,7 +249,7 @@ def _residual(
         counts,
         model.loss,
         model.blur_px,
-        where=to_device_of(np.ascontiguousarray(where, dtype=np.int64), spectra),
+        where=to_device_of(np.ascontiguousarray(rows, dtype=np.int64), spectra),
         modes=len(state.probe),
         mask=model.mask,
         background=background,

@@ -116,6 +116,25 @@ def cut_scan(
     return [_tile(grid, cut, order[first:last], margin_px) for cut, (first, last) in runs if first < last]
 
 
+def with_halo(
+    tiles: Sequence[Tile], grid: ObjectGrid, shape_yx: tuple[int, int], recorded: np.ndarray, halo: int, margin_px: int
+) -> list[Tile]:
+    """Return ``tiles`` that also see the patterns of neighbours, up to ``halo`` scan positions beyond their own.
+
+    The other arguments are those of :func:`cut_scan` that made them.
+    """
+    rows, columns = np.divmod(recorded, shape_yx[1])
+    found = []
+    for tile in tiles:
+        (y0, y1), (x0, x1) = (
+            (max(0, start - halo), min(length, stop + halo))
+            for (start, stop), length in zip(tile.scan, shape_yx, strict=True)
+        )
+        where = np.flatnonzero((rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1))
+        found.append(_tile(grid, ((y0, y1), (x0, x1)), where, margin_px))
+    return found
+
+
 @functools.lru_cache(maxsize=4)
 def batch_of(members: int, batches: int, seed: int) -> np.ndarray:
     """Return the batch, (member,) int32, of each of ``members``: the batches of ``spread_batches``, read-only.

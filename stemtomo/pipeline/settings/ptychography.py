@@ -142,6 +142,24 @@ class PtychographySettings(Section):
         description="Tiles [rows, columns] into which the scan of a tilt is cut, over all workers; as few as fit "
         "the workers where a tilt does not fit one, if auto. The result does not depend on it beyond rounding.",
     )
+    tile_mode: Literal["exact", "stitch"] = Field(
+        default="exact",
+        description="Tiles that exchange sums at every step, the same as one piece to rounding; or tiles on their own, "
+        "put together afterwards, for clusters whose network or scheduler is slow.",
+    )
+    stitch_halo: Count | None = Field(
+        default=None,
+        description="Scan positions of their neighbours that tiles on their own see, too; 4/3 of the probe's diameter "
+        "if not given.",
+    )
+    stitch_probe_positions: Count = Field(
+        default=32,
+        description="Edge, in scan positions, of the part in the middle of the scan that the probe of tiles on their "
+        "own is fitted to.",
+    )
+    stitch_polish_epochs: Count = Field(
+        default=5, description="Last epochs that tiles which were on their own go on with as exact ones."
+    )
     frames: Literal["auto", "memory", "store"] = Field(
         default="auto",
         description="Where the patterns of tiles are: held in memory, or read from the store whenever they are needed; "
@@ -161,6 +179,12 @@ class PtychographySettings(Section):
 
     #: What changes where and how a result is computed, but not the result.
     HOW: ClassVar[frozenset[str]] = frozenset({"tiles", "frames", "checkpoint_every", "memory_gib"})
+
+    def how(self) -> frozenset[str]:
+        """Return the names of the settings that do not change the result: the cut does if tiles are stitched."""
+        if self.tile_mode == "stitch":
+            return self.HOW - {"tiles"}
+        return self.HOW | {"tile_mode", "stitch_halo", "stitch_probe_positions", "stitch_polish_epochs"}
 
     def settling_of(self, epochs: int) -> int:
         """Return the whole-scan epochs at the end of ``epochs``."""

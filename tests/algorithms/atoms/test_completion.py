@@ -69,6 +69,16 @@ def test_missing_atoms_are_added_and_false_ones_dropped(glass, noisy):
     assert sum(added for added, _ in found.history) >= (~kept).sum()
 
 
+def test_a_lighter_element_that_tracing_missed_altogether_comes_back(glass, noisy):
+    positions, labels = glass
+    found = complete_atoms(
+        positions[labels == 1], noisy, 2, width_angstrom=0.6, rules=CompletionRules(minimum_distance_angstrom=1.7)
+    )
+    after = match_atoms(found.refined.positions, positions, 0.75)
+    assert min(after.recall, after.precision) > 0.98
+    assert np.mean(found.labels[after.found] == labels[after.truth]) > 0.98
+
+
 def test_without_rounds_atoms_only_go(glass, noisy):
     positions, _ = glass
     rules = CompletionRules(minimum_distance_angstrom=1.7, rounds=0)

@@ -1,5 +1,7 @@
 """Filters on lattices: gains in dB, coloured noise, and vacancies that stay empty."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,16 @@ def test_bm3d_is_called_as_its_authors_would():
     noisy = truth + coloured(truth.shape, SIGMA, np.inf)[0]
     plain = psnr(truth, bm3d.bm3d(noisy, SIGMA))
     assert psnr(truth, denoise_bm3d(noisy, white(truth.shape))) == pytest.approx(plain, abs=0.3)
+
+
+@needs_bm3d
+def test_bm3d_from_several_threads_at_once():
+    noise = white((48, 48))
+    images = [coloured((48, 48), SIGMA, np.inf)[0] * scale for scale in range(1, 9)]
+    alone = [denoise_bm3d(image, noise) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda image: denoise_bm3d(image, noise), images))
+    np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", FILTERS)

@@ -83,6 +83,13 @@ def test_noise_alone_and_the_focus_are_refused():
     assert "8 x 8 are needed" in few.reason
 
 
+def test_a_field_of_which_nothing_is_shared_is_refused():
+    images, alpha = stack(np.random.default_rng(0).poisson(2.0, size=(9, 9, 64, 64)))
+    for step in (0.6, 1.6, 3.0):
+        found = fit_parallax(images, alpha, microscope.SEMIANGLE, microscope.WAVELENGTH, (step, step))
+        assert found.reason != ""
+
+
 def test_too_little_dose_is_refused():
     found = fit(counted(clean(150.0), 3.0))
     assert found.reason != ""

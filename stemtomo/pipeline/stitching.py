@@ -1,0 +1,201 @@
+"""Tiles on their own: one probe for all, tiles that exchange nothing, then their gauges and one blend of them.
+
+For clusters whose network or scheduler is slow. The probe is fitted to the middle of the scan. Every tile, with some
+patterns of its neighbours, is then one chain of long tasks. What they leave free, and what a probe of their own would,
+is solved for over all overlaps (:mod:`~stemtomo.algorithms.ptychography.gauges`); transmissions are blended with the
+illumination of the patterns that each tile owns as weights. A few exact epochs follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from stemtomo import backend
+from stemtomo.algorithms.ptychography import gauges, solver
+from stemtomo.algorithms.ptychography.gauges import Difference, Gauge
+from stemtomo.algorithms.ptychography.positions import Positions, moved_grid
+from stemtomo.algorithms.ptychography.tiles import Rectangle, Tile
+from stemtomo.backend import Array, array_namespace
+from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
+from stemtomo.distributed.windows import intersection
+from stemtomo.pipeline.tile_fields import Field
+from stemtomo.pipeline.tiles import Schedule, tile_curvature, tile_saved_positions, tile_state, tile_tree
+
+#: Overlaps are compared where both tiles have this share of their usual illumination; least pixels of their edges.
+_LIT, _LEAST_PX = 0.7, 8
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Tiles on their own.
+
+    Parameters
+    ----------
+    fields, tiles
+        With the positions of their neighbours that they see, too.
+    owned
+        Per tile, (position,) bool: which of its positions are its own.
+    epochs
+        Epochs of the schedule that they are on their own for.
+    kept
+        What a checkpoint keeps beside the tiles and the losses.
+    """
+
+    executor: Executor
+    fields: Parts
+    tiles: Sequence[Tile]
+    owned: Sequence[np.ndarray]
+    schedule: Schedule
+    epochs: int
+    kept: dict[str, Any]
+
+    def start(self, build: Callable[..., solver.State], *shared: Any) -> Parts:
+        """Return the first trees: of the states ``build(field, *shared)``."""
+        return self.fields.map(build, *shared).map(tile_tree, None)
+
+    def solve(
+        self,
+        trees: Parts,
+        losses: list[float],
+        checkpoint: Checkpoint,
+        checkpoint_every: int,
+        on_epoch: Callable[[int, float], None],
+    ) -> tuple[Parts, list[float]]:
+        """Return the trees of the tiles after :attr:`epochs` epochs, and the loss per pattern of each."""
+        while (first := len(losses)) < self.epochs:
+            last = min(self.epochs, first - first % checkpoint_every + checkpoint_every)
+            work = trees.map(tile_alone, self.schedule, first, last, each=[self.fields])
+            trees = work.pick("tree")
+            sums = self.executor.gather(work.pick("sums").sum())
+            for epoch, (loss, count) in zip(range(first, last), sums, strict=True):
+                losses = [*losses, float(loss / count)]
+                on_epoch(epoch, losses[-1])
+            if last < self.epochs:
+                trees = trees.save(checkpoint, last, {**self.kept, "losses": np.array(losses)}).parts
+                trees = Parts(self.executor, trees.handles, self.fields.places)
+        return trees, losses
+
+    def joined(self, trees: Parts, windows: Sequence[Rectangle], layers: int) -> Parts:
+        """Return the trees of exact tiles with these ``windows`` of the object of ``layers``: all tiles blended."""
+        owned, seen = list(self.owned), [tile.window for tile in self.tiles]
+        pieces = trees.map(tile_piece, each=[self.fields, owned])
+        centres = np.array([[(a + b) / 2 for a, b in window] for window in seen])
+        first = self.schedule.positions_from
+        moving = first is not None and first < self.epochs
+        solved = self.executor.submit(tiles_gauges, self._differences(pieces, seen), centres, layers, moving)
+        numbers = list(range(len(seen)))
+        shares = pieces.map(tile_share, solved, each=[numbers])
+        blends = shares.exchange(seen, windows, beside=self.fields)
+        return trees.map(tile_blended, solved, each=[blends, self.fields, owned, numbers])
+
+    def _differences(self, pieces: Parts, windows: Sequence[Rectangle]) -> list[Handle]:
+        found, submit = [], self.executor.submit_at
+        for first, one in enumerate(windows):
+            for second in range(first + 1, len(windows)):
+                common = intersection(one, windows[second])
+                if common is None or min(stop - start for start, stop in common) < _LEAST_PX:
+                    continue
+                strips = [
+                    submit(pieces.places[n], tile_strip, pieces.handles[n], windows[n], common) for n in (first, second)
+                ]
+                found.append(submit(pieces.places[first], tile_difference, *strips, (first, second), common))
+        return found
+
+
+# -- tasks, under the names that a dashboard shows ---------------------------------------------------------------------
+
+
+def tile_alone(tree: dict[str, Any], schedule: Schedule, first: int, last: int, part: Field) -> dict[str, Any]:
+    """Return a tile after the epochs from ``first`` to before ``last``, its probe as it was, and their losses."""
+    state, positions = tile_state(tree), None
+    if tree["curvature"] is not None:
+        free = schedule.affine_from is not None and first > schedule.affine_from
+        positions = tile_saved_positions(tree, free, part)
+    sums = np.zeros((last - first, 2))
+    for epoch in range(first, last):
+        free = epoch == schedule.affine_from
+        if free or epoch == schedule.positions_from:
+            positions = Positions(part.told_angstrom, tile_curvature(state, part), keep_affine=free)
+            moved = state.extra.get(Positions.name)
+            moved = positions.start(positions.curvature) if moved is None else moved
+            state = replace(state, extra={**state.extra, Positions.name: moved})
+        parameters = [] if positions is None else [positions]
+        state = state if schedule.tied else solver.untied(state, part.model.slices)
+        for batch in schedule.steps(epoch):
+            wanted = batch.share.of(part)
+            if not len(wanted):
+                continue
+            found = part.gradients(state, wanted, parameters)
+            state = solver.update(state, found, batch.rule, False, slices=part.model.slices, parameters=parameters)
+            state = state if batch.regularise is None else batch.regularise(state, epoch)
+            sums[epoch - first] += (found.loss, found.positions)
+    return {"tree": tile_tree(state, positions), "sums": sums}
+
+
+def tile_piece(tree: dict[str, Any], part: Field, owned: np.ndarray) -> dict[str, Array]:
+    """Return the object of a tile and its illumination, by all its positions and by those that it owns."""
+    grid, moved = part.model.grid, tree["extra"].get(Positions.name)
+    grid = grid if moved is None else moved_grid(grid, backend.to_host(moved))
+    own = replace(grid, corners=grid.corners[owned], shifts_px=grid.shifts_px[owned])
+    lit, mine = (solver.illumination(tree["probe"], each) for each in (grid, own))
+    xp = array_namespace(lit)
+    return {"u": tree["phase"], "lit": lit, "own": mine, "usual": xp.median(lit[lit > lit.max() / 2])}
+
+
+def tile_strip(piece: dict[str, Array], window: Rectangle, common: Rectangle) -> dict[str, np.ndarray]:
+    """Return what a tile has of an overlap, in host memory."""
+    y, x = (slice(c[0] - w[0], c[1] - w[0]) for c, w in zip(common, window, strict=True))
+    return {
+        "u": backend.to_host(piece["u"][:, y, x]).copy(),
+        "lit": backend.to_host(piece["lit"][y, x] / piece["usual"]),
+    }
+
+
+def tile_difference(
+    one: dict[str, np.ndarray], other: dict[str, np.ndarray], pair: tuple[int, int], common: Rectangle
+) -> Difference:
+    """Return how two tiles differ in their overlap."""
+    lit = np.minimum(one["lit"], other["lit"]).astype(np.float64)
+    lit[lit < _LIT] = 0
+    return gauges.difference(one["u"], other["u"], lit**2, pair, (common[0][0], common[1][0]))
+
+
+def tiles_gauges(differences: Sequence[Difference], centres: np.ndarray, layers: int, moving: bool) -> list[Gauge]:
+    """Return the gauges of all tiles; positions that do not move leave no translation free."""
+    found = gauges.solve(differences, centres, layers)
+    return found if moving else [each._replace(shift_px=np.zeros(2)) for each in found]
+
+
+def tile_share(piece: dict[str, Array], solved: Sequence[Gauge], number: int) -> dict[str, Array]:
+    """Return what a tile adds to the blend: weights, weighted u and weighted transmission."""
+    shape = piece["u"].shape[1:]
+    u = gauges.without(piece["u"], solved[number], np.array(shape) / 2)
+    weight = piece["own"] ** 2
+    xp = array_namespace(u)
+    return {"u": weight * u, "t": weight * xp.exp(1j * u), "weight": weight}
+
+
+def tile_blended(
+    tree: dict[str, Any],
+    solved: Sequence[Gauge],
+    blend: dict[str, Array],
+    part: Field,
+    owned: np.ndarray,
+    number: int,
+) -> dict[str, Any]:
+    """Return the tree of an exact tile: the blend in its window, and the positions that it owns."""
+    xp = array_namespace(blend["weight"])
+    weight = xp.where(blend["weight"] > 0, blend["weight"], 1)
+    u = gauges.blended(blend["u"] / weight, xp.where(blend["weight"] > 0, blend["t"] / weight, 1))
+    extra, curvature = dict(tree["extra"]), tree["curvature"]
+    if Positions.name in extra:
+        pixel = np.asarray(part.model.grid.pixel_angstrom_yx)
+        gauge = (solved[number].shift_px * pixel)[::-1]
+        extra[Positions.name] = extra[Positions.name][owned] - backend.to_device_of(gauge, extra[Positions.name])
+        curvature = curvature[owned]
+    phase = u.astype(tree["phase"].dtype)
+    return {"phase": phase, "probe": tree["probe"], "extra": extra, "memory": {}, "curvature": curvature}

@@ -1,0 +1,134 @@
+"""The batch scripts of deploy/slurm on a real SLURM of two nodes: lost workers, warnings and cancelled jobs."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from stemtomo.io.store import Store
+from tests.deploy.private_slurm import Slurm, why_not
+from tests.deploy.tiny import differing, environ, write_frames, write_series
+
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
+
+SCRIPTS = Path(__file__).parents[2] / "deploy" / "slurm"
+TILTS = 3
+UNTIL = ("--until", "tomography")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    run = tmp_path_factory.mktemp("slurm")
+    started = Slurm(run)
+    started.environ = environ(
+        SLURM_CONF=str(started.conf), STEMTOMO_SLURM=str(SCRIPTS), STEMTOMO_INTERFACE="lo",
+        STEMTOMO_SCRATCH=str(run / "scratch"), STEMTOMO_GRACE_S="60",
+    )  # fmt: skip
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_frames(tmp_path_factory.mktemp("frames"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, frames: Path) -> Path:
+    """Store of a run that nothing disturbed, without SLURM."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    toml = write_series(folder, frames)
+    subprocess.run(["stemtomo", "run", str(toml), *UNTIL], cwd=folder, env=environ(), check=True, capture_output=True)
+    return folder / "series.zarr"
+
+
+def wait(condition: Callable[[], object], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0.1)
+
+
+def checkpointed(folder: Path) -> bool:
+    """Whether ptychography is at work: its first checkpoint is there."""
+    return any((folder / "series.zarr" / ".checkpoints").glob("ptychography-*/step-*/mark.json"))
+
+
+def log_of(folder: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(folder.glob("stemtomo-*.log")))
+
+
+def test_two_nodes_one_of_them_cancelled(slurm: Slurm, tmp_path: Path, frames: Path, undisturbed: Path) -> None:
+    toml = write_series(tmp_path / "run", frames)
+    job = slurm.submit(
+        "--nodes=2", "--cpus-per-task=1", "--mem=2000M", str(SCRIPTS / "run-nodes.sbatch"), str(toml), *UNTIL,
+        folder=toml.parent,
+    )  # fmt: skip
+    wait(lambda: checkpointed(toml.parent) or slurm.state(job) not in ("PENDING", "RUNNING"))
+    steps = slurm.steps(job)
+    assert len(steps) == 2, log_of(toml.parent)
+    slurm.cancel(steps[1])
+    assert slurm.finished(job) == "COMPLETED 0:0", log_of(toml.parent)
+    assert "it is started again" in log_of(toml.parent)
+    assert differing(toml.parent / "series.zarr", undisturbed) == []
+    assert not list(toml.parent.glob(".stemtomo-*"))  # neither the key of the job nor its scheduler's address is left
+
+
+def test_a_warned_job_stops_at_a_checkpoint_and_goes_back_into_the_queue(
+    slurm: Slurm, tmp_path: Path, frames: Path, undisturbed: Path
+) -> None:
+    toml = write_series(tmp_path / "run", frames)
+    job = slurm.submit(
+        "--cpus-per-task=1", "--mem=2000M", str(SCRIPTS / "run.sbatch"), str(toml), *UNTIL, folder=toml.parent
+    )
+    wait(lambda: checkpointed(toml.parent))
+    slurm.cancel(str(job), "--batch", "--signal=TERM")  # what --signal=B:TERM@120 does before the walltime
+    wait(lambda: slurm.field(job, "Restarts") == "1")
+    assert "stopping at the next checkpoint" in log_of(toml.parent)
+    assert "Run the same command again to continue there" in log_of(toml.parent)
+    slurm.hurry(job)
+    assert slurm.finished(job) == "COMPLETED 0:0", log_of(toml.parent)
+    assert differing(toml.parent / "series.zarr", undisturbed) == []
+
+
+def test_a_job_cancelled_at_a_random_moment_and_submitted_again(
+    slurm: Slurm, tmp_path: Path, frames: Path, undisturbed: Path
+) -> None:
+    toml = write_series(tmp_path / "run", frames)
+    command = ("--cpus-per-task=1", "--mem=2000M", str(SCRIPTS / "run.sbatch"), str(toml), *UNTIL)
+    seed = time.time_ns() % 100000
+    moment_s = random.Random(seed).uniform(0, 12)
+    job = slurm.submit(*command, folder=toml.parent)
+    wait(lambda: (toml.parent / "series.zarr").exists())
+    time.sleep(moment_s)
+    print(f"seed {seed}: cancelled {moment_s:.2f} s after the store appeared")
+    slurm.cancel(str(job))
+    ended = slurm.finished(job)
+    assert ended.startswith(("CANCELLED", "COMPLETED")), log_of(toml.parent)
+    again = slurm.submit(*command, folder=toml.parent)
+    assert slurm.finished(again) == "COMPLETED 0:0", log_of(toml.parent)
+    assert differing(toml.parent / "series.zarr", undisturbed) == [], f"seed {seed}"
+
+
+def test_an_array_over_tilts(slurm: Slurm, tmp_path: Path, frames: Path, undisturbed: Path) -> None:
+    toml = write_series(tmp_path / "run", frames)
+    small = {"STEMTOMO_SBATCH": "--cpus-per-task=1 --mem=1200M"}
+    told = subprocess.run(
+        [str(SCRIPTS / "submit-tilts.sh"), str(TILTS), str(toml), *UNTIL],
+        cwd=toml.parent, env={**slurm.environ, **small}, check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    last = int(told.rstrip(".\n").rpartition(" ")[2])
+    assert slurm.finished(last, 240) == "COMPLETED 0:0", told + log_of(toml.parent)
+    assert len(Store.open(toml.parent / "series.zarr").members("ptychography")) == TILTS
+    assert differing(toml.parent / "series.zarr", undisturbed) == []

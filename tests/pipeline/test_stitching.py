@@ -1,0 +1,104 @@
+"""Tiles on their own, put together: nothing shows at their seams that noise does not show everywhere."""
+
+import numpy as np
+import pytest
+
+from stemtomo.algorithms.ptychography.seams import seam_lines, seams
+from stemtomo.distributed import executor
+from stemtomo.distributed.threads import ThreadExecutor
+from stemtomo.geometry import Detector, Scan
+from stemtomo.pipeline.config import PtychographySettings
+from stemtomo.pipeline.ptychography import build_model, ptychography
+from stemtomo.pipeline.tile_layout import Room, layout_of
+from tests.pipeline.scanned import OPTICS, make_scan
+from tests.pipeline.test_tiled_ptychography import Stop, StopAfter
+
+SCAN, DETECTOR = Scan((56, 56), (0.6, 0.6)), Detector((32, 32), 1 / 16.0)
+SETTINGS = PtychographySettings(epochs=20, probe_update_start_epoch=3)
+STITCHED = SETTINGS.model_copy(update={"tile_mode": "stitch", "tiles": (3, 3)})
+SMALL = {"epochs": 6, "settling_epochs": 2, "batches": 4, "stitch_polish_epochs": 2, "stitch_halo": 3}
+
+
+def true_phase():
+    """Return the phase (y, x) that :func:`make_scan` draws."""
+    shape = build_model(SCAN, DETECTOR, OPTICS, SETTINGS).grid.shape_yx
+    rng, found = np.random.default_rng(2), np.zeros(shape)
+    y, x = np.indices(shape)
+    for row, column in rng.uniform(0, 1, size=(60, 2)) * np.array(shape):
+        found += 0.5 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * 1.2**2))
+    return found
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Phases untiled, with the shared probe in one piece, and stitched, where they are seen; the truth; the seams."""
+    store = make_scan(tmp_path_factory.mktemp("scan") / "scan.zarr", SCAN, DETECTOR)
+    found = {}
+    one_piece = STITCHED.model_copy(update={"tiles": (1, 1)})
+    for name, settings in (("untiled", SETTINGS), ("one piece", one_piece), ("stitched", STITCHED)):
+        ptychography(store, settings, executor=ThreadExecutor(1))
+        found[name] = store.read("ptychography/000").load()
+    lit = found["untiled"]["illumination"].values
+    seen = lit > 0.5 * np.median(lit[lit > 0.1 * lit.max()])
+    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    inside = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    layout = layout_of(store, 0, STITCHED, Room(2**34))
+    lines = seam_lines([tile.window for tile in layout.tiles()])
+    moved = [[line - first for line in each] for each, first in zip(lines, (rows[0], columns[0]), strict=True)]
+    phases = [each["phase_sum"].values[inside].astype(float) for each in found.values()]
+    return *phases, true_phase()[inside], moved
+
+
+def test_stitched_tiles_are_the_scan_in_one_piece(pictures):
+    untiled, one_piece, stitched, truth, lines = pictures
+    assert np.corrcoef(untiled.ravel(), stitched.ravel())[0, 1] >= 0.999
+    noise = (untiled - truth - (untiled - truth).mean()).std()
+    assert seams(stitched, *lines, one_piece).difference_rms <= 0.1 * noise
+
+
+def test_the_error_to_the_truth_is_not_larger_at_seams(pictures):
+    untiled, _, stitched, truth, lines = pictures
+    one, other = (seams(picture, *lines, truth) for picture in (untiled, stitched))
+    assert other.difference_ratio <= 1.05 * one.difference_ratio
+    assert other.difference_rms <= 1.05 * one.difference_rms
+    assert other.step_ratio <= 1.05 * one.step_ratio
+
+
+def test_there_is_no_peak_at_the_period_of_the_tiles(pictures):
+    untiled, _, stitched, _, lines = pictures
+    assert seams(stitched, *lines).period_peak <= max(3, 1.1 * seams(untiled, *lines).period_peak)
+
+
+def small(path, name, **changes):
+    store = make_scan(path / f"{name}.zarr")
+    settings = STITCHED.model_copy(update={**SMALL, "tiles": (2, 2), **changes})
+    return store, settings
+
+
+def test_a_run_that_was_stopped_continues_to_the_same_bits(tmp_path):
+    store, settings = small(tmp_path, "undisturbed", checkpoint_every=1, refine_positions_from_epoch=2)
+    ptychography(store, settings, executor=ThreadExecutor(2))
+    expected = store.read("ptychography/000").load()
+    for epochs in (2, 5):
+        store, settings = small(tmp_path, f"stopped-{epochs}", checkpoint_every=1, refine_positions_from_epoch=2)
+        with pytest.raises(Stop):
+            ptychography(store, settings, executor=ThreadExecutor(2), progress=StopAfter(epochs))
+        ptychography(store, settings, executor=ThreadExecutor(1))
+        found = store.read("ptychography/000").load()
+        for name in ("object", "probe", "loss", "loss_map", "position_x"):
+            np.testing.assert_array_equal(found[name].values, expected[name].values)
+
+
+def test_a_cluster_gives_the_bits_of_threads_from_the_store(tmp_path, client):
+    found = []
+    for name, workers in (("threads", ThreadExecutor(2)), ("cluster", executor(client))):
+        store, settings = small(tmp_path, name, frames="store")
+        ptychography(store, settings, executor=workers)
+        found.append(store.read("ptychography/000").load())
+    for name in ("object", "probe", "loss"):
+        np.testing.assert_array_equal(found[0][name].values, found[1][name].values)
+
+
+def test_the_result_knows_that_the_cut_matters_to_it():
+    assert "tiles" in STITCHED.how() ^ STITCHED.HOW
+    assert {"tiles", "stitch_halo"} <= SETTINGS.how()
