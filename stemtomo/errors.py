@@ -33,6 +33,10 @@ class UnfinishedError(StemtomoError, RuntimeError):
     """The work was asked to stop and did, at a checkpoint; run again, it continues there."""
 
 
+class UnreachableError(StoreError):
+    """Object storage does not answer or refuses; run again, the work continues when it does."""
+
+
 class MemoryPlanError(StemtomoError, MemoryError):
     """A plan does not fit the memory it was given; the text names both numbers and what would fit."""
 

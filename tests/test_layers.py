@@ -16,16 +16,17 @@ IO_AND_SCHEDULING = {"dask", "distributed", "zarr", "xarray", "h5py"}
 ALLOWED = {
     "errors": set(),
     "backend": {"errors"},
+    "locations": {"errors"},
     "geometry": {"errors"},
     "kernels": {"backend", "geometry", "errors"},
     "physics": {"kernels", "backend", "geometry", "errors"},
     "algorithms": {"physics", "kernels", "backend", "geometry", "errors"},
-    "distributed": {"backend", "errors"},
-    "io": {"kernels", "geometry", "errors"},
-    "pipeline": {"algorithms", "physics", "kernels", "distributed", "io", "backend", "geometry", "errors"},
-    "reporting": {"pipeline", "io", "physics", "geometry", "errors"},
+    "distributed": {"backend", "locations", "errors"},
+    "io": {"kernels", "locations", "geometry", "errors"},
+    "pipeline": {"algorithms", "physics", "kernels", "distributed", "io", "backend", "locations", "geometry", "errors"},
+    "reporting": {"pipeline", "io", "locations", "physics", "geometry", "errors"},
     "terminal": {"io", "errors", "pipeline"},
-    "cli": {"pipeline", "reporting", "terminal", "distributed", "io", "errors"},
+    "cli": {"pipeline", "reporting", "terminal", "distributed", "io", "locations", "errors"},
 }
 
 

@@ -31,12 +31,16 @@ run_stemtomo() {
 }
 
 # Leave with the exit code $1 of stemtomo; a job that was warned and did not finish (75) goes back into the queue. One
-# that somebody cancels gets no warning of its own, and stays cancelled.
+# that somebody cancels is signalled as well, but does not count as running any more, and stays cancelled.
 leave() {
     local code=$1
     if [ "$code" = 75 ] && [ -n "$warned" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${STEMTOMO_RESTARTS:-20}" ]; then
-        echo "Not finished: job $SLURM_JOB_ID goes back into the queue."
-        scontrol requeue "$SLURM_JOB_ID"
+        case $(scontrol show job --oneliner "$SLURM_JOB_ID") in
+            *" JobState=RUNNING "*)
+                echo "Not finished: job $SLURM_JOB_ID goes back into the queue."
+                scontrol requeue "$SLURM_JOB_ID" ;;
+            *) echo "Not finished: submit it again to continue." ;;
+        esac
     fi
     exit "$code"
 }
@@ -48,6 +52,7 @@ leave() {
 # work. Whatever ends early, a cancelled step or a lost worker process, is started again.
 start_cluster() {
     local wanted=$1; shift
+    rm -rf "${SLURM_SUBMIT_DIR:-.}/.stemtomo-$SLURM_JOB_ID-"??????  # of this job before it was requeued
     shared=$(mktemp -d "${SLURM_SUBMIT_DIR:-.}/.stemtomo-$SLURM_JOB_ID-XXXXXX") || exit 2  # seen by all nodes, ours alone
     shared=$(realpath "$shared")
     trap stop_cluster EXIT
@@ -59,7 +64,7 @@ start_cluster() {
         export "DASK_DISTRIBUTED__COMM__TLS__${role}__CERT=$shared/certificate.pem"
         export "DASK_DISTRIBUTED__COMM__TLS__${role}__KEY=$shared/key.pem"
     done
-    dask scheduler --protocol tls --port 0 --no-dashboard ${STEMTOMO_INTERFACE:+--interface "$STEMTOMO_INTERFACE"} \
+    dask scheduler --protocol tls --port 0 --no-dashboard --dashboard-address 127.0.0.1:0 ${STEMTOMO_INTERFACE:+--interface "$STEMTOMO_INTERFACE"} \
         --scheduler-file "$shared/scheduler.json" >"$shared/scheduler.log" 2>&1 &
     cluster=$!
     local node
@@ -83,7 +88,8 @@ keep_worker() {
     local node=$1; shift
     until [ -e "$shared/done" ]; do
         srun --nodes=1 --ntasks=1 --nodelist="$node" --cpus-per-task="$cpus" --kill-on-bad-exit=0 \
-            "$@" --scheduler-file "$shared/scheduler.json" --protocol tls --no-dashboard --death-timeout 600 \
+            "$@" --scheduler-file "$shared/scheduler.json" --protocol tls --no-dashboard --dashboard-address 127.0.0.1:0 \
+            --death-timeout 600 \
             --local-directory "$scratch" ${STEMTOMO_INTERFACE:+--interface "$STEMTOMO_INTERFACE"} \
             >>"$shared/worker-$node.log" 2>&1
         [ -e "$shared/done" ] || { echo "The worker step on $node ended; it is started again."; sleep 1; }

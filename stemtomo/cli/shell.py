@@ -19,6 +19,7 @@ from stemtomo.errors import (
     StemtomoError,
     StoreError,
     UnfinishedError,
+    UnreachableError,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ GRACE_S = 90.0
 
 def exit_code(error: BaseException, acquiring: bool = False) -> int:
     """Return the exit code for ``error``; while a source still grows (``acquiring``), missing frames mean a stall."""
-    if isinstance(error, UnfinishedError):
+    if isinstance(error, (UnfinishedError, UnreachableError)):
         return EXIT_UNFINISHED
     if isinstance(error, StalledError) or (isinstance(error, AcquisitionError) and acquiring):
         return EXIT_STALLED
@@ -62,7 +63,7 @@ def clear_errors(debug: bool) -> Iterator[None]:
             )
         else:
             text = str(error)
-        typer.echo(text if code == EXIT_UNFINISHED else f"Error: {text}", err=True)
+        typer.echo(text if isinstance(error, UnfinishedError) else f"Error: {text}", err=True)
         raise typer.Exit(code) from None
 
 

@@ -26,7 +26,8 @@ from typing import IO
 from stemtomo.distributed.interruption import stop_here
 from stemtomo.distributed.states import read_tree, write_tree
 from stemtomo.distributed.trees import Tree
-from stemtomo.errors import StoreError
+from stemtomo.errors import StoreError, UnreachableError
+from stemtomo.locations import ObjectPath, location, remove_tree, replacing_object
 
 FORMAT = 1
 _MARK = "mark.json"
@@ -48,7 +49,7 @@ class Checkpoint:
     Parameters
     ----------
     directory
-        On a file system that this process and all workers see; made when first written to.
+        On a file system that this process and all workers see, or in object storage; made when first written to.
     fingerprint
         Identifies the data, the settings and the cut into parts; checkpoints of another fingerprint do not count.
     keep
@@ -56,7 +57,7 @@ class Checkpoint:
     """
 
     def __init__(self, directory: str | os.PathLike[str], fingerprint: str = "", keep: int = 1) -> None:
-        self.directory = Path(directory)
+        self.directory = location(directory)
         self.fingerprint = fingerprint
         self.keep = max(1, keep)
 
@@ -112,7 +113,7 @@ class Checkpoint:
 
     def discard(self, step: int) -> None:
         """Remove what was written of ``step``."""
-        shutil.rmtree(self._directory_of(step), ignore_errors=True)
+        remove_tree(self._directory_of(step))
 
     def clear(self) -> None:
         """Remove all checkpoints: the result they lead to is published."""
@@ -141,6 +142,8 @@ class Checkpoint:
             if not valid or any(_size_of(directory / name) != size for name, size in files.items()):
                 return None
             shared = read_state(directory / _SHARED)
+        except UnreachableError:
+            raise  # nothing can be said of it
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return Mark(step, tuple(directory / name for name in sorted(files) if name != _SHARED), shared)
@@ -161,7 +164,7 @@ def write_state(path: str | os.PathLike[str], state: Tree) -> int:
     TypeError
         If the state holds anything else.
     """
-    path = Path(path)
+    path = location(path)
     try:
         with _replaced(path) as file:
             write_tree(file, state)
@@ -179,7 +182,9 @@ def read_state(path: str | os.PathLike[str]) -> Tree:
         If the file is missing or damaged.
     """
     try:
-        return read_tree(path)
+        return read_tree(location(path))
+    except UnreachableError:
+        raise
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StoreError(
             f"the checkpoint file {path} cannot be read ({error}); remove its directory to go on without it"
@@ -189,6 +194,10 @@ def read_state(path: str | os.PathLike[str]) -> Tree:
 @contextmanager
 def _replaced(path: Path) -> Iterator[IO[bytes]]:
     """Open a new file that takes the place of ``path`` when, and only if, all of it is on the disk."""
+    if isinstance(path, ObjectPath):
+        with replacing_object(path) as file:
+            yield file
+        return
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with open(partial, "wb") as file:
@@ -209,11 +218,15 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
 def _size_of(path: Path) -> int | None:
     try:
         return path.stat().st_size
+    except UnreachableError:
+        raise
     except OSError:
         return None
 
 
 def _not_written(path: Path, error: OSError) -> StoreError:
+    if isinstance(error, StoreError):
+        return error
     try:
         free = f" ({shutil.disk_usage(path if path.is_dir() else path.parent).free / 1e9:.3g} GB free)"
     except OSError:

@@ -51,6 +51,7 @@ def stoppable(grace_s: float, say: Callable[[str], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _asked.clear()
     timers: list[threading.Timer] = []
 
     def leave(why: str) -> None:

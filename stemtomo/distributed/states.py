@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from typing import IO, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from stemtomo import backend
 from stemtomo.distributed.trees import Tree
+from stemtomo.locations import ObjectPath
 
 _STRUCTURE = "structure"
 _PLAIN = (bool, int, float, str, type(None))
@@ -29,9 +31,10 @@ def write_tree(file: IO[bytes], tree: Tree) -> None:
     np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def read_tree(path: str | os.PathLike[str]) -> Tree:
+def read_tree(path: str | os.PathLike[str] | ObjectPath) -> Tree:
     """Return the tree that :func:`write_tree` wrote, arrays of the same dtype in the same memory (host or device)."""
-    with np.load(path, allow_pickle=False) as archive:
+    opened = io.BytesIO(path.read_bytes()) if isinstance(path, ObjectPath) else path
+    with np.load(opened, allow_pickle=False) as archive:
         structure = json.loads(archive[_STRUCTURE].tobytes().decode())
         return _decode(structure, archive)
 

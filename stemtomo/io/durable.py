@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stemtomo.errors import StoreError
+from stemtomo.locations import ObjectPath, is_object, replace_object
 
 PARTIAL_SUFFIX = ".partial"
 """Ending of every temporary file, ours and Zarr's; what a killed process leaves behind is recognised by it."""
@@ -32,7 +34,12 @@ def human_bytes(count: float) -> str:
 
 
 def free_bytes(path: Path) -> int:
-    """Free bytes of the disk that holds ``path`` or, where it does not exist yet, its nearest existing parent."""
+    """Free bytes of the disk that holds ``path`` or, where it does not exist yet, its nearest existing parent.
+
+    Object storage has no end.
+    """
+    if is_object(path):
+        return sys.maxsize
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     return shutil.disk_usage(existing).free
 
@@ -79,6 +86,9 @@ def replace_text(path: Path, text: str) -> None:
 
 def replace_bytes(path: Path, buffers: Sequence[bytes]) -> None:
     """Replace the file ``path`` by ``buffers`` one after another in one step; errors are those of the system."""
+    if isinstance(path, ObjectPath):
+        replace_object(path, buffers)
+        return
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
         with temporary.open("wb") as file:
@@ -94,6 +104,8 @@ def replace_bytes(path: Path, buffers: Sequence[bytes]) -> None:
 
 def sync(path: Path) -> None:
     """Wait until the file or directory ``path`` is on the disk; nothing to do where it does not exist."""
+    if is_object(path):  # a request that was answered is stored
+        return
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -109,6 +121,8 @@ def sync(path: Path) -> None:
 
 def sync_tree(root: Path) -> None:
     """Wait until every file and directory under ``root`` is on the disk."""
+    if is_object(root):
+        return
     for folder, _folders, files in os.walk(root):
         for name in files:
             sync(Path(folder) / name)
@@ -117,12 +131,16 @@ def sync_tree(root: Path) -> None:
 
 def remove_partial_files(root: Path, below: bool = True) -> None:
     """Remove the temporary files that a killed writer left in ``root`` and, if ``below``, in the folders under it."""
+    if is_object(root):  # there are none
+        return
     for path in root.rglob(f"*{PARTIAL_SUFFIX}") if below else root.glob(f"*{PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
 def stored_bytes(root: Path) -> int:
     """Bytes that the files under ``root`` hold."""
+    if isinstance(root, ObjectPath):
+        return sum(root.sizes().values())
     total = 0
     for folder, _folders, files in os.walk(root):
         for name in files:

@@ -11,6 +11,7 @@ import numpy as np
 
 from stemtomo.errors import FormatError
 from stemtomo.io.durable import replace_text
+from stemtomo.locations import local_path
 
 UNKNOWN_SPECIES = "X"
 """Symbol of an atom whose element is not known, as in other programs that write XYZ."""
@@ -70,7 +71,7 @@ def write_xyz(
     table = np.column_stack([positions, *(np.asarray(values, dtype=float) for values in columns.values())])
     lines = [str(len(positions)), f"Properties={properties}{extra}"]
     lines += [" ".join([name, *(f"{value:.6f}" for value in row)]) for name, row in zip(names, table, strict=True)]
-    replace_text(Path(path), "\n".join(lines) + "\n")
+    replace_text(local_path(path, "atoms are written"), "\n".join(lines) + "\n")
 
 
 def read_atoms(path: str | Path) -> tuple[np.ndarray, list[str]]:

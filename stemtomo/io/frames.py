@@ -14,6 +14,7 @@ from zarr.codecs import BloscCodec
 from stemtomo.errors import StoreError
 from stemtomo.io.durable import replace_bytes, storage_errors, sync
 from stemtomo.io.electrons import ElectronCodec, suits
+from stemtomo.io.object_store import zarr_store
 from stemtomo.io.schema import CHUNK_POSITIONS, FRAME_DIMS, frame_chunks, frame_shards, frame_units
 from stemtomo.io.shards import Piece, ShardCodec, build, read_pieces
 
@@ -38,7 +39,7 @@ def create(
     if shard_positions < CHUNK_POSITIONS or shard_positions % CHUNK_POSITIONS:
         raise StoreError(f"a shard of {shard_positions} positions is not a multiple of {CHUNK_POSITIONS}")
     return zarr.create_array(
-        store=str(folder / FRAMES),
+        store=zarr_store(folder / FRAMES),
         shape=shape,
         dtype=dtype.newbyteorder("="),
         chunks=frame_chunks(shape),
@@ -62,7 +63,7 @@ def _codecs(dtype: np.dtype, codec: FrameCodec) -> dict[str, Any]:
 def open_frames(folder: Path, mode: Literal["r", "r+"] = "r") -> zarr.Array:
     """Open the frames of the tilt in ``folder``."""
     try:
-        return zarr.open_array(store=str(folder / FRAMES), mode=mode, zarr_format=3)
+        return zarr.open_array(store=zarr_store(folder / FRAMES), mode=mode, zarr_format=3)
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise StoreError(
             f"{folder}: its frames cannot be opened ({error}); remove this folder and run ingest again"

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from stemtomo.errors import StoreError
+from stemtomo.errors import StoreError, UnreachableError
 from stemtomo.io.durable import replace_json, sync, sync_tree
+from stemtomo.locations import ObjectPath, is_object, published, remove_tree
 
 MARK = "complete"
 """Attribute of a finished group: fingerprint and provenance. A group without it is not there for readers."""
@@ -41,6 +42,8 @@ def read_node(folder: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except UnreachableError:
+        raise
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -92,7 +95,7 @@ def array_summaries(folder: Path) -> list[ArraySummary]:
     """Return the arrays of the group in ``folder`` by name, from their metadata alone."""
     summaries = []
     for path in sorted(folder.iterdir()):
-        node = read_node(path) if path.is_dir() else None
+        node = read_node(path) if is_object(path) or path.is_dir() else None
         if node is not None and node["node_type"] == "array":
             summaries.append(
                 ArraySummary(
@@ -114,6 +117,10 @@ def staged(root: Path, group: str) -> Iterator[Path]:
     left in staging for this group is removed by the next one that succeeds.
     """
     folder = root / _STAGING / f"{_staging_prefix(group)}{uuid.uuid4().hex}"
+    if isinstance(folder, ObjectPath):
+        with published(folder.parent.parent / group, _METADATA) as local:
+            yield local
+        return
     old, target = folder.with_name(folder.name + ".old"), root / group
     _make_folder(folder)
     try:
@@ -141,7 +148,7 @@ def clear_staging(root: Path, group: str) -> None:
     except FileNotFoundError:  # a task beside this one has just finished, and removed the empty folder
         return
     for path in paths:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     _remove_if_empty(staging)
 
 

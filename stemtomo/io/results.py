@@ -10,6 +10,7 @@ import xarray as xr
 
 from stemtomo.io.durable import storage_errors, stored_bytes
 from stemtomo.io.nodes import MARK, array_summaries, ensure_group, read_attrs, staged, write_group
+from stemtomo.io.object_store import zarr_store
 from stemtomo.io.provenance import Provenance, plain
 from stemtomo.io.schema import GROUPS, conform, group_schema
 
@@ -23,7 +24,7 @@ def write(root: Path, group: str, dataset: xr.Dataset, provenance: Provenance) -
         ensure_group(root / parent)
     with storage_errors(root / group, dataset.nbytes), staged(root, group) as folder:
         dataset.drop_attrs(deep=False).to_zarr(
-            str(folder),
+            zarr_store(folder),
             mode="w",
             zarr_format=3,
             consolidated=False,
@@ -37,7 +38,7 @@ def write(root: Path, group: str, dataset: xr.Dataset, provenance: Provenance) -
 def read(root: Path, group: str) -> xr.Dataset:
     """Return the marked ``group`` of the store ``root`` as a lazy dataset, dask chunks as stored, without its mark."""
     dataset = xr.open_zarr(
-        str(root / group), chunks={}, consolidated=False, zarr_format=3, mask_and_scale=False, decode_times=False
+        zarr_store(root / group), chunks={}, consolidated=False, zarr_format=3, mask_and_scale=False, decode_times=False
     )
     dataset.attrs.pop(MARK, None)
     known = list(group_schema(group).variables)

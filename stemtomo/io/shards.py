@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +24,13 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 
 from stemtomo.errors import StoreError
 from stemtomo.io.electrons import ElectronCodec, decode_counts, encode_counts
+from stemtomo.locations import reader
 
 Piece = tuple[int, int, np.ndarray]
 """First row and column, and the frames (y, x, ky, kx) of a rectangle of scan positions."""
+
+Read = Callable[[int, int], bytes]
+"""Reads a number of bytes, the second argument, from an offset, the first."""
 
 _ABSENT = 2**64 - 1
 _SHUFFLES = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
@@ -161,17 +165,17 @@ def read_pieces(
         for row, column in grid
         if wanted is None or wanted[row * height : (row + 1) * height, column * width : (column + 1) * width].any()
     ]
-    try:
-        stream = file.open("rb", buffering=0)
-    except FileNotFoundError:  # a shard of zeros
+    with ExitStack() as opened:
+        try:
+            size, read = opened.enter_context(reader(file, whole=wanted is None))
+        except FileNotFoundError:  # a shard of zeros
+            for row, column in places:
+                shape = (min(height, rows - row * height), min(width, columns - column * width), *codec.pattern)
+                yield row * height, column * width, np.zeros(shape, codec.dtype)
+            return
+        index = _read_index(codec, file, size, read)
         for row, column in places:
-            shape = (min(height, rows - row * height), min(width, columns - column * width), *codec.pattern)
-            yield row * height, column * width, np.zeros(shape, codec.dtype)
-        return
-    with stream:
-        index = _read_index(codec, file, stream.fileno())
-        for row, column in places:
-            frames = _read_chunk(codec, file, stream.fileno(), *map(int, index[row, column]))
+            frames = _read_chunk(codec, file, read, *map(int, index[row, column]))
             yield row * height, column * width, frames[: rows - row * height, : columns - column * width]
 
 
@@ -191,19 +195,18 @@ def crc32c(data: bytes) -> int:
     return value ^ 0xFFFFFFFF
 
 
-def _read_index(codec: ShardCodec, file: Path, descriptor: int) -> np.ndarray:
+def _read_index(codec: ShardCodec, file: Path, end: int, read: Read) -> np.ndarray:
     size = 16 * math.prod(codec.grid_yx)
-    end = os.fstat(descriptor).st_size
-    found = os.pread(descriptor, size + 4, max(0, end - size - 4))
+    found = read(max(0, end - size - 4), min(end, size + 4))
     if len(found) != size + 4 or crc32c(found[:size]).to_bytes(4, "little") != found[size:]:
         raise _damaged(file, "its index does not agree with its checksum")
     return np.frombuffer(found, "<u8", 2 * math.prod(codec.grid_yx)).reshape(*codec.grid_yx, 2)
 
 
-def _read_chunk(codec: ShardCodec, file: Path, descriptor: int, offset: int, length: int) -> np.ndarray:
+def _read_chunk(codec: ShardCodec, file: Path, read: Read, offset: int, length: int) -> np.ndarray:
     if offset == _ABSENT:
         return np.zeros(codec.chunk_shape, codec.dtype)
-    encoded = os.pread(descriptor, length, offset)
+    encoded = read(offset, length)
     if len(encoded) != length:
         raise _damaged(file, f"it ends inside the chunk at byte {offset}")
     try:

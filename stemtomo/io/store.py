@@ -20,6 +20,7 @@ from stemtomo.io.nodes import read_attrs, read_node, write_group
 from stemtomo.io.provenance import Provenance, package_versions
 from stemtomo.io.schema import GROUPS, SCHEMA_VERSION, group_schema
 from stemtomo.io.tilts import Mode, StoredTilts
+from stemtomo.locations import is_object, location
 
 _VERSION_ATTR = "stemtomo_schema"
 
@@ -43,8 +44,8 @@ class Store(StoredTilts):
         StoreError
             If something is at ``path`` already, or it cannot be written.
         """
-        path = Path(path).expanduser().absolute()  # tasks may run in another folder
-        if path.exists() and not (path.is_dir() and _is_unfinished(path)):
+        path = location(path).expanduser().absolute()  # tasks may run in another folder
+        if path.exists() and not (not is_object(path) and path.is_dir() and _is_unfinished(path)):
             what = "a store" if cls.is_store(path) else "something that is not a store"
             raise StoreError(f"{path}: there is {what} already; open it to continue, or choose another path")
         attrs = {
@@ -70,7 +71,7 @@ class Store(StoredTilts):
         StoreError
             If nothing is at ``path``, it is not a store, or a later stemtomo wrote it.
         """
-        path = Path(path).expanduser().absolute()  # tasks may run in another folder
+        path = location(path).expanduser().absolute()  # tasks may run in another folder
         if not path.exists():
             raise StoreError(f"{path}: no such store; ingest a series into it first")
         node = read_node(path)
@@ -95,7 +96,7 @@ class Store(StoredTilts):
     @staticmethod
     def is_store(path: str | Path) -> bool:
         """Whether a store of any schema version lies at ``path``."""
-        return _VERSION_ATTR in read_attrs(Path(path))
+        return _VERSION_ATTR in read_attrs(location(path))
 
     @property
     def attrs(self) -> dict[str, Any]:

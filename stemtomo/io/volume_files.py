@@ -12,6 +12,7 @@ from stemtomo.io.durable import storage_errors
 from stemtomo.io.formats.optional import require
 from stemtomo.io.stacks import TIFF, read_mrc
 from stemtomo.io.store import Store
+from stemtomo.locations import local_path
 
 _MRC = (".mrc", ".map", ".rec", ".ccp4")
 
@@ -69,7 +70,7 @@ def write_volume(path: str | Path, volume: np.ndarray, voxel_angstrom: float) ->
     StoreError
         If the disk is full or writing is not allowed.
     """
-    path = Path(path)
+    path = local_path(path, "volumes are written")
     writers = {**dict.fromkeys(_MRC, _write_mrc), ".h5": _write_hdf5, ".hdf5": _write_hdf5, ".npy": _write_npy}
     writers |= dict.fromkeys(TIFF, _write_tiff)
     writer = writers.get(path.suffix.lower())

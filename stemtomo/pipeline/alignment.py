@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from stemtomo.distributed import executor as default_executor
 from stemtomo.geometry import TiltSeries
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
+from stemtomo.locations import remove_tree
 from stemtomo.physics.projection import TiltGeometry
 from stemtomo.pipeline.config import AlignmentSettings
 from stemtomo.pipeline.joint_alignment import iterations_of, refine_poses, scales_of
@@ -85,7 +85,7 @@ def align(
             kept = [Checkpoint(folder / f"scale-{factor}", provenance.fingerprint) for factor in scales]
             dataset = _jointly(projections, dataset, settings, executor, progress, kept)
         store.write(GROUP, dataset, provenance)
-        shutil.rmtree(store.checkpoint_path(GROUP), ignore_errors=True)
+        remove_tree(store.checkpoint_path(GROUP))
     progress.advance()
     progress.finish(STAGE)
     result = store.read(GROUP)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from stemtomo.locations import location
 from stemtomo.pipeline.experiment import (
     Count,
     Experiment,
@@ -117,4 +118,4 @@ class Configuration(StageSettings, Experiment):
     @property
     def store_path(self) -> Path:
         """Where the store is made or continued."""
-        return self.series.store if self.series.store is not None else Path(f"{self.series.name}.zarr")
+        return location(self.series.store) if self.series.store is not None else Path(f"{self.series.name}.zarr")

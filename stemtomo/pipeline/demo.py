@@ -12,6 +12,7 @@ from stemtomo.distributed import Executor
 from stemtomo.distributed import executor as default_executor
 from stemtomo.errors import ConfigurationError
 from stemtomo.io.store import Store
+from stemtomo.locations import local_path
 from stemtomo.pipeline.config import AtomSettings, ScoreSettings, StageSettings
 from stemtomo.pipeline.progress import Progress
 from stemtomo.pipeline.run import run_stages
@@ -60,7 +61,7 @@ def demo(
     StoreError
         If ``out`` holds another simulation, or cannot be written.
     """
-    folder = Path(out)
+    folder = local_path(out, "the demo writes")
     executor = executor or default_executor()
     specimen = specimen or core_shell_nanoparticle()
     began, used = time.perf_counter(), executor.usage()

@@ -19,6 +19,7 @@ from stemtomo.errors import ConfigurationError, FormatError
 from stemtomo.geometry import Optics, Pose, TiltSeries
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
+from stemtomo.locations import location
 from stemtomo.physics.electron import wavelength_angstrom
 
 GROUP = "focal_series"
@@ -68,7 +69,7 @@ def add_focal_series(store: Store | str | Path, members: Mapping[str, Any] | str
     """
     found = read_focal_series(members) if isinstance(members, str | Path) else _checked("the series", dict(members))
     if not isinstance(store, Store):
-        path = Path(store)
+        path = location(store)
         store = Store.open(path, "r+") if path.exists() else Store.create(path, path.stem)
     images = found["images"]
     tilts, sections = images.shape[:2]

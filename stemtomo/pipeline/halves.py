@@ -12,11 +12,13 @@ import numpy as np
 import xarray as xr
 
 from stemtomo.distributed import Executor
+from stemtomo.errors import ConfigurationError
 from stemtomo.io import frames as frame_arrays
 from stemtomo.io.nodes import MARK, read_attrs, write_group
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import tilt_name
 from stemtomo.io.store import Store
+from stemtomo.locations import is_object
 from stemtomo.pipeline.config import ProjectionSettings
 from stemtomo.pipeline.progress import Progress
 from stemtomo.pipeline.projections import HALVES, projections
@@ -80,6 +82,11 @@ def tilt_volumes(store: Store, executor: Executor, progress: Progress) -> tuple[
 
 
 def _half_store(store: Store, name: str) -> Store:
+    if is_object(store.path):
+        raise ConfigurationError(
+            f"{store.path}: half sets link to the frames of the store, which object storage cannot; copy the store to "
+            "a file system for the resolution from half sets"
+        )
     path = store.path / _FOLDER / f"{name}.zarr"
     if Store.is_store(path):
         return Store.open(path, "r+")

@@ -23,6 +23,7 @@ from stemtomo.errors import ConfigurationError, FormatError
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.stacks import angles_beside, read_angles, read_stack
 from stemtomo.io.store import Store
+from stemtomo.locations import location
 from stemtomo.physics.electron import interaction_parameter
 from stemtomo.pipeline.config import StackSettings
 
@@ -78,7 +79,7 @@ def import_stack(
         pairs = zip(images, valid, strict=True)
         images = np.stack([image - vacuum_background(image, mask, settings.background) * mask for image, mask in pairs])
     dataset = _dataset(images, valid, tilts + np.array([0.0, settings.axis_deg, 0.0]), pixel, settings)
-    store = store if isinstance(store, Store) else _opened(Path(store), path.stem)
+    store = store if isinstance(store, Store) else _opened(location(store), path.stem)
     inputs = {"angles_deg": tilts.tolist(), "file": path.name}
     store.write(GROUP, dataset, Provenance.start("import_stack", {**settings.model_dump(), **inputs}))
     return {

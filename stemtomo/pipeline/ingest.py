@@ -21,6 +21,7 @@ from stemtomo.io.schema import frame_shards, tilt_name
 from stemtomo.io.series import SeriesOfFiles, TiltFiles, tilt_identities
 from stemtomo.io.sources import FrameSource, check_complete, open_frames
 from stemtomo.io.store import Store
+from stemtomo.locations import location
 from stemtomo.pipeline.config import IngestSettings, InputSettings
 from stemtomo.pipeline.intake import (
     STAGE,
@@ -187,7 +188,7 @@ def plan_ingest(source: FrameSource, settings: IngestSettings | None = None) -> 
 
 def open_or_create(path: str | Path, name: str | None = None) -> Store:
     """Open the store at ``path`` for writing, or make one called ``name``, or after its file."""
-    return Store.open(path, "r+") if Store.is_store(path) else Store.create(path, name or Path(path).stem)
+    return Store.open(path, "r+") if Store.is_store(path) else Store.create(path, name or location(path).stem)
 
 
 def _check_match(source: FrameSource, scan: Scan, detector: Detector, tilts: TiltSeries) -> None:

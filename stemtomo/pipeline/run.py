@@ -20,6 +20,7 @@ from stemtomo.io.durable import replace_json
 from stemtomo.io.provenance import package_versions
 from stemtomo.io.schema import GROUPS
 from stemtomo.io.store import Store
+from stemtomo.locations import is_object
 from stemtomo.pipeline.config import STAGES, Configuration, Section, StageSettings
 from stemtomo.pipeline.plan import plan, worker_limits
 from stemtomo.pipeline.progress import Progress, Silent
@@ -74,6 +75,7 @@ def run(
     _require_truth(configuration)
     if tilts is not None and until != "ptychography":
         raise ConfigurationError("tilts are chosen for ptychography alone: give until = 'ptychography' with them")
+    _require_files(configuration)
     executor = executor or default_executor()
     limits = worker_limits(executor, configuration.resources)
     plan(configuration, executor.workers, until, limits).check(*limits)
@@ -270,6 +272,15 @@ def _require_tilts(count: int, tilts: Sequence[int] | None) -> None:
     beyond = [tilt for tilt in tilts or () if not 0 <= tilt < count]
     if beyond:
         raise ConfigurationError(f"tilts {beyond} are not in a series of {count}, counted from 0")
+
+
+def _require_files(configuration: Configuration) -> None:
+    """Refuse now what a bucket cannot hold."""
+    if is_object(configuration.store_path) and configuration.tomography.stream == "always":
+        raise ConfigurationError(
+            f"{configuration.store_path}: tomography.stream = 'always' keeps the volume in files that are read in "
+            "parts, which object storage has not; set 'auto' or 'never', or use a store on a file system"
+        )
 
 
 def _require_truth(settings: StageSettings) -> None:

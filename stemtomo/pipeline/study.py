@@ -20,6 +20,7 @@ from stemtomo.distributed import executor as default_executor
 from stemtomo.errors import ConfigurationError
 from stemtomo.io.durable import replace_json
 from stemtomo.io.store import Store
+from stemtomo.locations import local_path
 from stemtomo.pipeline.config import Finite, Positive, ScoreSettings, Section, StageSettings
 from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.references import override_section
@@ -108,7 +109,7 @@ def study(
     """
     settings, simulation = settings or StudySettings(), simulation or SimulationSettings()
     workers, watcher = executor or default_executor(), progress or Silent()
-    folder = Path(folder)
+    folder = local_path(folder, "a study writes")
     folder.mkdir(parents=True, exist_ok=True)
     write_specimen(folder / TRUTH, specimen)
     rows: list[dict[str, Any]] = []

@@ -18,6 +18,7 @@ from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import ConfigurationError
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
+from stemtomo.locations import is_object
 from stemtomo.physics.projection import render, seen_extent
 from stemtomo.pipeline import streaming
 from stemtomo.pipeline.alignment import aligned_geometry, aligned_images, series_of
@@ -200,6 +201,12 @@ def _files(
         raise ConfigurationError(
             f"tomography.method = {settings.method!r} cannot keep its volume in files; "
             f"take one of {', '.join(streaming.METHODS)}, or stream = 'never'"
+        )
+    if is_object(store.path):
+        raise ConfigurationError(
+            f"{store.path}: the volume does not fit the memory, and its blocks are kept in files that are read in "
+            "parts, which object storage has not; take more memory or workers, set tomography.stream = 'never', or "
+            "use a store on a file system"
         )
     return Checkpoint(store.checkpoint_path(GROUP) / "files", fingerprint, keep=2)
 

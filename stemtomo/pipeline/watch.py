@@ -25,6 +25,7 @@ from stemtomo.io.frames import MISSING
 from stemtomo.io.growing import GrowingTilt
 from stemtomo.io.schema import tilt_name
 from stemtomo.io.store import Store
+from stemtomo.locations import local_path
 from stemtomo.pipeline.arrivals import Arrivals, unreadable_text
 from stemtomo.pipeline.conclusion import Conclusions
 from stemtomo.pipeline.config import Configuration
@@ -88,6 +89,7 @@ def watch(
     StoreError
         If the store cannot be written.
     """
+    local_path(store.path if isinstance(store, Store) else store, "acquisitions are followed into stores")
     arrivals = Arrivals.at(Path(path).expanduser().absolute(), configuration)
     configuration.to_tilts()
     watcher = _Watcher(

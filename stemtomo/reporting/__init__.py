@@ -11,6 +11,7 @@ from stemtomo import __version__
 from stemtomo.errors import StoreError
 from stemtomo.io.durable import replace_text
 from stemtomo.io.store import Store
+from stemtomo.locations import is_object, local_path
 from stemtomo.pipeline.config import OPTIONAL_STAGES, STAGES
 from stemtomo.reporting import (
     alignment,
@@ -65,7 +66,8 @@ def report(store: Store | str | Path, out: str | Path | None = None) -> Path:
     store
         An open store, or the path of one.
     out
-        HTML file to write, replaced if it exists; ``<name>-report.html`` beside the store if not given.
+        HTML file to write, replaced if it exists; ``<name>-report.html`` beside the store if not given, in the
+        current folder where the store is in object storage.
 
     Raises
     ------
@@ -73,7 +75,9 @@ def report(store: Store | str | Path, out: str | Path | None = None) -> Path:
         If the store cannot be read, or the file not be written.
     """
     opened = store if isinstance(store, Store) else Store.open(store)
-    path = Path(out) if out is not None else opened.path.with_name(f"{opened.path.stem}-report.html")
+    name = f"{opened.path.stem}-report.html"
+    beside = Path(name) if is_object(opened.path) else opened.path.with_name(name)
+    path = local_path(out, "reports are written") if out is not None else beside
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, render(Results(opened)))  # jobs of one series may write theirs at the same time

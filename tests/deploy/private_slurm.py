@@ -133,7 +133,7 @@ class Slurm:
         time.sleep(3)  # a node refuses what was revoked in the same second
         self._call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
-    def finished(self, job: int, timeout_s: float = 120) -> str:
+    def finished(self, job: int, timeout_s: float = 240) -> str:
         """Wait until a job has ended; return its state and exit code, such as ``COMPLETED 0:0``."""
         over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
         _until(lambda: self.state(job) in over, timeout_s, f"job {job} is still {self.state(job)}")
