@@ -221,7 +221,7 @@ def auto_support(volume: Array, voxel_angstrom: float, reach_angstrom: float = 2
     """
     blurred = ndimage.gaussian_filter(to_host(volume), reach_angstrom / voxel_angstrom)
     level = share * float(np.percentile(blurred, 99.5))
-    if float(np.median(blurred)) > level:
+    if float(np.percentile(blurred, 10)) > level:  # all but the whole box
         level = _half_way(blurred)
     inside = _large_pieces(blurred > level)
     reach = max(1, round(reach_angstrom / voxel_angstrom))
