@@ -206,51 +206,16 @@ def accelerated(
     return replace(state, coefficients=new, ahead=ahead, t=t, loss=loss)
 
 
-#: Level of what surrounds a specimen, over that of the specimen, above which the two cannot be told apart.
-_ALIKE = 0.75
-#: Smallest piece of a specimen, over the largest.
-_LEAST_PIECE = 0.05
-
-
 def auto_support(volume: Array, voxel_angstrom: float, reach_angstrom: float = 2.0, share: float = 0.2) -> Array:
     """Return where the specimen can be, (z, y, x) bool: its blurred outline and ``reach_angstrom`` around it.
 
-    Outside of it a constant would grow, since no pattern knows the mean phase of a view. With few electrons noise fills
-    the box above ``share`` of the brightest; the outline is then half-way between the levels inside and outside, or
-    there is none where these are alike.
+    Outside of it a constant would grow, since no pattern knows the mean phase of a view.
     """
     blurred = ndimage.gaussian_filter(to_host(volume), reach_angstrom / voxel_angstrom)
-    level = share * float(np.percentile(blurred, 99.5))
-    if float(np.percentile(blurred, 10)) > level:  # all but the whole box
-        level = _half_way(blurred)
-    inside = _large_pieces(blurred > level)
+    inside = blurred > share * float(np.percentile(blurred, 99.5))
     reach = max(1, round(reach_angstrom / voxel_angstrom))
     distance = ndimage.distance_transform_edt(~inside)
     return to_device_of(distance <= reach, volume)
-
-
-def _large_pieces(inside: np.ndarray) -> np.ndarray:
-    """Return ``inside`` without the pieces that are much smaller than the largest: noise, not specimen."""
-    pieces, count = ndimage.label(inside)
-    if count < 2:
-        return inside
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    return (sizes >= _LEAST_PIECE * sizes.max())[pieces]
-
-
-def _half_way(blurred: np.ndarray) -> float:
-    """Return the level half-way between the means of what lies above and below it; below all where these are alike.
-
-    After Ridler & Calvard, IEEE Trans. Syst. Man Cybern. 8, 630 (1978).
-    """
-    level, below, above = float(blurred.mean()), 0.0, 0.0
-    for _ in range(50):
-        below, above = float(blurred[blurred <= level].mean()), float(blurred[blurred > level].mean())
-        if abs(level - (below + above) / 2) < 1e-6 * above:
-            break
-        level = (below + above) / 2
-    return level if below < _ALIKE * above else float(blurred.min()) - 1.0
 
 
 def start_slices(coefficients: Array, view: View, constraint: Constraint) -> Array:
