@@ -12,7 +12,10 @@ export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THRE
 
 cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
 scratch=${STEMTOMO_SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}/stemtomo-${SLURM_JOB_ID:-$$}
-warned=
+
+# The warning before the end of the walltime may come at any moment; it is handed on to the command that is waited for.
+warned='' work='' cluster=''
+trap 'warned=yes; [ -z "$work" ] || kill -TERM "$work" 2>/dev/null' TERM USR1
 
 # Memory of the job on a node in MiB: as it was asked for, else what the node has.
 memory_mib() {
@@ -21,19 +24,27 @@ memory_mib() {
     else awk '/^MemTotal/ { print int($2 / 1024) }' /proc/meminfo; fi
 }
 
-# Run stemtomo, and hand the warning before the end of the walltime on to it.
-run_stemtomo() {
-    stemtomo "$@" --grace-s "${STEMTOMO_GRACE_S:-90}" &
-    local work=$!
-    trap 'warned=yes; kill -TERM "$work" 2>/dev/null' TERM USR1
+# Run a command, hand the warning on to it, and return its exit code.
+warnable() {
+    "$@" &
+    work=$!
+    [ -z "$warned" ] || kill -TERM "$work" 2>/dev/null  # it came before there was anything to warn
     while kill -0 "$work" 2>/dev/null; do wait "$work"; done  # a signal ends a wait early
     wait "$work"
+    local code=$?
+    work=''
+    return "$code"
+}
+
+run_stemtomo() {
+    warnable stemtomo "$@" --grace-s "${STEMTOMO_GRACE_S:-90}"
 }
 
 # Leave with the exit code $1 of stemtomo; a job that was warned and did not finish (75) goes back into the queue. One
 # that somebody cancels is signalled as well, but does not count as running any more, and stays cancelled.
 leave() {
     local code=$1
+    [ "$code" = 143 ] && [ -n "$warned" ] && code=75  # the warning ended it before it could listen
     if [ "$code" = 75 ] && [ -n "$warned" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${STEMTOMO_RESTARTS:-20}" ]; then
         case $(scontrol show job --oneliner "$SLURM_JOB_ID") in
             *" JobState=RUNNING "*)
@@ -72,7 +83,11 @@ start_cluster() {
         keep_worker "$node" "$@" &
         cluster="$cluster $!"
     done
-    python - "$shared/scheduler.json" "$wanted" <<'PYTHON'
+    warnable python -c "$wait_for_workers" "$shared/scheduler.json" "$wanted"
+    [ -z "$warned" ] || leave 75  # nothing is lost: nothing has begun
+}
+
+wait_for_workers='
 import pathlib, sys, time
 from distributed import Client
 
@@ -81,8 +96,7 @@ while not file.exists() and time.monotonic() < deadline:
     time.sleep(0.2)
 with Client(scheduler_file=str(file)) as client:
     client.wait_for_workers(wanted, timeout=600)
-PYTHON
-}
+'
 
 keep_worker() {
     local node=$1; shift

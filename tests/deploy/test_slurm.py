@@ -104,6 +104,24 @@ def test_a_warned_job_stops_at_a_checkpoint_and_goes_back_into_the_queue(
     assert differing(toml.parent / "series.zarr", undisturbed) == []
 
 
+def test_a_job_warned_while_it_waits_for_its_workers_goes_back_into_the_queue(
+    slurm: Slurm, tmp_path: Path, frames: Path
+) -> None:
+    toml = write_series(tmp_path / "run", frames)
+    job = slurm.submit(
+        "--nodes=2", "--cpus-per-task=1", "--mem=2000M", str(SCRIPTS / "run-nodes.sbatch"), str(toml), *UNTIL,
+        folder=toml.parent,
+    )  # fmt: skip
+    wait(lambda: list(toml.parent.glob(".stemtomo-*/scheduler.log")))  # the workers take seconds more
+    slurm.cancel(str(job), "--batch", "--signal=TERM")
+    wait(lambda: slurm.field(job, "Restarts") == "1" or slurm.state(job) not in ("PENDING", "RUNNING", "COMPLETING"))
+    assert slurm.field(job, "Restarts") == "1", log_of(toml.parent)
+    assert not (toml.parent / "series.zarr").exists()
+    slurm.cancel(str(job))
+    assert slurm.finished(job).startswith("CANCELLED")
+    assert not list(toml.parent.glob(".stemtomo-*"))
+
+
 def test_a_job_cancelled_at_a_random_moment_and_submitted_again(
     slurm: Slurm, tmp_path: Path, frames: Path, undisturbed: Path
 ) -> None:
