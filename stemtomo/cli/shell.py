@@ -81,31 +81,27 @@ def cluster(scheduler: str | None, workers: int | None, grace_s: float = GRACE_S
 
 @contextmanager
 def _client(scheduler: str | None, workers: int | None) -> Iterator[None]:
-    if scheduler is None and workers is None:
-        yield
-        return
     if scheduler is not None and workers is not None:
         raise ConfigurationError(
             "--scheduler and --workers exclude each other: give the address of a cluster, or a number to start here"
         )
-    import dask
-    from distributed import Client, LocalCluster
+    if workers is not None:
+        from stemtomo.distributed.local import local_cluster
 
-    if scheduler is not None:
-        try:
-            where = {"scheduler_file": scheduler} if scheduler.endswith(".json") else {"address": scheduler}
-            client = Client(**where, timeout="20s")
-        except OSError as error:
-            raise ConfigurationError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from None
-        with client:
+        with local_cluster(workers):
             yield
         return
-    # Dask's profiles of what workers do are for its dashboard, which is not there; they are kept for an hour.
-    with (
-        dask.config.set({"distributed.worker.profile.enabled": False}),
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local,
-        Client(local),
-    ):
+    if scheduler is None:
+        yield
+        return
+    from distributed import Client
+
+    try:
+        where = {"scheduler_file": scheduler} if scheduler.endswith(".json") else {"address": scheduler}
+        client = Client(**where, timeout="20s")
+    except OSError as error:
+        raise ConfigurationError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from None
+    with client:
         yield
 
 
