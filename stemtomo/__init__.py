@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from stemtomo.pipeline.study import study
     from stemtomo.pipeline.tomography import tomography
     from stemtomo.pipeline.track import track
+    from stemtomo.pipeline.underway import underway
     from stemtomo.pipeline.watch import watch
     from stemtomo.reporting import report
 
@@ -70,6 +71,7 @@ _HOME = {
     "study": "stemtomo.pipeline.study",
     "tomography": "stemtomo.pipeline.tomography",
     "track": "stemtomo.pipeline.track",
+    "underway": "stemtomo.pipeline.underway",
     "watch": "stemtomo.pipeline.watch",
 }
 
@@ -106,6 +108,7 @@ __all__ = [
     "study",
     "tomography",
     "track",
+    "underway",
     "watch",
 ]
 

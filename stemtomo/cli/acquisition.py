@@ -69,6 +69,13 @@ def calibrate(
         list[str] | None,
         typer.Option("--require", metavar="WHAT", help="Fail unless disc, rotation or c1 is found. May be repeated."),
     ] = None,
+    refine: Annotated[
+        bool,
+        typer.Option("--refine", help="Fit C1, thickness and mistilt by multislice: about 40 CPU s a tilt."),
+    ] = False,
+    thickness: Annotated[
+        float | None, typer.Option("--thickness", metavar="ANGSTROM", help="Thickness at which --refine begins.")
+    ] = None,
     json_file: JsonOption = None,
     scheduler: SchedulerOption = None,
     workers: WorkersOption = None,
@@ -80,17 +87,17 @@ def calibrate(
         from stemtomo.io.store import Store
         from stemtomo.pipeline.calibrate import calibrate as calibrate_store
         from stemtomo.pipeline.calibrate import known_beforehand
-        from stemtomo.pipeline.compare import outlier_notes
+        from stemtomo.pipeline.compare import outlier_notes, refined_notes
         from stemtomo.terminal import calibration_table
 
-        settings = known_beforehand(c1_sign, rotation_near, require or ())
+        settings = known_beforehand(c1_sign, rotation_near, require or (), refine, thickness)
         with bars() as progress:
             numbers = calibrate_store(Store.open(store, "r+"), settings, progress=progress)
         write_json(numbers, json_file)
         console = stdout()
         console.print(calibration_table(numbers))
-        for note in outlier_notes(numbers["series"]):
-            console.print(f"Outlier: {note}", soft_wrap=True, highlight=False)
+        for note in (*refined_notes(numbers["tilts"]), *outlier_notes(numbers["series"])):
+            console.print(note, soft_wrap=True, highlight=False)
         for reason in sorted({text for tilt in numbers["tilts"] for text in tilt["undetermined"].values()}):
             console.print(f"Undetermined: {reason}", soft_wrap=True, highlight=False)
 

@@ -61,22 +61,34 @@ def local_orbital(
 def simulate_particle(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="Focal series to write (.npz), with its known atoms.")],
     atoms: Annotated[int, typer.Option("--atoms", help="Silicon atoms of the amorphous particle.")] = 2000,
-    sections: Annotated[int, typer.Option("--sections", help="Foci per tilt; the dose stays the same.")] = 3,
+    sections: Annotated[int, typer.Option("--sections", min=1, help="Foci per tilt; the dose stays the same.")] = 3,
     semiangle_mrad: Annotated[float, typer.Option("--semiangle-mrad", help="Convergence semiangle.")] = 25.0,
     electrons_per_atom: Annotated[
         float | None,
         typer.Option("--electrons-per-atom", help="Electrons that an atom scatters in one image; no noise."),
+    ] = None,
+    multislice: Annotated[
+        bool, typer.Option("--multislice", help="Images by frozen-phonon multislice; 20 CPU s each for 2,000 atoms.")
+    ] = False,
+    tilt_step_deg: Annotated[
+        float | None,
+        typer.Option("--tilt-step-deg", min=0.1, help="Step from -70 to 70; 2 times the foci if not given."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of particle and noise.")] = 0,
     debug: DebugOption = False,
 ) -> None:
     """Write a focal tilt series of an amorphous particle, to try local-orbital tomography on."""
     with clear_errors(debug):
+        import numpy as np
+
         from stemtomo.pipeline.focal_series import simulate_particle as verb
         from stemtomo.terminal import numbers_table
 
+        step = 2.0 * sections if tilt_step_deg is None else tilt_step_deg
         numbers = verb(
             path,
+            theta_deg=np.arange(-70.0, 70.0 + 1e-6, step).tolist(),
+            multislice=multislice,
             atoms=atoms,
             sections=sections,
             semiangle_mrad=semiangle_mrad,

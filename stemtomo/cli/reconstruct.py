@@ -1,4 +1,4 @@
-"""The command reconstruct: ptychography of a series or a store, with advice."""
+"""The commands reconstruct and underway: ptychography with advice, and what it has reached while it runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stemtomo.cli.application import app
-from stemtomo.cli.options import DebugOption, JsonOption, SchedulerOption, SetOption, WorkersOption
+from stemtomo.cli.options import DebugOption, JsonOption, SchedulerOption, SetOption, StoreArgument, WorkersOption
 from stemtomo.cli.shell import bars, clear_errors, cluster, require_folder, write_json
 
 
@@ -46,3 +46,36 @@ def reconstruct(
             typer.echo(f"tilt {tilt}: loss {losses[-1]:.4g} after {len(losses)} epochs, counting noise {floor:.4g}")
             for sentence in numbers["advice"][tilt]:
                 typer.echo(f"tilt {tilt}: {sentence}", err=True)
+
+
+@app.command()
+def underway(
+    store: StoreArgument,
+    tilt: Annotated[int, typer.Option("--tilt", metavar="N", help="Number of the tilt.")] = 0,
+    image: Annotated[Path | None, typer.Option("--image", metavar="FILE.png", help="Draw the phase so far.")] = None,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Loss and phase of a reconstruction while it runs, from its last checkpoint."""
+    with clear_errors(debug):
+        require_folder(json_file)
+        require_folder(image)
+        from stemtomo.pipeline.underway import underway as look
+
+        found = look(store, tilt)
+        losses = [] if found is None else found["loss"].values.tolist()
+        write_json({"tilt": tilt, "loss_per_pattern": losses}, json_file)
+        if found is None:
+            typer.echo(f"tilt {tilt}: no reconstruction is under way, or it has no checkpoint yet")
+            return
+        typer.echo(
+            f"tilt {tilt}: {len(losses)} epochs, loss per pattern {losses[0]:.5g} at first, {losses[-1]:.5g} now"
+        )
+        if image is not None:
+            from stemtomo.reporting.figures import Picture, row
+
+            pixel = found.attrs["pixel_angstrom"]
+            picture = Picture(
+                found["phase_sum"].values, f"tilt {tilt}, epoch {len(losses)}", "rad", (pixel[0], pixel[1])
+            )
+            image.write_bytes(row([picture]))

@@ -89,7 +89,7 @@ GROUPS: dict[str, GroupSchema] = {
     "calibration": GroupSchema(
         stage="calibrate",
         per_tilt=True,
-        revision=2,
+        revision=3,
         variables={
             "parallax": _optional(_IMAGE, "1", "tilt-corrected bright field over its mean"),
             "icom_phase": _optional(_IMAGE, "rad", "phase integrated from the centre of mass"),
@@ -100,7 +100,7 @@ GROUPS: dict[str, GroupSchema] = {
     "ptychography": GroupSchema(
         stage="ptychography",
         per_tilt=True,
-        revision=2,
+        revision=3,
         variables={
             "object": Variable(("slice", "y", "x"), "1", "complex", "transmission of every slice"),
             "phase_sum": Variable(_IMAGE, "rad", "real", "phase summed over the slices"),

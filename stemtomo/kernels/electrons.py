@@ -14,6 +14,9 @@ RARE = 3
 """Two-bit code of a count that does not fit two bits."""
 PER_BYTE = 4
 
+_BLOCK = 1024
+"""Words of eight bytes that are looked at together."""
+
 _jit = numba.njit(nogil=True, cache=True)
 
 
@@ -33,7 +36,9 @@ def gap_list(counts: np.ndarray, electrons: int) -> np.ndarray:
     the second electron of a pixel is a 0.
     """
     symbols = np.empty(electrons + counts.size // GAP + 1, np.uint8)
-    return symbols[: _write_gaps(counts, symbols)]
+    per_word = 8 // counts.itemsize
+    words = counts[: counts.size // per_word * per_word].view(np.uint64)
+    return symbols[: _write_gaps(counts, words, per_word, symbols)]
 
 
 def add_events(symbols: np.ndarray, counts: np.ndarray) -> int:
@@ -64,23 +69,49 @@ def unpack(packed: np.ndarray, rare: np.ndarray, counts: np.ndarray) -> int:
 
 
 @_jit
-def _write_gaps(counts: np.ndarray, symbols: np.ndarray) -> int:
+def _write_gaps(counts: np.ndarray, words: np.ndarray, per_word: int, symbols: np.ndarray) -> int:
+    """Write the list of ``counts``, whose beginning is also ``words`` of eight bytes; return its length.
+
+    Where events are is not to be foretold, so branches on single pixels cost more than the pixels: words that hold any
+    are listed first, then their pixels, both without a branch.
+    """
+    lit = np.empty(_BLOCK, np.int64)
+    events = np.empty(_BLOCK * per_word, np.int64)
     last = 0
     written = 0
-    for index in range(counts.size):
-        count = counts[index]
-        if count:
-            gap = index - last
-            while gap >= GAP:
-                symbols[written] = GAP
-                written += 1
-                gap -= GAP
-            symbols[written] = gap
-            written += 1
-            for _ in range(count - 1):
-                symbols[written] = 0
-                written += 1
-            last = index
+    for first in range(0, words.size, _BLOCK):
+        found = 0
+        for word in range(first, min(first + _BLOCK, words.size)):
+            lit[found] = word
+            found += words[word] != 0
+        held = 0
+        for number in range(found):
+            start = lit[number] * per_word
+            for pixel in range(start, start + per_word):
+                events[held] = pixel
+                held += counts[pixel] != 0
+        for number in range(held):
+            written = _write_event(counts, events[number], last, symbols, written)
+            last = events[number]
+    for pixel in range(words.size * per_word, counts.size):
+        if counts[pixel]:
+            written = _write_event(counts, pixel, last, symbols, written)
+            last = pixel
+    return written
+
+
+@numba.njit(nogil=True, inline="always")
+def _write_event(counts: np.ndarray, pixel: int, last: int, symbols: np.ndarray, written: int) -> int:
+    gap = pixel - last
+    while gap >= GAP:
+        symbols[written] = GAP
+        written += 1
+        gap -= GAP
+    symbols[written] = gap
+    written += 1
+    for _ in range(counts[pixel] - 1):
+        symbols[written] = 0
+        written += 1
     return written
 
 

@@ -19,14 +19,14 @@ from stemtomo.physics.probe import reciprocal_grid
 
 
 def forward(
-    probes: Array, transmission: Sequence[Array], corners: Array, propagator: Array
+    probes: Array, transmission: Sequence[Array], corners: Array, propagators: Sequence[Array]
 ) -> tuple[Array, list[Array], list[Array]]:
-    """Propagate as :func:`stemtomo.physics.multislice.forward` through gaps that are alike, keeping their spectra.
+    """Propagate as :func:`stemtomo.physics.multislice.forward`, keeping the spectra in the gaps.
 
     Parameters
     ----------
-    propagator
-        H(k) of every gap, (ky, kx), or (position, ky, kx) where it differs from position to position.
+    propagators
+        H(k) of each gap, (ky, kx), or (position, ky, kx) where it differs from position to position.
 
     Returns
     -------
@@ -36,7 +36,7 @@ def forward(
         Spectrum behind each gap, (position, ky, kx).
     """
     incident, behind = [probes], []
-    for layer in transmission[:-1]:
+    for layer, propagator in zip(transmission[:-1], propagators, strict=True):
         spectrum = fft2(patches.transmit(incident[-1], layer, corners), overwrite=True)
         spectrum *= propagator
         behind.append(spectrum)
@@ -50,7 +50,7 @@ def adjoint(
     behind: Sequence[Array],
     transmission: Sequence[Array],
     corners: Array,
-    propagator: Array,
+    propagators: Sequence[Array],
     transmission_gradient: Sequence[Array],
     pixel_angstrom_yx: tuple[float, float],
     moments: Array,
@@ -65,7 +65,7 @@ def adjoint(
         if index:
             spectrum = fft2(gradient, overwrite=True)
             gap_moments(spectrum, behind[index - 1], pixel_angstrom_yx, moments[index - 1])
-            spectrum *= propagator.conj()
+            spectrum *= propagators[index - 1].conj()
             gradient = ifft2(spectrum, overwrite=True)
     return gradient
 

@@ -26,6 +26,7 @@ from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.tracing import (
     atoms_alone,
     measured_in_blocks,
+    near_bright_ones,
     plan_block,
     traced_in_blocks,
     with_local_species,
@@ -87,7 +88,7 @@ def find_atoms(
     if not store.is_complete(GROUP, provenance.fingerprint):
         for group in groups:
             store.read(group)  # what is missing is said before a task begins
-        traced = traced_in_blocks(store, source, settings, workers)
+        traced = near_bright_ones(traced_in_blocks(store, source, settings, workers), settings)
         if settings.non_atoms and len(traced):
             traced = atoms_alone(
                 traced, settings.species if isinstance(settings.species, int) else len(settings.species)

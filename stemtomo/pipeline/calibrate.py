@@ -23,6 +23,7 @@ from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.pipeline.compare import COMPARED, series_trends
 from stemtomo.pipeline.config import CalibrationSettings
+from stemtomo.pipeline.focus_refinement import refine_tilt
 from stemtomo.pipeline.progress import Progress, Silent
 
 GROUP = "calibration"
@@ -81,7 +82,11 @@ def calibrate(
 
 
 def known_beforehand(
-    c1_sign: str | None, rotation_near_deg: float | None, require: Iterable[str]
+    c1_sign: str | None,
+    rotation_near_deg: float | None,
+    require: Iterable[str],
+    refine: bool = False,
+    thickness_angstrom: float | None = None,
 ) -> CalibrationSettings:
     """Return settings from what a command line says.
 
@@ -90,7 +95,13 @@ def known_beforehand(
     ConfigurationError
         For a value that is not allowed.
     """
-    given = {"c1_sign": c1_sign, "rotation_near_deg": rotation_near_deg, "require": tuple(require)}
+    given = {
+        "c1_sign": c1_sign,
+        "rotation_near_deg": rotation_near_deg,
+        "require": tuple(require),
+        "refine": refine,
+        "thickness_angstrom": thickness_angstrom,
+    }
     try:
         return CalibrationSettings.model_validate(given)
     except ValidationError as error:
@@ -127,6 +138,8 @@ def calibrate_tilt(path: Path, index: int, settings: CalibrationSettings) -> xr.
     _rotation_and_sign(fit, field, settings, found, undetermined)
     bad = calibration.bad_pixels(np.asarray(look["mean_pattern"]), _maximum(look), int(recorded.sum()))
     found["dead_pixels"], found["hot_pixels"] = int((bad == 1).sum()), int((bad == 2).sum())
+    if settings.refine:
+        refine_tilt(store, index, bad, settings, found, undetermined)
     variables: dict[str, Any] = {"bad_pixels": (("ky", "kx"), bad)}
     if fit is not None and not fit.reason:
         variables["parallax"] = (("y", "x"), fit.image.astype(np.float32))
@@ -310,7 +323,8 @@ def _metadata(optics: Optics, scan: Scan, detector: Detector) -> dict[str, Any]:
         "beam_centre_ky_px": centre[0],
         "beam_centre_kx_px": centre[1],
         "rotation_deg": math.degrees(scan.rotation_rad),
-        # Parallax sees C1 at the middle of the specimen; this is the metadata's at the rotation centre.
+        # Parallax sees C1 at a plane within the specimen, a refinement in its middle: the metadata's at the rotation
+        # centre, which lies in the middle of the specimen.
         "c1_angstrom": optics.c1_angstrom - optics.defocus_plane_z_angstrom,
         "c12_angstrom": optics.aberrations.get("C12", 0.0),
     }
@@ -328,4 +342,6 @@ def _difference(found: dict[str, Any], metadata: dict[str, Any]) -> dict[str, An
     result = {name: None if shown.get(name) is None else shown[name] - metadata[name] for name in COMPARED}
     if result["rotation_deg"] is not None:
         result["rotation_deg"] = math.remainder(result["rotation_deg"], 360)
+    if shown.get("refined_c1_angstrom") is not None:
+        result["refined_c1_angstrom"] = shown["refined_c1_angstrom"] - metadata["c1_angstrom"]
     return result

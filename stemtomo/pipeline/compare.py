@@ -45,6 +45,9 @@ def series_trends(records: list[dict[str, Any]]) -> dict[str, Any]:
     branch = _one_branch(records)
     result["parallax_rotation_deg"] = _trend(theta, [pair and pair[0] for pair in branch], False)
     result["c1_angstrom"] = _trend(theta, [pair and pair[1] for pair in branch], True)
+    result["refined_c1_angstrom"] = _trend(
+        theta, [record["found"].get("refined_c1_angstrom") for record in records], True
+    )
     if any(record["undetermined"].get("sign") for record in records):
         result["c1_angstrom"]["sign"] = "undetermined: all tilts on one branch, the other has the opposite sign"
     return {name: trend for name, trend in result.items() if trend["values"] != [None] * len(records)}
@@ -90,6 +93,8 @@ def comparison_rows(records: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         signed = found["rotation_deg"] is not None
         c1 = _text(found["c1_angstrom" if signed else "c1_magnitude_angstrom"], ".1f", "" if signed else "±")
         sigma = "" if found["c1_sigma_angstrom"] is None else f" (σ {found['c1_sigma_angstrom']:.1f})"
+        if found.get("refined_c1_angstrom") is not None:
+            sigma += f"; refined {found['refined_c1_angstrom']:.1f} (σ {found['refined_c1_sigma_angstrom']:.1f})"
         turn = _text(found["rotation_deg" if signed else "rotation_mod_180_deg"], ".2f")
         centre = ", ".join(_text(found[f"beam_centre_{axis}_px"], ".2f") for axis in ("ky", "kx"))
         said = ", ".join(f"{told[f'beam_centre_{axis}_px']:.2f}" for axis in ("ky", "kx"))
@@ -107,10 +112,39 @@ def comparison_rows(records: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
+def refined_notes(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a sentence for every tilt whose C1 was refined, with the planes that the numbers belong to."""
+    notes = []
+    for record in records:
+        found = record["found"]
+        if found.get("refined_c1_angstrom") is None:
+            continue
+        text = f"Tilt {record['tilt']}: C1 {found['refined_c1_angstrom']:.1f} Å in the middle of the specimen"
+        text += f" (σ {found['refined_c1_sigma_angstrom']:.1f})"
+        if found["refined_thickness_angstrom"] is not None:
+            x, y = found["refined_mistilt_mrad"]
+            text += (
+                f", {found['refined_c1_entrance_angstrom']:.1f} Å on its entrance surface; thickness"
+                f" {found['refined_thickness_angstrom']:.0f} Å (σ {found['refined_thickness_sigma_angstrom']:.0f}),"
+                f" mistilt {x:.1f}, {y:.1f} mrad (σ {found['refined_mistilt_sigma_mrad']:.1f}); for ptychography"
+                f" {_stack(record)}"
+            )
+        notes.append(text)
+    return notes
+
+
+def _stack(record: dict[str, Any]) -> str:
+    """Return settings of a stack whose slices are half a depth of focus thick at most."""
+    found = record["found"]
+    thickness = found["refined_thickness_angstrom"]
+    slices = max(1, math.ceil(thickness / (found["depth_of_focus_angstrom"] / 2)))
+    return f"slices = {slices}, slice_thickness_angstrom = {thickness / slices:.1f}"
+
+
 def outlier_notes(series: dict[str, Any]) -> list[str]:
     """Return a sentence for every number that some tilts do not share with the series."""
     return [
-        f"{name}: tilt {', '.join(map(str, trend['outliers']))} lies off the trend of the series"
+        f"Outlier: {name}: tilt {', '.join(map(str, trend['outliers']))} lies off the trend of the series"
         for name, trend in series.items()
         if trend["outliers"]
     ]

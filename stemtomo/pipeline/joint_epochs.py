@@ -58,7 +58,7 @@ def reconstruct(
     settings = run.settings
     for number in range(first, len(schedule)):
         epoch = schedule[number]
-        fresh = number == 0 or schedule[number - 1].kind != epoch.kind
+        fresh = number in (0, settings.single_slice_epochs) or schedule[number - 1].kind != epoch.kind
         shown = now.losses or settings.start == "sequential"
         if fresh and epoch.kind != "single" and settings.support == "auto" and shown:
             now = run.find_support(now)

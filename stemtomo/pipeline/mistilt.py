@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,10 +80,10 @@ def find(
     mask
         (qy, qx) bool, zero frequency first, False where the detector tells nothing.
     """
-    slices, thickness = settings.slices, settings.slice_thickness_angstrom or 0.0
+    slices, thickness = settings.slices, settings.mean_slice_angstrom
     stack, data = prepared(optics, grid, counts, electrons, settings, mask)
     start = Geometry(np.asarray(settings.mistilt_mrad) / 1e3, thickness)
-    free = (settings.refine_mistilt, settings.refine_thickness)
+    free = mistilt.Free(settings.refine_mistilt, settings.refine_thickness)
     if slices == 1 or not any(free):
         return Found(start, adaptive.entering_probe(data.probe, start, stack), None, np.zeros((0, 3)))
     chosen = _regular(scan, recorded, settings.mistilt_patterns)
@@ -90,7 +91,7 @@ def find(
     first = mistilt.fit(start, stack, data, few, settings.mistilt_iterations, free=free)
     second = mistilt.fit(first.geometry, stack, data, chosen, _SETTLING_ITERATIONS, first.phase, free)
     whole = len(chosen) == len(recorded)
-    path = np.array(first.path + second.path) * [1e3, 1e3, slices]
+    path = np.array(first.path + second.path)[:, :3] * [1e3, 1e3, slices]
     return Found(
         second.geometry,
         adaptive.entering_probe(data.probe, second.geometry, stack),
@@ -108,11 +109,17 @@ def prepared(
     mask: Array | None = None,
 ) -> tuple[Stack, mistilt.Data]:
     """Return what the geometry of a tilt is fitted with: tied slices, and the probe in its plane."""
-    slices = settings.slices
-    # A probe that is told on the entrance surface goes half a slice; one in the middle of the stack goes back to the
-    # first slice, which is where the lab's z = 0 lies.
-    entry = 0.5 if settings.c1_at == "entrance" else -(slices - 1) / 2
-    stack = Stack(grid, wavelength_angstrom(optics.energy_ev), slices, entry, True, settings.loss, settings.object)
+    stack = Stack(
+        grid,
+        wavelength_angstrom(optics.energy_ev),
+        settings.slices,
+        loss=settings.loss,
+        kind=settings.object,
+        weights=settings.slice_weights,
+    )
+    # A probe that is told on the entrance surface goes half a slice; one in the middle of the stack, which is where the
+    # lab's z = 0 lies, goes back to the first slice.
+    stack = replace(stack, entry=stack.entrance if settings.c1_at == "entrance" else -stack.middle)
     plane = optics.defocus_plane_z_angstrom if settings.c1_at == "entrance" else 0.0
     probe = probe_wave(optics, grid.window_yx, grid.pixel_angstrom_yx, plane_z_angstrom=plane, intensity=electrons)
     data = mistilt.Data(to_device_of(start_modes(probe, settings.probe_modes), counts), counts, mask)
@@ -126,10 +133,12 @@ def chosen_patterns(scan: Scan, recorded: np.ndarray, settings: PtychographySett
     return _regular(scan, recorded, settings.mistilt_patterns)
 
 
-def tilted_propagator(found: Found, grid: ObjectGrid, wavelength: float) -> Array:
-    """Return H of every gap for the geometry found, (ky, kx)."""
-    stack = Stack(grid, wavelength, 2)
-    return adaptive.propagator_of(found.geometry, stack, np.arange(1), found.probe)
+def tilted_propagators(
+    found: Found, grid: ObjectGrid, wavelength: float, settings: PtychographySettings
+) -> list[Array]:
+    """Return H of each gap for the geometry found, (ky, kx)."""
+    stack = Stack(grid, wavelength, settings.slices, weights=settings.slice_weights)
+    return adaptive.propagators_of(found.geometry, stack, np.arange(1), found.probe)
 
 
 def _regular(scan: Scan, recorded: np.ndarray, most: int) -> np.ndarray:

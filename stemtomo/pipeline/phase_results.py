@@ -21,7 +21,8 @@ _NOISE_POSITIONS = 64
 def result_of_solved(solved: Solved, settings: PtychographySettings, optics: Optics, detector: Detector) -> xr.Dataset:
     """Return what the store keeps of a tilt that was solved in one piece."""
     per_pixel = 1 / float(np.prod(detector.shape_yx))
-    state, model = solver.untied(solved.state, solved.model.slices), solved.model
+    model = solved.model
+    state = solver.untied(solved.state, model.slices, model.weights)
     losses = [loss * per_pixel for loss in solved.losses]
     dataset = result_of(state, model, losses, settings, optics, seen=solved.patterns)
     return dataset.assign(extra_variables(solved, detector, per_pixel)).assign_attrs(
@@ -55,7 +56,7 @@ def result_of(
     illumination = np.maximum(to_detector_pixels(backend.to_host(lit), window, detector), 0) * np.float32(pixels)
     modes = to_detector_pixels(backend.to_host(state.probe), window, detector) * np.float32(np.sqrt(pixels))
     powers = np.sum(np.abs(modes) ** 2, axis=(1, 2))
-    thickness = settings.slice_thickness_angstrom or 0.0
+    thickness, weights = settings.mean_slice_angstrom, settings.slice_weights or (1.0,) * settings.slices
     return xr.Dataset(
         {
             "object": (("slice", "y", "x"), transmission),
@@ -71,8 +72,9 @@ def result_of(
             "window_px": list(window),
             "mode_power": (powers / powers.sum()).tolist(),
             "slice_thickness_angstrom": thickness,
-            # The stack is centred on the rotation centre.
-            "first_slice_z_angstrom": -(settings.slices - 1) / 2 * thickness,
+            "slice_thicknesses_angstrom": [weight * thickness for weight in weights],
+            # The stack is centred on the rotation centre, and a slice acts in its middle.
+            "first_slice_z_angstrom": (weights[0] - settings.slices) / 2 * thickness,
             "energy_kev": optics.energy_ev / 1e3,
             "noise_floor": noise_floor(model, seen or (lambda where: solver.patterns(state, model, where))),
             "loss_unit": "per detector pixel and pattern",

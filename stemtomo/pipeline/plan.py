@@ -35,18 +35,25 @@ def plan(
     ConfigurationError, FormatError, AcquisitionError
         If the configuration and the input do not fit together.
     """
-    from stemtomo.pipeline import (
-        alignment,
-        atoms,
-        joint,
-        projections,
-        ptychography,
-        quicklook,
-        tomography,
-    )
+    from stemtomo.pipeline.run import skipped_stages
+
+    rows = _rows(configuration, workers, until, limits, executor)
+    skipped = skipped_stages(configuration) - {until}
+    wanted = ((row.stage.partition(",")[0], row) for row in rows)
+    return MemoryPlan([row for stage, row in wanted if _takes_part(stage, until) and stage not in skipped])
+
+
+def _rows(
+    configuration: Configuration,
+    workers: int,
+    until: str | None,
+    limits: tuple[int, int, int] | None,
+    executor: Executor | None,
+) -> list[PlanRow]:
+    """Return the row of every stage, whether it takes part or not."""
+    from stemtomo.pipeline import alignment, atoms, joint, projections, ptychography, quicklook, tomography
     from stemtomo.pipeline.ingest import open_input, plan_ingest
     from stemtomo.pipeline.preparation import prepared, prepared_detector
-    from stemtomo.pipeline.run import skipped_stages
 
     source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
     tilts = source.shape[0]
@@ -64,7 +71,7 @@ def plan(
     if limits is not None and _takes_part(ptychography.GROUP, until):
         tiled = _tiled_row(configuration, scan, detector, itemsize, tilts, limits, executor)
     memory = None if limits is None else limits[0] * limits[1]
-    rows = [
+    return [
         plan_ingest(raw, configuration.ingest),
         quicklook.plan_row(scan, detector, itemsize, tilts, configuration.quicklook),
         tiled or ptychography.plan_row(scan, detector, optics, itemsize, tilts, configuration.ptychography),
@@ -74,9 +81,6 @@ def plan(
         joint.plan_row(scan, detector, optics, itemsize, list(poses), configuration.joint, workers),
         atoms.plan_row((planes, *field), configuration.atoms),
     ]
-    skipped = skipped_stages(configuration) - {until}
-    wanted = ((row.stage.partition(",")[0], row) for row in rows)
-    return MemoryPlan([row for stage, row in wanted if _takes_part(stage, until) and stage not in skipped])
 
 
 def _tiled_row(

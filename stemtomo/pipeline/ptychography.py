@@ -12,6 +12,7 @@ import xarray as xr
 
 from stemtomo import backend
 from stemtomo.algorithms.ptychography import solver
+from stemtomo.algorithms.ptychography.adaptive import Stack
 from stemtomo.algorithms.ptychography.advice import advise, advise_geometry, probe_diameter_angstrom
 from stemtomo.algorithms.ptychography.misfit import misfit
 from stemtomo.algorithms.ptychography.padding import commensurate, window_of
@@ -27,7 +28,7 @@ from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.propagation import fresnel_propagator
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.mistilt import Found, prepared, tilted_propagator
+from stemtomo.pipeline.mistilt import Found, prepared, tilted_propagators
 from stemtomo.pipeline.mistilt import find as find_geometry
 from stemtomo.pipeline.mistilt_map import solve_map
 from stemtomo.pipeline.phase_results import loss_map, result_of_solved
@@ -98,6 +99,11 @@ def ptychography(
         progress.advance(loss=loss)
     progress.finish(GROUP)
     reconstruct_in_groups([job for job in todo if layouts[job.tilt] is not None], room, executor, progress)
+    return {**_numbers(store, jobs), "computed": len(todo)}
+
+
+def _numbers(store: Store, jobs: Sequence[Job]) -> dict[str, Any]:
+    """Return what the results of the tilts say in numbers and words."""
     results = [store.read(job.group) for job in jobs]
     return {
         "loss": [result["loss"].values.tolist() for result in results],
@@ -105,7 +111,6 @@ def ptychography(
         "mistilt_mrad": [list(result.attrs["mistilt_mrad"]) for result in results],
         "thickness_angstrom": [float(result.attrs["thickness_angstrom"]) for result in results],
         "advice": [_advice(store, job, result) for job, result in zip(jobs, results, strict=True)],
-        "computed": len(todo),
     }
 
 
@@ -159,14 +164,17 @@ def grid_of(scan: Scan, detector: Detector, padding: float = 0.0) -> ObjectGrid:
 def build_model(scan: Scan, detector: Detector, optics: Optics, settings: PtychographySettings) -> solver.Model:
     """Return what a reconstruction of one tilt holds fixed."""
     grid = grid_of(scan, detector, padding_of(scan, settings))
-    propagator = fresnel_propagator(
-        grid.window_yx,
-        grid.pixel_angstrom_yx,
-        wavelength_angstrom(optics.energy_ev),
-        settings.slice_thickness_angstrom or 0.0,
-    )
+    wavelength, weights = wavelength_angstrom(optics.energy_ev), settings.slice_weights
+    distances = Stack(grid, wavelength, settings.slices, weights=weights).distances
+    window, pixel, mean = grid.window_yx, grid.pixel_angstrom_yx, settings.mean_slice_angstrom
+    gaps = {far: fresnel_propagator(window, pixel, wavelength, far * mean) for far in set(distances)}
     return solver.Model(
-        grid, (propagator,) * (settings.slices - 1), settings.loss, settings.object, detector_yx=detector.shape_yx
+        grid,
+        [gaps[far] for far in distances],
+        settings.loss,
+        settings.object,
+        detector_yx=detector.shape_yx,
+        weights=weights,
     )
 
 
@@ -175,11 +183,6 @@ def padding_of(scan: Scan, settings: PtychographySettings) -> float:
     if settings.detector_padding is not None:
         return settings.detector_padding
     return 0.0 if settings.slices == 1 or scan.periodic else 0.125
-
-
-def first_slice_z_angstrom(settings: PtychographySettings) -> float:
-    """Laboratory z of the first slice: the stack is centred on the rotation centre."""
-    return -(settings.slices - 1) / 2 * (settings.slice_thickness_angstrom or 0.0)
 
 
 def load_counts(store: Store, index: int) -> np.ndarray:
@@ -208,11 +211,12 @@ def load_counts(store: Store, index: int) -> np.ndarray:
 
 
 def _advice(store: Store, job: Job, result: xr.Dataset) -> list[str]:
-    optics, thickness = store.optics(job.tilt), job.settings.slice_thickness_angstrom
+    optics, thickness = store.optics(job.tilt), job.settings.mean_slice_angstrom
     depth = 2 * depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
     losses = result["loss"].values.tolist()
-    thickness = thickness if thickness is not None and job.settings.slices > 1 else 0.0
-    found = advise(losses, float(result.attrs["noise_floor"]), thickness, depth)
+    thickness = thickness if job.settings.slices > 1 else 0.0
+    thickest = thickness * max(job.settings.slice_weights or (1.0,))
+    found = advise(losses, float(result.attrs["noise_floor"]), thickest, depth)
     probe = probe_diameter_angstrom(
         wavelength_angstrom(optics.energy_ev),
         optics.semiangle_rad,
@@ -265,12 +269,18 @@ def _reconstruct(job: Job) -> float:
         found = find_geometry(optics, scan, grid, recorded, counts, electrons, settings, mask)
     else:
         found = Found.of_tree(saved.shared["beside"], place(saved.shared["state"]["probe"]))
-    propagator = tilted_propagator(found, grid, wavelength_angstrom(optics.energy_ev))
-    propagators = (propagator,) * (settings.slices - 1)
+    propagators = tilted_propagators(found, grid, wavelength_angstrom(optics.energy_ev), settings)
     model = solver.Model(
-        grid, propagators, settings.loss, settings.object, detector.shape_yx, mask, settings.detector_blur_px
+        grid,
+        propagators,
+        settings.loss,
+        settings.object,
+        detector.shape_yx,
+        mask,
+        settings.detector_blur_px,
+        settings.slice_weights,
     )
-    settings = settings.model_copy(update={"slice_thickness_angstrom": found.geometry.slice_thickness_angstrom})
+    settings = settings.with_mean_slice(found.geometry.slice_thickness_angstrom)
     state = solver.State.start(model, found.probe, tied=found.tied)
     if found.phase is not None:
         state = replace(state, phase=found.phase)
@@ -315,7 +325,7 @@ def blur_slices(settings: PtychographySettings, optics: Optics) -> float:
     """Return the width of the blur along the beam in slices of the thickness that ``settings`` say."""
     blur = depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
     blur = blur if settings.depth_blur_angstrom is None else settings.depth_blur_angstrom
-    return blur / (settings.slice_thickness_angstrom or blur or 1.0)
+    return blur / (settings.mean_slice_angstrom or blur or 1.0)
 
 
 def incident_electrons(path: str, tilt: int, counts: np.ndarray, said: float | None) -> float:

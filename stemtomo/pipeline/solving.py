@@ -132,7 +132,7 @@ def solve_tilt(
             first_epoch=max(begin, first),
         )
     if searching and not follower.over:
-        state = state if tilt.tied else solver.untied(state, tilt.model.slices)
+        state = state if tilt.tied else solver.untied(state, tilt.model.slices, tilt.model.weights)
         state, _ = settle(
             state,
             tilt.model,
@@ -176,6 +176,7 @@ def refuse_in_tiles(settings: PtychographySettings) -> None:
         "notch_scan_raster (a transform of the whole object)": settings.notch_scan_raster,
         "held_out with tiles that are stitched (they end at different times)": settings.held_out > 0
         and settings.tile_mode == "stitch",
+        "slice_thickness_angstrom (a list)": settings.slice_weights is not None,
     }
     names = [name for name, asked in unlike.items() if asked]
     if names:
@@ -223,7 +224,7 @@ def _constraints(tilt: Tilt, settings: PtychographySettings) -> tuple[_Change, _
     )
 
     def update(state: solver.State, _: int) -> solver.State:
-        blurred = replace(state, phase=blurred_along_beam(state.phase, tilt.width_slices))
+        blurred = replace(state, phase=blurred_along_beam(state.phase, tilt.width_slices, tilt.model.weights))
         return constraints.after_update(blurred)
 
     def epoch_end(state: solver.State, _: int) -> solver.State:
@@ -334,6 +335,10 @@ class _Follower:
             "best": None if self.best is None else self.best.tree(),
             "curvature": self.curvature,
             "beside": self.beside,
+            "shown": {
+                "slices": self.tilt.model.slices,
+                "pixel_angstrom": np.array(self.tilt.model.grid.pixel_angstrom_yx),
+            },
         }
         self.checkpoint.begin(epoch, 0)
         self.checkpoint.commit(epoch, [], tree)

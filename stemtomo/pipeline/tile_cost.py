@@ -89,7 +89,7 @@ def measure_pattern(detector: Detector, optics: Optics, settings: PtychographySe
     """Return the seconds per pattern of the engine, where this is run."""
     edge, shape, pixel = math.isqrt(_PATTERNS), detector.shape_yx, detector.object_pixel_angstrom_yx
     grid = object_grid(Scan((edge, edge), (4.3 * pixel[0], 4.3 * pixel[1])).positions(), shape, pixel)
-    gap = settings.slice_thickness_angstrom or 0.0
+    gap = settings.mean_slice_angstrom
     propagator = fresnel_propagator(shape, pixel, wavelength_angstrom(optics.energy_ev), gap)
     probe = probe_wave(optics, shape, pixel, plane_z_angstrom=0.0, intensity=1e3)
     counts = np.random.default_rng(0).poisson(1.0, (edge * edge, *shape)).astype(np.uint16)

@@ -300,7 +300,7 @@ def with_known_halo(settings: PtychographySettings, scan: Scan, optics: Optics) 
     """Return ``settings`` with the halo of stitched tiles: 4/3 of the probe's diameter unless they say it."""
     if settings.tile_mode != "stitch" or settings.stitch_halo is not None:
         return settings
-    depth = settings.slices * (settings.slice_thickness_angstrom or 0.0)
+    depth = settings.slices * settings.mean_slice_angstrom
     defocus = optics.aberrations.get("C10", 0.0)
     probe = probe_diameter_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad, defocus, depth)
     return settings.model_copy(update={"stitch_halo": math.ceil(_HALO * probe / min(scan.step_angstrom_yx))})

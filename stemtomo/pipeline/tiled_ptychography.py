@@ -22,7 +22,7 @@ from stemtomo.errors import FormatError
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.mistilt import Found, chosen_patterns, tilted_propagator
+from stemtomo.pipeline.mistilt import Found, chosen_patterns, tilted_propagators
 from stemtomo.pipeline.mistilt import find as find_geometry
 from stemtomo.pipeline.phase_results import loss_map, result_of
 from stemtomo.pipeline.positions import affine_attrs, position_phases, position_variables
@@ -132,7 +132,7 @@ def _as_before(layout: Layout, checkpoint: Checkpoint) -> Layout:
 
 def _schedule(layout: Layout, facts: dict[str, Any]) -> Schedule:
     store, settings = Store.open(layout.path), layout.settings
-    told = settings.model_copy(update={"slice_thickness_angstrom": facts["slice_thickness_angstrom"]})
+    told = settings.with_mean_slice(facts["slice_thickness_angstrom"])
     width = blur_slices(told, store.optics(layout.tilt))
     rules, batches = epochs_of(settings)
     positions_from, affine_from = position_phases(settings, len(rules))
@@ -260,7 +260,7 @@ def fit_probe(layout: Layout, found: Found) -> Found:
     counts = _read(layout, Streamed(layout.path, layout.tilt, everywhere, recorded[where]))
     counts = backend.to_device(counts) if backend.gpu_available() else counts
     model = _model(layout, found, tile.grid)
-    told = settings.model_copy(update={"slice_thickness_angstrom": found.geometry.slice_thickness_angstrom})
+    told = settings.with_mean_slice(found.geometry.slice_thickness_angstrom)
     solving = Tilt(
         model, counts, scan.positions()[recorded[where]], blur_slices(told, optics), found.tied, settings.seed
     )
@@ -330,11 +330,11 @@ def publish_tiles(
     if states[0]["moved"] is not None:
         extra[Positions.name] = np.concatenate([state["moved"] for state in states])[order]
         grid = moved_grid(grid, extra[Positions.name])
-    propagator = backend.to_host(tilted_propagator(found, grid, wavelength_angstrom(optics.energy_ev)))
-    propagators = (propagator,) * (settings.slices - 1)
+    placed = tilted_propagators(found, grid, wavelength_angstrom(optics.energy_ev), settings)
+    propagators = [backend.to_host(propagator) for propagator in placed]
     model = solver.Model(grid, propagators, settings.loss, settings.object, detector.shape_yx)
     whole = solver.untied(solver.State(phase, states[0]["probe"], extra), model.slices)
-    settings = settings.model_copy(update={"slice_thickness_angstrom": found.geometry.slice_thickness_angstrom})
+    settings = settings.with_mean_slice(found.geometry.slice_thickness_angstrom)
     pixels = float(np.prod(detector.shape_yx))
     per_pixel = [loss / pixels for loss in told["losses"]]
     beside: list[solver.Parameter] = []
@@ -358,8 +358,7 @@ def _model(layout: Layout, found: Found, grid: ObjectGrid) -> solver.Model:
     """Return what is held fixed at the positions of ``grid``."""
     store, settings = Store.open(layout.path), layout.settings
     optics, detector = store.optics(layout.tilt), store.detector(layout.tilt)
-    propagator = tilted_propagator(found, grid, wavelength_angstrom(optics.energy_ev))
-    propagators = (propagator,) * (settings.slices - 1)
+    propagators = tilted_propagators(found, grid, wavelength_angstrom(optics.energy_ev), settings)
     mask = good_pixels(store, layout.tilt) if settings.mask_bad_pixels else None
     if mask is not None and backend.gpu_available():
         mask = backend.to_device(mask)

@@ -11,6 +11,7 @@ import xarray as xr
 
 from stemtomo.algorithms.atoms.classification import atoms_and_others
 from stemtomo.algorithms.atoms.reclassification import reclassify_locally
+from stemtomo.algorithms.atoms.thresholds import near_bright
 from stemtomo.algorithms.atoms.tracing import (
     Region,
     TracedAtoms,
@@ -81,6 +82,14 @@ def measured_in_blocks(
 def atoms_alone(traced: TracedAtoms, count: int) -> TracedAtoms:
     """Return ``traced`` without the class that is fainter than all ``count`` species."""
     good = atoms_and_others(traced.integrated, count)
+    return TracedAtoms(*(getattr(traced, field.name)[good] for field in fields(TracedAtoms)))
+
+
+def near_bright_ones(traced: TracedAtoms, settings: AtomSettings) -> TracedAtoms:
+    """Return ``traced`` without what is farther than ``reach_angstrom`` from every bright atom."""
+    if settings.reach_angstrom is None or not len(traced):
+        return traced
+    good = near_bright(traced.positions, traced.integrated, settings.threshold, settings.reach_angstrom)
     return TracedAtoms(*(getattr(traced, field.name)[good] for field in fields(TracedAtoms)))
 
 

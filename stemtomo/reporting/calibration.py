@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stemtomo.io.schema import tilt_name
 from stemtomo.pipeline.calibrate import calibration_record
-from stemtomo.pipeline.compare import HEAD, comparison_rows, outlier_notes, series_trends
+from stemtomo.pipeline.compare import HEAD, comparison_rows, outlier_notes, refined_notes, series_trends
 from stemtomo.reporting import figures, markup
 from stemtomo.reporting.figures import Picture
 from stemtomo.reporting.results import Results, thumbnail
@@ -29,7 +29,7 @@ def calibration(results: Results) -> str:
         if name in data:
             values, stride = thumbnail(data[name], _IMAGE)
             pictures.append(Picture(values, title, unit, (step[0] * stride, step[1] * stride)))
-    notes = outlier_notes(series_trends(records))
+    notes = [*refined_notes(records), *outlier_notes(series_trends(records))]
     if any("sign" in record["undetermined"] for record in records):
         notes.append(
             "the sign is undetermined: (rotation, C1) and (rotation + 180 deg, -C1) fit alike, and the integrated "

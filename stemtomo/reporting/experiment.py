@@ -141,8 +141,7 @@ def ptychography(results: Results) -> str:
         Picture(np.abs(probe), "probe, modulus", "√electrons", fine, cmap="magma"),
         Picture(phase, "probe, phase", "rad", fine, cmap="twilight", valid=bright),
     ]
-    slices = data.sizes["slice"]
-    seen = f"Reconstruction at {_tilt_label(results, index)}, {slices} slice{'s' if slices > 1 else ''}; "
+    seen = f"Reconstruction at {_tilt_label(results, index)}, {_slices(data)}; "
     kind = _Kind("ptychography", "phase_sum", "rad", "inferno")
     return markup.section(
         "ptychography",
@@ -151,6 +150,15 @@ def ptychography(results: Results) -> str:
         _losses(results, tilts),
         _every_tilt(results, tilts, kind, pixel, "Phase of every tilt, as reconstructed."),
     )
+
+
+def _slices(data: xr.Dataset) -> str:
+    """Return how many slices there are, and how thick."""
+    count, thickness = data.sizes["slice"], data.attrs.get("slice_thicknesses_angstrom", [])
+    if count == 1 or not thickness:
+        return f"{count} slice{'s' if count > 1 else ''}"
+    each = f"{min(thickness):.3g}" + (f" to {max(thickness):.3g}" if max(thickness) > 1.001 * min(thickness) else "")
+    return f"{count} slices of {each} Å"
 
 
 def _losses(results: Results, tilts: list[int]) -> str:

@@ -133,7 +133,7 @@ def way_rows(
 def depth_rows() -> list[Row]:
     """Return the four ways beside each other, without noise and with it."""
     rows = []
-    for electrons in (None, 300.0):
+    for electrons in (None, 300.0, 1000.0):
         for way in WAYS:
             with tempfile.TemporaryDirectory() as folder:
                 rows += way_rows(way, Path(folder), electrons_per_atom=electrons)

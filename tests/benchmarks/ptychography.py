@@ -180,16 +180,9 @@ def benchmark() -> list[Row]:
         floor, library = fft_floor(model, modes)
         rows.append(cost_row("ptychography", f"{name} (FFTs: {library})", cost, "CPU s/epoch", floor))
     compared = [row for rule in RULES for epochs in (5, 20) for row in strontium_titanate(epochs, rule)]
-    return [*rows, *compared, *peers()]
+    from tests.benchmarks.peers import peer_rows
 
-
-def peers() -> list[Row]:
-    """Say which other programs are installed beside this one; they are not timed here."""
-    names = {"PtyRAD": "ptyrad", "quantem": "quantem", "pty-chi": "ptychi"}
-    found = {name: importlib.util.find_spec(module) is not None for name, module in names.items()}
-    return [
-        Row("peer", f"{name}: {'installed' if there else 'absent'}", float(there), "") for name, there in found.items()
-    ]
+    return [*rows, *compared, *peer_rows()]
 
 
 def strontium_titanate(epochs: int = 5, rule: str = "nesterov") -> list[Row]:
@@ -197,19 +190,25 @@ def strontium_titanate(epochs: int = 5, rule: str = "nesterov") -> list[Row]:
     folder = FOLDER / "sto_zone"
     if not folder.is_dir():
         return []
-    with np.load(folder / "data.npz") as data, np.load(folder / "truth.npz") as truth:
-        patterns, projected = data["patterns_counts"], truth["projected_phase_rad"]
+    with np.load(folder / "data.npz") as data:
+        patterns = data["patterns_counts"]
     counts = np.ascontiguousarray(np.roll(patterns.reshape(-1, 96, 96), (-48, -48), axis=(-2, -1)))
     state, model = prepare(SIX_SLICES._replace(electrons=float(counts.sum(axis=(1, 2)).mean())), padding=0.125)
     optics = SIX_SLICES.optics
     width = depth_blur_angstrom(wavelength_angstrom(optics.energy_ev), optics.semiangle_rad)
     state, _ = solve(state, model, counts, SIX_SLICES.batches, epochs, width / SIX_SLICES.thickness_angstrom, rule)
+    found = to_detector_pixels(state.phase.sum(axis=0), model.grid.window_yx, (96, 96))
+    return scored(found, f"correlation after {epochs} epochs, {rule}")
+
+
+def scored(found: np.ndarray, work: str) -> list[Row]:
+    """Compare a phase sum on the detector's pixels, the scan in its middle, with the truth of the reference data."""
+    with np.load(FOLDER / "sto_zone" / "truth.npz") as truth:
+        projected = truth["projected_phase_rad"]
     spectrum = np.fft.fftshift(np.fft.fft2(projected))[48:144, 48:144]
     expected = np.fft.ifft2(np.fft.ifftshift(spectrum)).real / 4
-    found = to_detector_pixels(state.phase.sum(axis=0), model.grid.window_yx, (96, 96))
     blur = 0.3 / SIX_SLICES.detector.object_pixel_angstrom_yx[0]
     blurred = (ndimage.gaussian_filter(found, blur), ndimage.gaussian_filter(expected, blur, mode="wrap"))
-    work = f"correlation after {epochs} epochs, {rule}"
     return [
         Row("strontium titanate", work, _correlation(found, expected), "r"),
         Row("strontium titanate", f"{work}, 0.3 Å blur", _correlation(*blurred), "r"),

@@ -38,7 +38,7 @@ def test_limits_on_the_page_are_those_that_are_checked():
         PtychographySettings(momentum=1)
     assert rows["rule"].allowed == '`"nesterov"`, `"lsqml"`, `"adam"`, `"lbfgs"`'
     assert rows["tiles"].allowed == '`"auto"` or [whole number > 0, whole number > 0]'
-    assert rows["slice_thickness_angstrom"][1:4] == ("Å", "-", "number > 0")
+    assert rows["slice_thickness_angstrom"][1:4] == ("Å", "-", "number > 0 or list of: number > 0")
     assert rows["mistilt_mrad"].default == "[0, 0]"
 
 

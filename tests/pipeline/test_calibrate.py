@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 
 import stemtomo
 from stemtomo.cli import app
-from stemtomo.errors import CalibrationError, StoreError
+from stemtomo.errors import CalibrationError, ConfigurationError, StoreError
 from stemtomo.geometry import Detector, Optics, Pose, Scan
 from stemtomo.io.frames import shard_regions
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.pipeline.calibrate import calibrate, known_beforehand
-from stemtomo.pipeline.compare import series_trends
+from stemtomo.pipeline.compare import refined_notes, series_trends
 from stemtomo.pipeline.config import CalibrationSettings
 from stemtomo.pipeline.quicklook import quicklook
 from tests.algorithms.imaging import microscope
@@ -137,23 +137,85 @@ def test_the_known_optics_of_a_simulated_particle(tmp_path):
         assert tilt["found"]["c1_angstrom"] == pytest.approx(told["effective_C1_at_rotation_centre_A"], rel=0.025)
 
 
-@needs("sto_zone")
-def test_the_optics_of_a_thick_crystal_are_known_but_for_c1(tmp_path):
-    """117 Å of SrTiO3 on zone is no thin object: channelling moves its focus by 14 Å, an eighth of the slab."""
-    data = np.load(FOLDER / "sto_zone" / "data.npz")
-    told = json.loads((FOLDER / "sto_zone" / "metadata.json").read_text())
-    optics = Optics(300e3, 21.4e-3, {"C10": told["defocus_C1_A"]}, -told["thickness_A"] / 2)
-    scan = Scan((32, 32), (told["scan_step_A"],) * 2)
-    store = make_store(
-        tmp_path / "sto.zarr", [data["patterns_counts"]], optics, scan, told["detector_pixel_invA"], [0.0]
-    )
+def thick_store(name, path, c1_off_by=0.0):
+    """A store of one of the crystals; C1 is told on the entrance surface, and the metadata may be wrong."""
+    with np.load(FOLDER / name / "data.npz") as data:
+        patterns = data["patterns_counts"]
+    told = json.loads((FOLDER / name / "metadata.json").read_text())
+    lens = {"C10": told["defocus_C1_A"] + c1_off_by}
+    optics = Optics(300e3, told["convergence_semiangle_mrad"] / 1e3, lens, -told["thickness_A"] / 2)
+    scan = Scan(patterns.shape[:2], (told["scan_step_A"],) * 2)
+    store = make_store(path / f"{name}.zarr", [patterns], optics, scan, told["detector_pixel_invA"], [0.0])
     quicklook(store)
+    return store, told
+
+
+@needs("sto_zone")
+def test_the_optics_of_a_thick_crystal_are_known_but_parallax_sees_a_plane_within_it(tmp_path):
+    """117 Å of SrTiO3 on zone is no thin object: channelling moves its focus by 16 Å, an eighth of the slab."""
+    store, told = thick_store("sto_zone", tmp_path)
     found = calibrate(store, CalibrationSettings(rotation_near_deg=0.0))["tilts"][0]["found"]
     assert found["semiangle_mrad"] == pytest.approx(21.4, abs=0.36)
     assert found["beam_centre_kx_px"] == pytest.approx(48, abs=0.1)
     assert found["rotation_deg"] == pytest.approx(0, abs=0.5)
     assert found["com_rotation_deg"] == pytest.approx(0, abs=0.5)
     assert -150 < found["c1_angstrom"] < -150 + told["thickness_A"]
+
+
+def test_a_refinement_that_is_too_short_says_so(store):
+    told = CalibrationSettings(
+        c1_sign="positive", refine=True, refine_patterns=64, refine_iterations=1, refine_slices=3
+    )
+    tilt = calibrate(store, told)["tilts"][0]
+    assert tilt["found"]["refined_c1_angstrom"] is None
+    assert tilt["found"]["c1_angstrom"] == pytest.approx(150, rel=0.015)
+    assert "the search was too short" in tilt["undetermined"]["refined_c1_angstrom"]
+    with pytest.raises(ConfigurationError, match="thickness_angstrom"):
+        known_beforehand(None, None, [], refine=True, thickness_angstrom=-3.0)
+
+
+def test_a_refinement_is_said_with_the_planes_it_belongs_to():
+    found = {"refined_c1_angstrom": -92.6, "refined_c1_sigma_angstrom": 1.8, "refined_thickness_angstrom": None}
+    [thin] = refined_notes([{"tilt": 3, "found": found}, {"tilt": 4, "found": {"refined_c1_angstrom": None}}])
+    assert thin == "Tilt 3: C1 -92.6 Å in the middle of the specimen (σ 1.8)"
+    found |= {"refined_thickness_angstrom": 117.1, "refined_thickness_sigma_angstrom": 3.8}
+    found |= {
+        "refined_c1_entrance_angstrom": -151.2,
+        "refined_mistilt_mrad": [0.0, 0.1],
+        "refined_mistilt_sigma_mrad": 0.1,
+    }
+    [thick] = refined_notes([{"tilt": 3, "found": found | {"depth_of_focus_angstrom": 43.0}}])
+    assert "-151.2 Å on its entrance surface; thickness 117 Å (σ 4)" in thick
+    assert thick.endswith("slices = 6, slice_thickness_angstrom = 19.5")
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(900)  # a minute of one core
+@needs("sto_zone")
+def test_a_refinement_finds_c1_of_a_thick_crystal_and_its_sign(tmp_path):
+    # Nothing is told: neither sign nor thickness, and the metadata's C1 is wrong.
+    store, told = thick_store("sto_zone", tmp_path, c1_off_by=40.0)
+    tilt = calibrate(store, CalibrationSettings(refine=True))["tilts"][0]
+    found, middle = tilt["found"], told["defocus_C1_A"] + told["thickness_A"] / 2
+    assert "sign" not in tilt["undetermined"]
+    assert found["rotation_deg"] == pytest.approx(0, abs=0.5)
+    assert found["refined_c1_angstrom"] == pytest.approx(middle, abs=found["refined_c1_sigma_angstrom"])
+    assert found["refined_c1_sigma_angstrom"] < 2.5
+    assert found["refined_c1_entrance_angstrom"] == pytest.approx(told["defocus_C1_A"], abs=3)
+    assert found["refined_thickness_angstrom"] == pytest.approx(told["thickness_A"], abs=4)
+    assert np.abs(found["refined_mistilt_mrad"]).max() < 0.2
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
+@needs("sto_mistilt")
+def test_a_refinement_begins_at_the_metadata_where_parallax_finds_nothing(tmp_path):
+    store, told = thick_store("sto_mistilt", tmp_path, c1_off_by=40.0)
+    tilt = calibrate(store, CalibrationSettings(refine=True))["tilts"][0]
+    found, middle = tilt["found"], told["defocus_C1_A"] + told["thickness_A"] / 2
+    assert "c1_angstrom" in tilt["undetermined"]
+    assert found["refined_c1_angstrom"] == pytest.approx(middle, abs=2 * found["refined_c1_sigma_angstrom"])
+    np.testing.assert_allclose(found["refined_mistilt_mrad"], [6, -3], atol=0.5)
 
 
 def test_the_command_line_prints_a_row_per_tilt_and_writes_the_numbers(store, tmp_path):

@@ -171,6 +171,18 @@ def test_from_the_shell(tmp_path):
     assert "cannot be read as a focal series" in bad.output
 
 
+def test_a_particle_by_multislice_is_seen_where_the_incoherent_one_is(tmp_path):
+    options = {"atoms": 12, "sections": 1, "theta_deg": [0.0], "pixel_angstrom": 0.4}
+    images = []
+    for name, multislice in (("summed", False), ("scattered", True)):
+        simulate_particle(tmp_path / f"{name}.npz", multislice=multislice, executor=ThreadExecutor(1), **options)
+        images.append(read_focal_series(tmp_path / f"{name}.npz")["images"][0, 0])
+    assert images[1].sum() == pytest.approx(12, rel=1e-3)
+    # Neighbours interfere, and a real potential is narrower than the Gaussian: alike, not equal.
+    alike, turned = (np.corrcoef(image.ravel(), images[1].ravel())[0, 1] for image in (images[0], images[0][::-1]))
+    assert alike > 0.8 > turned + 0.1
+
+
 def test_the_report_shows_probes_searches_and_deviation_over_depth(blind, file):
     folder, _ = blind
     found = local_orbital(folder / "s.zarr", QUICK, truth=file)["deviation"]

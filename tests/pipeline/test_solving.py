@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+import stemtomo
 from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.detection import blurred
 from stemtomo.algorithms.ptychography.positions import without_gauges
+from stemtomo.cli import app
 from stemtomo.distributed import Checkpoint
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import ConfigurationError
@@ -15,6 +18,7 @@ from stemtomo.geometry import Detector, Scan
 from stemtomo.io.provenance import Provenance
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.ptychography import build_model, ptychography
+from stemtomo.pipeline.solving import refuse_in_tiles
 from tests.algorithms.ptychography import test_positions as positions
 from tests.pipeline.series import DETECTOR, OPTICS, SCAN, make_series
 from tests.pipeline.test_mistilt import write
@@ -204,3 +208,57 @@ def test_a_jitter_of_40_pm_is_recovered_to_5_pm_from_the_settings(tmp_path):
     assert np.sqrt((jitter**2).mean()) == pytest.approx(0.04, abs=0.004)
     assert np.sqrt((without_gauges(moved - jitter, told, affine=True) ** 2).mean()) < 0.005
     assert result.attrs["scan_affine"]["jitter_rms_pm"] == pytest.approx(4, rel=0.15)
+
+
+def test_slices_of_unequal_thickness_are_said_one_by_one(store):
+    some = {"slices": 3, "detector_padding": 0.0, "epochs": 2, "settling_epochs": 0}
+    _, plain = run(store, **some, slice_thickness_angstrom=5.0)
+    _, alike = run(store, **some, slice_thickness_angstrom=(5.0, 5.0, 5.0))
+    np.testing.assert_array_equal(alike["object"], plain["object"])
+    numbers, result = run(store, **some, slice_thickness_angstrom=(2.0, 4.0, 9.0))
+    assert numbers["thickness_angstrom"] == [pytest.approx(15.0)]
+    assert result.attrs["slice_thicknesses_angstrom"] == pytest.approx([2.0, 4.0, 9.0])
+    assert result.attrs["slice_thickness_angstrom"] == pytest.approx(5.0)
+    assert result.attrs["first_slice_z_angstrom"] == pytest.approx(-7.5 + 1.0)
+    assert not np.array_equal(result["object"], plain["object"])
+    assert result["loss"][-1] == pytest.approx(float(plain["loss"][-1]), rel=0.05)  # thin all the same
+    model = build_model(
+        SCAN, DETECTOR, OPTICS, SETTINGS.model_copy(update={**some, "slice_thickness_angstrom": (2.0, 4.0, 9.0)})
+    )
+    assert model.weights == pytest.approx([0.4, 0.8, 1.8])
+
+
+def test_a_list_of_slices_must_fit_and_has_no_tiles():
+    with pytest.raises(ValidationError, match="lists 2 slices, but slices is 3"):
+        PtychographySettings(slices=3, slice_thickness_angstrom=[5.0, 6.0])
+    with pytest.raises(ValidationError, match="kz_filter needs slices of one thickness"):
+        PtychographySettings(slices=2, slice_thickness_angstrom=[5.0, 6.0], kz_filter=0.5)
+    with pytest.raises(ConfigurationError, match="slice_thickness_angstrom"):
+        refuse_in_tiles(PtychographySettings(slices=2, slice_thickness_angstrom=[5.0, 6.0]))
+
+
+def test_phase_and_loss_are_there_while_a_tilt_is_reconstructed(store, tmp_path):
+    assert stemtomo.underway(store) is None
+    asked = {"checkpoint_every": 2, "epochs": 6, "slices": 2, "slice_thickness_angstrom": 5.0, "detector_padding": 0.0}
+    seen = []
+
+    class Looking(Checkpoint):
+        def commit(self, *told, **more):
+            mark = super().commit(*told, **more)
+            seen.append(stemtomo.underway(store.path))
+            if len(seen) == 2:
+                result = CliRunner().invoke(app, ["underway", str(store.path), "--image", str(tmp_path / "so_far.png")])
+                assert result.exit_code == 0, result.output
+                assert "4 epochs" in result.output
+            return mark
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("stemtomo.pipeline.ptychography.Checkpoint", Looking)
+        _, result = run(store, **asked)
+    assert [len(look["loss"]) for look in seen] == [2, 4, 6]
+    np.testing.assert_allclose(seen[-1]["phase_sum"], result["phase_sum"], atol=1e-5)
+    assert seen[-1].attrs["pixel_angstrom"] == pytest.approx(result.attrs["pixel_angstrom"])
+    pixels = np.prod(DETECTOR.shape_yx)
+    np.testing.assert_allclose(seen[-1]["loss"] / pixels, result["loss"], rtol=1e-12)
+    assert (tmp_path / "so_far.png").read_bytes().startswith(b"\x89PNG")
+    assert stemtomo.underway(store) is None  # finished: the result is in the store

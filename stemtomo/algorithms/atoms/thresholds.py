@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 #: Percentile of the integrated intensities of atoms that the threshold is a fraction of.
 _BRIGHT_PERCENTILE = 95.0
+#: Share of the bright level that noise does not reach.
+_BRIGHT = 0.6
 #: Intensities relative to the bright level at which the histogram is looked at, and the width it is smoothed by.
 _GRID = np.linspace(0.0, 1.0, 201)
 _SMOOTHING = 0.02
@@ -41,6 +44,24 @@ def bright_level(integrated: np.ndarray, threshold: float) -> float:
             break
         level = updated
     return level
+
+
+def near_bright(positions: np.ndarray, integrated: np.ndarray, threshold: float, reach_angstrom: float) -> np.ndarray:
+    """Return which maxima (n,) are bright, or within ``reach_angstrom`` of a bright one.
+
+    Noise reaches into the intensities of light atoms, but not of heavy ones; where these are everywhere in a specimen,
+    they outline it.
+
+    Parameters
+    ----------
+    positions
+        (n, 3) in Å.
+    integrated, threshold
+        See :func:`bright_level`; bright is what exceeds 0.6 of it.
+    """
+    bright = integrated > _BRIGHT * bright_level(integrated, threshold)
+    distance, _ = cKDTree(positions[bright]).query(positions)
+    return bright | (distance <= reach_angstrom)
 
 
 def faintest_level(integrated: np.ndarray, threshold: float) -> float:

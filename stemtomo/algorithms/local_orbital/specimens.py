@@ -114,8 +114,12 @@ def focal_tilt_series(
         np.zeros((len(series), 2)),
         np.zeros((len(series), 3)),
     )
-    images = images_of(model, series)
-    if electrons_per_atom is not None:
-        noise = np.random.default_rng(seed)
-        images = (noise.poisson(np.maximum(images, 0) * electrons_per_atom) / electrons_per_atom).astype(dtype)
-    return replace(series, images=images)
+    return replace(series, images=counted(images_of(model, series), electrons_per_atom, seed))
+
+
+def counted(images: np.ndarray, electrons_per_atom: float | None, seed: int = 0) -> np.ndarray:
+    """Return ``images``, in units of one atom's signal, with the noise of counting so many electrons for it."""
+    if electrons_per_atom is None:
+        return images
+    drawn = np.random.default_rng(seed).poisson(np.maximum(images, 0) * electrons_per_atom)
+    return (drawn / electrons_per_atom).astype(images.dtype)

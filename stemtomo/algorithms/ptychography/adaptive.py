@@ -11,12 +11,13 @@ passes the middle. Sources: Sha et al., Sci. Adv. 8, eabn2275 (2022), eq. 3, for
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from stemtomo.algorithms.ptychography.model import ObjectKind
+from stemtomo.algorithms.ptychography.model import ObjectKind, tied_gradient, weighted
 from stemtomo.algorithms.ptychography.windows import ObjectGrid
 from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of, together_bytes
 from stemtomo.kernels import patches
@@ -37,12 +38,14 @@ class Stack:
     wavelength
         In Å.
     slices
-        Number of slices, alike in thickness.
+        Number of slices.
     entry
-        Distance from the plane of the probe to the first slice, in slice thicknesses: 1/2 for a probe on the entrance
-        surface, -(slices - 1) / 2 for one in the middle of the stack.
+        Distance from the plane of the probe to the first slice, in mean slice thicknesses: ``entrance`` for a probe on
+        the entrance surface, ``-middle`` for one in the middle of the stack.
     tied
-        All slices are the same.
+        All slices are the same; those that differ in thickness have a phase that goes with it.
+    weights
+        Thickness of every slice over their mean, where they differ. A slice acts in its middle.
     """
 
     grid: ObjectGrid
@@ -52,11 +55,29 @@ class Stack:
     tied: bool = True
     loss: patches.Loss = "anscombe"
     kind: ObjectKind = "complex"
+    weights: tuple[float, ...] | None = None
+
+    @property
+    def entrance(self) -> float:
+        """Distance from the entrance surface to the first slice, in mean slice thicknesses."""
+        return 0.5 if self.weights is None else self.weights[0] / 2
+
+    @property
+    def middle(self) -> float:
+        """Distance from the first slice to the middle of the stack, in mean slice thicknesses."""
+        return self.slices / 2 - self.entrance
+
+    @property
+    def distances(self) -> list[float]:
+        """Distances of neighbouring slices, in mean slice thicknesses."""
+        if self.weights is None:
+            return [1.0] * (self.slices - 1)
+        return [(a + b) / 2 for a, b in itertools.pairwise(self.weights)]
 
     @property
     def entry_drift(self) -> float:
-        """How far columns drift from the middle of the stack to the first slice, in drifts per slice thickness."""
-        return -(self.slices - 1) / 2
+        """How far columns drift from the middle of the stack to the first slice, in drifts per mean thickness."""
+        return -self.middle
 
 
 @dataclass(frozen=True)
@@ -66,8 +87,11 @@ class Geometry:
     tilt_rad_xy: np.ndarray
     """Mistilt (2,) as x, y in rad, positive where columns drift to +x, +y with depth; or (position, 2), a map of it."""
     slice_thickness_angstrom: float
+    """Their mean, where slices differ."""
     moved_angstrom: np.ndarray | None = None
     """(position, 2), x and y in Å, how far every position lies from where the grid has it; ``None`` is nowhere."""
+    c1_angstrom: float = 0.0
+    """Defocus C1 of the probe beside what its modes have already."""
 
 
 class Sums(NamedTuple):
@@ -81,7 +105,7 @@ class Sums(NamedTuple):
     entry: Array
     """Moments (3,) before the first slice, float64: see :func:`stemtomo.physics.gaps.gap_moments`."""
     gaps: Array
-    """Moments (3,) of all gaps between slices."""
+    """Moments (3,) of all gaps between slices, times their distances in mean slice thicknesses."""
     loss: float
     positions: int
 
@@ -118,9 +142,9 @@ def gradients(
     """
     xp = array_namespace(phase)
     modes, pixel = len(probe), stack.grid.pixel_angstrom_yx
-    transmission = xp.exp(1j * phase).astype(probe.dtype)
+    transmission = _transmission(phase, stack, probe)
     slope = xp.zeros_like(transmission)
-    slices, slopes = ([a[0]] * stack.slices if stack.tied else a for a in (transmission, slope))
+    slices, slopes = ([a[0]] * stack.slices if len(a) == 1 else a for a in (transmission, slope))
     lit = xp.zeros(stack.grid.shape_yx, dtype=real_dtype(probe))
     travelled = _entry_propagator(geometry, stack, probe)
     before = fft2(probe) * travelled
@@ -131,21 +155,25 @@ def gradients(
     for start in range(0, len(where), chunk):
         batch, part = where[start : start + chunk], slice(start * modes, (start + chunk) * modes)
         corners = to_device_of(np.repeat(stack.grid.corners[batch], modes, axis=0), probe)
-        ramps, propagator = _ramps(geometry, stack, batch, probe), propagator_of(geometry, stack, batch, probe)
+        ramps, propagators = _ramps(geometry, stack, batch, probe), propagators_of(geometry, stack, batch, probe)
         entering = (before * ramps[:, None]).reshape(-1, *probe.shape[1:])
         waves = ifft2(entering)
         patches.illuminate(waves, corners, lit)
-        spectra, incident, behind = between.forward(waves, slices, corners, propagator)
+        spectra, incident, behind = between.forward(waves, slices, corners, propagators)
         seen = to_device_of(np.ascontiguousarray(batch, dtype=np.int64), probe)
         loss = loss + patches.residual(spectra, counts, stack.loss, where=seen, modes=modes, mask=mask).sum()
-        path = (incident, behind, slices, corners, propagator, slopes)
+        path = (incident, behind, slices, corners, propagators, slopes)
         back = fft2(between.adjoint(spectra, *path, pixel, gaps[:, part]), overwrite=True)
         gap_moments(back, entering, pixel, entry[part])
         probe_slope += (back.reshape(-1, *probe.shape) * ramps[:, None].conj()).sum(axis=0)
     phase_slope = -1j * transmission.conj() * slope
+    if len(phase_slope) > len(phase):
+        phase_slope = tied_gradient(phase_slope, stack.weights)
     if stack.kind == "phase":
         phase_slope = xp.ascontiguousarray(phase_slope.real)
-    moments = Moments(entry.reshape(-1, modes, 3).sum(axis=1), gaps.reshape(-1, len(where), modes, 3).sum(axis=(0, 2)))
+    moments = Moments(
+        entry.reshape(-1, modes, 3).sum(axis=1), _over_gaps(gaps.reshape(-1, len(where), modes, 3).sum(axis=2), stack)
+    )
     totals = (moments.entry.sum(axis=0), moments.gaps.sum(axis=0))
     return Sums(phase_slope, ifft2(probe_slope * travelled.conj()), lit, *totals, float(loss), len(where)), moments
 
@@ -172,11 +200,11 @@ def patterns(phase: Array, probe: Array, geometry: Geometry, stack: Stack, where
     """Return the model's patterns (position, ky, kx), zero frequency first, of the positions ``where``."""
     xp = array_namespace(phase)
     modes = len(probe)
-    transmission = xp.exp(1j * phase).astype(probe.dtype)
-    slices = [transmission[0]] * stack.slices if stack.tied else transmission
+    transmission = _transmission(phase, stack, probe)
+    slices = [transmission[0]] * stack.slices if len(transmission) == 1 else transmission
     corners = to_device_of(np.repeat(stack.grid.corners[where], modes, axis=0), probe)
     waves = _entering(probe, geometry, stack, where)
-    spectra, _, _ = between.forward(waves, slices, corners, propagator_of(geometry, stack, where, probe))
+    spectra, _, _ = between.forward(waves, slices, corners, propagators_of(geometry, stack, where, probe))
     return (xp.abs(spectra) ** 2).reshape(len(where), modes, *spectra.shape[1:]).sum(axis=1)
 
 
@@ -205,7 +233,8 @@ def _entering(probe: Array, geometry: Geometry, stack: Stack, where: np.ndarray)
 
 
 def _entry_propagator(geometry: Geometry, stack: Stack, like: Array) -> Array:
-    distance = stack.entry * geometry.slice_thickness_angstrom
+    # A defocus is the phase of so much free space.
+    distance = stack.entry * geometry.slice_thickness_angstrom + geometry.c1_angstrom
     shape, pixel = like.shape[-2:], stack.grid.pixel_angstrom_yx
     return to_device_of(fresnel_propagator(shape, pixel, stack.wavelength, distance, dtype=like.dtype), like)
 
@@ -226,12 +255,32 @@ def _ramps(geometry: Geometry, stack: Stack, where: np.ndarray, like: Array) -> 
     return drift_ramps(drift, like.shape[-2:], pixel, like)
 
 
-def propagator_of(geometry: Geometry, stack: Stack, where: np.ndarray, like: Array) -> Array:
-    """H of every gap: (ky, kx) for one tilt of all, else (position x mode, ky, kx)."""
+def propagators_of(geometry: Geometry, stack: Stack, where: np.ndarray, like: Array) -> list[Array]:
+    """H of every gap in its order: (ky, kx) for one tilt of all, else (position x mode, ky, kx)."""
+    found = {distance: _propagator(geometry, stack, where, like, distance) for distance in set(stack.distances)}
+    return [found[distance] for distance in stack.distances]
+
+
+def _transmission(phase: Array, stack: Stack, probe: Array) -> Array:
+    """T (1, Y, X) of tied slices that are alike, else (slice, Y, X)."""
+    if stack.tied and stack.weights is not None:
+        phase = weighted(phase, stack.weights)
+    return array_namespace(phase).exp(1j * phase).astype(probe.dtype)
+
+
+def _over_gaps(moments: Array, stack: Stack) -> Array:
+    """Sum moments (gap, position, 3) over gaps, as far as each is from being a whole one: (position, 3)."""
+    if stack.weights is None:
+        return moments.sum(axis=0)
+    xp = array_namespace(moments)
+    return xp.tensordot(xp.asarray(stack.distances), moments, axes=1)
+
+
+def _propagator(geometry: Geometry, stack: Stack, where: np.ndarray, like: Array, distance: float) -> Array:
     shape, pixel = like.shape[-2:], stack.grid.pixel_angstrom_yx
-    thickness = geometry.slice_thickness_angstrom
+    thickness = distance * geometry.slice_thickness_angstrom
     straight = to_device_of(fresnel_propagator(shape, pixel, stack.wavelength, thickness, dtype=like.dtype), like)
-    ramps = drift_ramps(_drift(geometry, where, like), shape, pixel, like)
+    ramps = drift_ramps(distance * _drift(geometry, where, like), shape, pixel, like)
     if len(np.atleast_2d(geometry.tilt_rad_xy)) == 1:
         return straight * ramps[0]
     return array_namespace(like).repeat(straight * ramps, len(like), axis=0)

@@ -27,7 +27,7 @@ def misfit(state: State, model: Model, counts: Array, parameters: Sequence[Param
         model = parameter.model_at(state.extra[parameter.name], model)
     lights = [parameter.background(state.extra[parameter.name]) for parameter in parameters]
     background = next((light for light in lights if light is not None), None)
-    transmission = transmission_of(state, model.slices)
+    transmission = transmission_of(state, model.slices, model.weights)
     modes, found = len(state.probe), np.zeros(len(model.grid.corners))
     chunk = max(1, together_bytes(state.probe) // state.probe.nbytes)
     for start in range(0, len(found), chunk):

@@ -50,6 +50,8 @@ class Model:
     detector_yx: tuple[int, int] | None = None
     mask: Array | None = None
     blur_px: float = 0.0
+    weights: tuple[float, ...] | None = None
+    """Thickness of every slice over their mean, where they differ: tied slices are as thick in phase."""
 
     @property
     def slices(self) -> int:
@@ -98,8 +100,11 @@ class State:
         return {"phase": self.phase, "probe": self.probe, "extra": self.extra, "memory": self.memory}
 
 
-def untied(state: State, slices: int) -> State:
-    """Return ``state`` with a layer of its own for each of ``slices`` slices; what rules remember goes with it."""
+def untied(state: State, slices: int, weights: Sequence[float] | None = None) -> State:
+    """Return ``state`` with a layer of its own for each of ``slices`` slices; what rules remember goes with it.
+
+    With ``weights``, as in :class:`Model`, each has so many times what the layer has.
+    """
     if len(state.phase) == slices:
         return state
     xp = array_namespace(state.phase)
@@ -108,21 +113,36 @@ def untied(state: State, slices: int) -> State:
     def spread(leaf: Any) -> Any:
         if isinstance(leaf, dict):
             return {key: spread(value) for key, value in leaf.items()}
-        return xp.repeat(leaf, slices, axis=0) if getattr(leaf, "shape", None) == shape else leaf
+        if getattr(leaf, "shape", None) != shape:
+            return leaf
+        return xp.repeat(leaf, slices, axis=0) if weights is None else weighted(leaf, weights)
 
     memory = {**state.memory, **({"object": spread(state.memory["object"])} if "object" in state.memory else {})}
     return State(spread(state.phase), state.probe, state.extra, memory)
 
 
-def transmission_of(state: State, slices: int | None = None) -> Array:
-    """Return t = exp(i u), (slice, Y, X), in the probe's precision; tied slices are views of one."""
-    xp = array_namespace(state.phase)
-    if xp.iscomplexobj(state.phase):
-        transmission = xp.exp(1j * state.phase).astype(state.probe.dtype)
+def weighted(layer: Array, weights: Sequence[float]) -> Array:
+    """Return slices (slice, Y, X) that have ``weights`` times the one ``layer`` (1, Y, X)."""
+    return array_namespace(layer).asarray(weights, dtype=real_dtype(layer))[:, None, None] * layer
+
+
+def tied_gradient(gradient: Array, weights: Sequence[float] | None) -> Array:
+    """Return the gradient (1, Y, X) of the layer that :func:`weighted` slices share, from theirs (slice, Y, X)."""
+    xp = array_namespace(gradient)
+    return xp.tensordot(xp.asarray(weights, dtype=real_dtype(gradient)), gradient, axes=1)[None]
+
+
+def transmission_of(state: State, slices: int | None = None, weights: Sequence[float] | None = None) -> Array:
+    """Return t = exp(i u), (slice, Y, X), in the probe's precision; tied slices that are alike are views of one."""
+    xp, phase = array_namespace(state.phase), state.phase
+    if weights is not None and len(phase) == 1:
+        phase = weighted(phase, weights)
+    if xp.iscomplexobj(phase):
+        transmission = xp.exp(1j * phase).astype(state.probe.dtype)
     else:
         # Real sine and cosine are vector instructions where a complex exponential is not.
-        transmission = xp.empty(state.phase.shape, dtype=state.probe.dtype)
-        transmission.real, transmission.imag = xp.cos(state.phase), xp.sin(state.phase)
+        transmission = xp.empty(phase.shape, dtype=state.probe.dtype)
+        transmission.real, transmission.imag = xp.cos(phase), xp.sin(phase)
     if slices is None or len(transmission) == slices:
         return transmission
     return xp.broadcast_to(transmission, (slices, *transmission.shape[1:]))
@@ -142,7 +162,7 @@ def patterns(state: State, model: Model, where: np.ndarray, parameters: Sequence
     for parameter in parameters:
         probes = parameter.probes(state.extra[parameter.name], probes, model, where)
     waves = probes.reshape(-1, *state.probe.shape[1:])
-    transmission = transmission_of(state, model.slices)
+    transmission = transmission_of(state, model.slices, model.weights)
     spectra, _ = multislice.forward(waves, transmission, corners, model.propagators)
     intensity = (xp.square(spectra.real) + xp.square(spectra.imag)).reshape(-1, modes, *spectra.shape[1:]).sum(axis=1)
     seen = seen_by_detector(blurred(intensity, model.blur_px), model.detector_yx)

@@ -52,7 +52,7 @@ def settle(
     on_iteration
         Called with number, loss and state after each; the search ends where it returns True.
     """
-    blur = blur_matrix(len(state.phase), width_slices, state.phase)
+    blur = blur_matrix(len(state.phase), width_slices, state.phase, model.weights)
     taking_part = np.arange(len(counts)) if where is None else where
     pieces = np.array_split(taking_part, parts)
 

@@ -23,6 +23,7 @@ from stemtomo.algorithms.ptychography.model import (
     patterns,
     probes_adjoint,
     probes_at,
+    tied_gradient,
     transmission_of,
     untied,
 )
@@ -90,10 +91,11 @@ def gradients_of(
     extra = {parameter.name: parameter.zero(state.extra[parameter.name]) for parameter in parameters}
     for parameter in parameters:
         model = parameter.model_at(state.extra[parameter.name], model)
-    transmission = transmission_of(state, model.slices)
+    transmission = transmission_of(state, model.slices, model.weights)
     propagators = prepared(model.propagators)
-    layers = [xp.zeros_like(transmission[0]) for _ in range(len(state.phase))]
-    # Tied slices add into the one layer that they share.
+    tied_apart = model.weights is not None and len(state.phase) == 1
+    layers = [xp.zeros_like(transmission[0]) for _ in range(model.slices if tied_apart else len(state.phase))]
+    # Tied slices that are alike add into the one layer that they share.
     transmission_gradient = layers * model.slices if len(layers) == 1 else layers
     lit = xp.zeros(model.grid.shape_yx, dtype=real_dtype(state.probe))
     probe_gradient = xp.zeros_like(state.probe)
@@ -119,6 +121,8 @@ def gradients_of(
             parameter.on_chunk(extra[parameter.name], value, model, Chunk(where, modes, state.probe, back))
         probe_gradient += probes_adjoint(back.reshape(probes.shape), model.grid, where)
     phase_gradient = xp.stack([-1j * t.conj() * g for t, g in zip(transmission, layers, strict=False)])
+    if tied_apart:
+        phase_gradient = tied_gradient(phase_gradient, model.weights)
     if model.kind == "phase":
         phase_gradient = xp.ascontiguousarray(phase_gradient.real)
     return Gradients(phase_gradient, probe_gradient, lit, float(loss), met, extra)
@@ -185,11 +189,10 @@ def solve(
     tied_epochs
         Epochs after which a state that was started tied gets a layer per slice.
     parameters, parameters_start
-        Parameters beside object and probe, and the first epoch in which they move.
-    regularise
-        Called after every update with the state and the epoch; returns the state to go on with.
-    after_epoch
-        The same, called after the last update of every epoch.
+        Those beside object and probe, and the first epoch in which they move.
+    regularise, after_epoch
+        Called after every update, and after the last one of every epoch, with the state and the epoch; return the state
+        to go on with.
     where
         Sorted indices of the positions that take part; all unless given.
     on_epoch
@@ -203,7 +206,7 @@ def solve(
         if epoch < first_epoch:
             continue
         if epoch >= tied_epochs:
-            state = untied(state, model.slices)
+            state = untied(state, model.slices, model.weights)
         moving = parameters if epoch >= parameters_start else ()
         total, seen = 0.0, 0
         for batch in spread_batches(len(taking_part), count, seed + epoch):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stemtomo.pipeline.experiment import Finite, NonNegative, Positive, Section
+from stemtomo.pipeline.experiment import Count, Finite, NonNegative, Positive, Section
 
 
 class IngestSettings(Section):
@@ -84,6 +84,18 @@ class CalibrationSettings(Section):
     )
     largest_shift_fraction: float = Field(
         default=0.2, gt=0, le=0.4, description="Largest parallax shift looked for, as a part of the scanned field."
+    )
+    refine: bool = Field(
+        default=False,
+        description="Fit C1, thickness and mistilt to patterns by multislice, for specimens too thick for parallax.",
+    )
+    refine_patterns: int = Field(
+        default=256, ge=64, description="Patterns of a tilt that take part in that, from the middle of the scan."
+    )
+    refine_iterations: Count = Field(default=50, description="Most iterations of that; it ends when nothing moves.")
+    refine_slices: int = Field(default=6, ge=3, description="Slices of that fit, all alike.")
+    thickness_angstrom: Positive | None = Field(
+        default=None, description="Thickness in Å at which that begins; the depth of focus if not given."
     )
 
     @model_validator(mode="after")

@@ -26,6 +26,11 @@ class AtomSettings(Section):
     threshold: float = Field(
         default=0.25, gt=0, lt=1, description="Faintest maximum that is an atom, as a fraction of the bright ones."
     )
+    reach_angstrom: Positive | None = Field(
+        default=None,
+        description="Leave out faint maxima farther than this in Å from every bright one: noise around a specimen "
+        "whose bright atoms are everywhere. For few electrons, about the distance of neighbours; none to keep all.",
+    )
     margin_angstrom: NonNegative = Field(
         default=0.0,
         description="Maxima closer than this to a face of the volume, which may cut the atom, are left out.",

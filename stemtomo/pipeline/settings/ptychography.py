@@ -13,8 +13,10 @@ class PtychographySettings(Section):
     """[ptychography]: multislice phase retrieval at each tilt."""
 
     slices: Count = Field(default=1, description="Slices along the beam.")
-    slice_thickness_angstrom: Positive | None = Field(
-        default=None, description="Thickness of a slice in Å; needed for more than one slice."
+    slice_thickness_angstrom: Positive | tuple[Positive, ...] | None = Field(
+        default=None,
+        description="Thickness of a slice in Å, or a list of them along the beam, one per slice, each of which "
+        "acts in its middle; needed for more than one slice.",
     )
     epochs: Count = Field(default=20, description="Passes over all patterns of a tilt.")
     batches: Count | None = Field(
@@ -191,6 +193,26 @@ class PtychographySettings(Section):
         return min(10, max(0, epochs - 5)) if self.settling_epochs is None else self.settling_epochs
 
     @property
+    def mean_slice_angstrom(self) -> float:
+        """Mean thickness of the slices; zero where none is told."""
+        told = self.slice_thickness_angstrom
+        return sum(told) / len(told) if isinstance(told, tuple) else told or 0.0
+
+    @property
+    def slice_weights(self) -> tuple[float, ...] | None:
+        """Thickness of every slice over their mean, where they differ."""
+        told = self.slice_thickness_angstrom
+        if not isinstance(told, tuple) or len(set(told)) == 1:
+            return None
+        return tuple(each / self.mean_slice_angstrom for each in told)
+
+    def with_mean_slice(self, angstrom: float) -> PtychographySettings:
+        """Return these settings with slices of that mean thickness, in the same proportions."""
+        weights = self.slice_weights
+        each = angstrom if weights is None else tuple(weight * angstrom for weight in weights)
+        return self.model_copy(update={"slice_thickness_angstrom": each})
+
+    @property
     def batches_per_epoch(self) -> int:
         """Batches of an epoch before the settling ones."""
         stirred = max(1, self.epochs - self.settling_of(self.epochs))
@@ -200,6 +222,11 @@ class PtychographySettings(Section):
     def _thickness_known(self) -> PtychographySettings:
         if self.slices > 1 and self.slice_thickness_angstrom is None:
             raise ValueError("slice_thickness_angstrom is needed for more than one slice")
+        told = self.slice_thickness_angstrom
+        if isinstance(told, tuple) and len(told) != self.slices:
+            raise ValueError(f"slice_thickness_angstrom lists {len(told)} slices, but slices is {self.slices}")
+        if self.slice_weights is not None and self.kz_filter > 0:
+            raise ValueError("kz_filter needs slices of one thickness; depth_blur_angstrom blurs unequal ones")
         if self.amplitude_limits is not None and not self.amplitude_limits[0] < self.amplitude_limits[1]:
             raise ValueError("amplitude_limits are [least, largest] |t|, the first below the second")
         if self.amplitude_limits is not None and self.object == "phase":

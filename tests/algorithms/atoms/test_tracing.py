@@ -161,3 +161,15 @@ def test_unusable_input_is_refused():
         tracing.trace_atoms(np.full((8, 8, 8), np.nan), VOXEL)
     with pytest.raises(ConfigurationError, match="below two voxels"):
         tracing.trace_atoms(np.zeros((8, 8, 8)), 1.0, minimum_distance_angstrom=1.5)
+
+
+def test_noise_around_a_specimen_is_left_out_and_light_atoms_among_heavy_ones_are_not():
+    rng = np.random.default_rng(0)
+    atoms = np.stack(np.meshgrid(*[np.arange(-3.0, 4.0)] * 3), axis=-1).reshape(-1, 3) * 2.5
+    heavy = rng.random(len(atoms)) > 0.3
+    around = rng.uniform(-60, 60, (3000, 3))
+    around = around[np.abs(around).max(axis=1) > 12]
+    brightness = np.concatenate([np.where(heavy, 1.0, 0.45), rng.uniform(0.25, 0.5, len(around))])
+    kept = thresholds.near_bright(np.concatenate([atoms, around]), brightness, 0.25, 3.0)
+    assert kept[: len(atoms)].mean() > 0.99
+    assert kept[len(atoms) :].mean() < 0.02

@@ -192,6 +192,25 @@ def test_stated_errors_are_those_that_are_made(particle):
     assert 1 < rms_pm(found.model, particle) < 8
 
 
+def test_shifts_and_orientations_of_images_are_found(particle):
+    series, defocus = series_of(particle, 1)
+    truth, rng = model_of(particle, series, defocus), np.random.default_rng(7)
+    shifts, turns = rng.normal(0, 0.1, (len(series), 2)), rng.normal(0, 4e-3, (len(series), 3))
+    series = replace(series, images=images_of(replace(truth, shifts_angstrom=shifts, tilts_rad=turns), series))
+    start = replace(truth, positions=particle + rng.normal(0, 0.05, particle.shape))
+    evaluate, free = (lambda m, p: sums(m, series, None, p)), Free(shifts=True, tilts=True)
+    found = refine(start, evaluate, geometry_of(series), free, 60, still=0.0).model
+    # A turn and a shift of the whole specimen are of no account.
+    seen = np.swapaxes(series.rotations, 1, 2)
+    for left, gauge in (
+        (found.tilts_rad - turns, seen.reshape(-1, 3)),
+        (found.shifts_angstrom - shifts, seen[:, :2].reshape(-1, 3)),
+    ):
+        common = np.linalg.lstsq(gauge, left.reshape(-1), rcond=None)[0]
+        rest = left.reshape(-1) - gauge @ common
+        assert np.sqrt((rest**2).mean()) < (2e-4 if left.shape[1] == 3 else 3e-3)
+
+
 def test_an_interrupted_schedule_goes_on_to_the_same_model(particle):
     series, defocus = series_of(particle, 1)
     start = model_of(particle[:-2] + 0.05, series, defocus)

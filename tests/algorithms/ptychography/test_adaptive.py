@@ -117,6 +117,19 @@ def test_the_focus_gradient_agrees_with_finite_differences():
     )
 
 
+def test_a_defocus_in_the_geometry_is_one_of_the_lens():
+    phase, _, geometry, stack, counts = experiment()
+    lens = replace(OPTICS, aberrations={"C10": 80.0})
+    probes = [
+        probe_wave(optics, WINDOW, PIXEL, intensity=400.0, dtype=np.complex128)[None]
+        for optics in (lens, replace(lens, aberrations={"C10": 110.0}))
+    ]
+    beside = run(phase, probes[0], replace(geometry, c1_angstrom=30.0), stack, counts)[0]
+    within = run(phase, probes[1], geometry, stack, counts)[0]
+    assert beside.loss == pytest.approx(within.loss, rel=1e-12)
+    np.testing.assert_allclose(beside.entry, within.entry, rtol=1e-9, atol=1e-9 * np.abs(within.entry).max())
+
+
 def test_exact_data_give_zero_gradients():
     phase, probe, geometry, stack, _ = experiment()
     expected = adaptive.patterns(phase, probe, geometry, stack, np.arange(6))

@@ -56,7 +56,9 @@ def test_the_gradient_of_a_map_agrees_with_finite_differences():
 
 def test_the_bend_of_a_crystal_is_found_with_its_sign():
     told, stack, data, tilt, _ = bent_crystal()
-    flat = mistilt.fit(Geometry(np.zeros(2), 25.0), stack, data, np.arange(SCAN.count), 15, free=(True, False))
+    flat = mistilt.fit(
+        Geometry(np.zeros(2), 25.0), stack, data, np.arange(SCAN.count), 15, free=mistilt.Free(thickness=False)
+    )
     fit = fit_map(flat.geometry, stack, data, told, 1.2, 20, flat.phase)
     assert fit.losses[-1] < flat.loss
     off = fit.geometry.tilt_rad_xy - tilt

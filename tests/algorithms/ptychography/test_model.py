@@ -152,6 +152,45 @@ def test_modes_become_orthogonal_and_sorted_and_show_the_same():
     np.testing.assert_allclose(solver.patterns(found, model, where), solver.patterns(mixed, model, where), rtol=1e-11)
 
 
+def test_probe_and_object_may_move_together():
+    model, state, counts, _ = setup(layers=1)
+    # A probe that ends before its window does, in one slice and on pixels: nothing wraps around.
+    inside = np.zeros(state.probe.shape[1:], bool)
+    inside[3:-3, 3:-3] = True
+    grid = replace(model.grid, shifts_px=np.zeros_like(model.grid.shifts_px))
+    state, model = replace(state, probe=state.probe * inside), replace(model, grid=grid, propagators=())
+    moved = [np.roll(leaf, (1, -2), axis=(1, 2)) for leaf in (state.phase, state.probe)]
+    other = replace(state, phase=moved[0], probe=moved[1])
+    assert loss_of(other, model, counts) == pytest.approx(loss_of(state, model, counts), rel=1e-12)
+
+
+def test_what_has_the_period_of_the_raster_may_go_from_object_to_probe():
+    model, state, counts, rng = setup(layers=1)
+    period, grid = 4, model.grid
+    raster = period * np.stack(np.meshgrid([0, 1], [0, 1, 2], indexing="ij"), axis=-1).reshape(-1, 2)
+    raster = np.concatenate([raster, raster])[: len(grid.corners)] % (np.array(grid.shape_yx) - 20 + 1)
+    assert (raster % period == 0).all()
+    grid = replace(grid, corners=raster.astype(grid.corners.dtype), shifts_px=np.zeros_like(grid.shifts_px))
+    model = replace(model, grid=grid, propagators=())
+    tile = 0.5 * rng.normal(size=(period, period))
+    pattern = np.tile(tile, (20, 20))
+    height, width = grid.shape_yx
+    phase, probe = pattern[:height, :width], pattern[: state.probe.shape[1], : state.probe.shape[2]]
+    other = replace(state, phase=state.phase + phase, probe=state.probe * np.exp(-1j * probe))
+    assert loss_of(other, model, counts) == pytest.approx(loss_of(state, model, counts), rel=1e-12)
+
+
+def test_a_focus_of_the_probe_is_a_height_of_the_object():
+    model, state, counts, _ = setup(layers=3)
+    vacuum, gap = np.zeros_like(state.phase[:1]), model.propagators[0]
+    low = replace(state, phase=np.concatenate([vacuum, state.phase[:2]]))
+    high = replace(
+        state, phase=np.concatenate([state.phase[:2], vacuum]), probe=np.fft.ifft2(np.fft.fft2(state.probe) * gap)
+    )
+    model = replace(model, propagators=(gap, gap))
+    assert loss_of(high, model, counts) == pytest.approx(loss_of(low, model, counts), rel=1e-12)
+
+
 @pytest.mark.parametrize(("count", "window"), [(6, 9), (7, 9), (6, 8), (7, 8), (8, 8)])
 def test_a_smaller_detector_sees_the_low_frequencies(count, window):
     frequencies = np.fft.fftfreq(window, 1 / window)
