@@ -141,14 +141,14 @@ class Parts:
             if len(nodes) == 1:
                 return nodes[0][1]
 
-    def reduce(self, combine: Callable[[list[Any]], Any]) -> Handle:
-        """Return a handle of ``combine`` of the states, a few at a time, in an order fixed by the parts alone.
+    def reduce(self, combine: Callable[[list[Any]], Any], fan_in: int = FAN_IN) -> Handle:
+        """Return a handle of ``combine`` of the states, ``fan_in`` at a time, in an order fixed by the parts alone.
 
         ``combine`` takes a list of states, or of what it returned for them.
         """
         nodes = list(self.handles)
         while True:
-            nodes = [self.executor.submit_at(None, combine, group, urgent=True) for group in _groups(nodes)]
+            nodes = [self.executor.submit_at(None, combine, group, urgent=True) for group in _groups(nodes, fan_in)]
             if len(nodes) == 1:
                 return nodes[0]
 
@@ -295,8 +295,8 @@ def _sent_once(executor: Executor, values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(executor.broadcast(value) if tree_bytes(value) > BROADCAST_BYTES else value for value in values)
 
 
-def _groups(items: Sequence[Any]) -> list[Sequence[Any]]:
-    return [items[start : start + FAN_IN] for start in range(0, len(items), FAN_IN)]
+def _groups(items: Sequence[Any], size: int = FAN_IN) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _pixels(window: Window) -> bool:

@@ -45,6 +45,9 @@ from stemtomo.pipeline.tile_steps import (
     usual_curvature,
 )
 
+#: Tiles whose totals one task adds: probes, losses and gauges are small.
+SMALL_FAN_IN = 16
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -206,7 +209,7 @@ class TiledRun:
         for step, following in itertools.zip_longest(steps, steps[1:]):
             # Two messages per tile: its halo, and one small value; what lies on a worker already is not moved.
             halos = work.halo_sum(self.windows, of="halo")
-            sums.append(work.map(tile_totals, step.rule, each=[halos]).reduce(tiles_together))
+            sums.append(work.map(tile_totals, step.rule, each=[halos]).reduce(tiles_together, SMALL_FAN_IN))
             function, more = (tile_update, ()) if following is None else (tile_step, (following,))
             work = work.map(function, sums[-1], step, *more, each=[halos, self.fields, moving])
         work = self._flattened(work)

@@ -28,6 +28,10 @@ IMAGES, TIMED = 72, 6
 SETTINGS = LocalOrbitalSettings(atom_iterations=10, rounds=4, probe_searches=2, probe_iterations=20)
 
 
+#: Large particles: probes and atoms take their time together.
+THOROUGH = SETTINGS.model_copy(update={"probe_searches": 4, "probe_iterations": 30})
+
+
 def scene(count: int) -> tuple[Orbitals, FocalSeries]:
     """Return a particle of ``count`` atoms and the frame of a few of its images, all dark: what an epoch works on."""
     positions = amorphous_particle(count)
@@ -57,7 +61,7 @@ def epoch_rows(counts: tuple[int, ...] = (1000, 2000, 4000, 8000)) -> list[Row]:
     return rows
 
 
-def end_to_end_rows(atoms: int, settings: LocalOrbitalSettings = SETTINGS) -> list[Row]:
+def end_to_end_rows(atoms: int, settings: LocalOrbitalSettings = THOROUGH) -> list[Row]:
     """Return what a particle costs from its images to atoms, blind, on two threads, and how well it is found."""
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder) / "particle.npz", Path(folder) / "atoms.xyz"

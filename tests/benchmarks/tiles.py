@@ -122,7 +122,7 @@ def out_of_core_rows(positions: int = 256, pixels: int = 288, limit_mib: int = 1
     return rows
 
 
-def scaling_rows(positions: int = 64, pixels: int = 128, more: int = 8) -> list[Row]:
+def scaling_rows(positions: int = 64, pixels: int = 256, more: int = 4) -> list[Row]:
     """Return the seconds of one worker over those of two for the same epochs: the efficiency.
 
     What a worker does once, such as loading kernels, is in both of two runs, and not in their difference.

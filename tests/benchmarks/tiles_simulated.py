@@ -19,12 +19,12 @@ import numpy as np
 
 from stemtomo.distributed.executor import Executor
 from stemtomo.distributed.memory import Usage, peak_rss_mb, usage
-from stemtomo.distributed.parts import FAN_IN, Parts
+from stemtomo.distributed.parts import Parts
 from stemtomo.geometry import Scan
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.solving import epochs_of, rule_of
 from stemtomo.pipeline.tile_layout import Room, chosen, groups_of
-from stemtomo.pipeline.tiles import Schedule, Standing, TiledRun
+from stemtomo.pipeline.tiles import SMALL_FAN_IN, Schedule, Standing, TiledRun
 from tests.benchmarks.measure import Row, cost_row
 
 SCAN, PIXELS, TILTS = Scan((800, 800), (0.2275, 0.2275)), 128, 36
@@ -115,7 +115,7 @@ def steps_of_group(
         ]
         nodes = [graph.add(first + n, 1e-4, [work[n], halo], 1e5) for n, halo in enumerate(halos)]
         while True:
-            groups = [nodes[n : n + FAN_IN] for n in range(0, len(nodes), FAN_IN)]
+            groups = [nodes[n : n + SMALL_FAN_IN] for n in range(0, len(nodes), SMALL_FAN_IN)]
             nodes = [graph.add(graph.tasks[group[0]].worker, 1e-4, group, 1e5) for group in groups]
             if len(nodes) == 1:
                 break

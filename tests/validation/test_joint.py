@@ -17,6 +17,7 @@ from stemtomo.pipeline.joint_steps import JointRun
 from stemtomo.pipeline.references import load_configuration
 from stemtomo.pipeline.run import run
 from tests.benchmarks.joint_cuts import WAYS, cut_data, scored
+from tests.benchmarks.joint_thick import reconstructed
 from tests.data import FOLDER, needs
 
 pytestmark = pytest.mark.heavy
@@ -104,3 +105,25 @@ def test_eight_tilts_are_enough_from_the_sequential_result(tmp_path):
     print({key: numbers[key] for key in ("recall", "precision", "species_accuracy", "rmsd_pm", "cpu_s")})
     assert min(numbers[key] for key in ("recall", "precision", "species_accuracy")) >= 0.99
     assert numbers["rmsd_pm"] <= 6
+
+
+@needs("cuau_tilt")
+@pytest.mark.parametrize(
+    ("cut", "recall", "precision", "rmsd_pm"),
+    [("every second tilt", 0.963, 0.96, 14.6), ("+-50 deg", 0.993, 0.99, 11.6)],
+)
+def test_few_tilts_and_a_wide_wedge_are_enough_from_zero(tmp_path, cut, recall, precision, rmsd_pm):
+    # The light element is missing from the maxima of these volumes; the residual of the projections shows it.
+    numbers = scored(cut_data(tmp_path, cut), tmp_path / "cut.zarr", WAYS["joint"])
+    print(cut, {key: numbers[key] for key in ("recall", "precision", "species_accuracy", "rmsd_pm", "cpu_s")})
+    assert numbers["recall"] >= recall
+    assert numbers["precision"] >= precision
+    assert numbers["rmsd_pm"] <= rmsd_pm
+
+
+@needs("thick_tilt")
+def test_slices_beat_one_slice_on_a_specimen_of_three_depths_of_field(tmp_path):
+    found = {way: reconstructed(way, tmp_path / f"{way}.zarr")[0] for way in ("joint", "single slice")}
+    print(found)
+    assert found["joint"]["correlation"] > found["single slice"]["correlation"] + 0.02
+    assert found["joint"]["fwhm_y"] < 0.9 * found["single slice"]["fwhm_y"]

@@ -103,8 +103,11 @@ def solve(
         if number <= done or (stage == "atoms" and settled):
             continue
         added = dropped = 0
-        if changes:
+        if changes or stage == "last":
             model, dropped = pruned(model, schedule.pruning, schedule.minimum_distance_angstrom)
+        if stage == "last" and not dropped:
+            continue
+        if changes:
             rules = {"insertion": schedule.insertion, "minimum_distance_angstrom": schedule.minimum_distance_angstrom}
             model, added = extended(model, evaluate, geometry, **rules)
             settled = added + dropped <= _SETTLED * len(model)
@@ -138,7 +141,10 @@ def _searches(schedule: Schedule) -> list[tuple[str, Free, int, bool]]:
     ]
     last = probes if schedule.probe_searches else atoms
     if schedule.tilts:
-        plan.append(("tilts", replace(last, tilts=True), schedule.tilt_iterations, False))
+        last = replace(last, tilts=True)
+        plan.append(("tilts", last, schedule.tilt_iterations, False))
+    # What was inserted last and turned out faint goes; none comes.
+    plan.append(("last", last, schedule.probe_iterations if last.probes else schedule.atom_iterations, False))
     return plan
 
 

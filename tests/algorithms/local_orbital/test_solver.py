@@ -153,6 +153,23 @@ def test_atoms_that_are_out_of_place_do_not_breed_others(particle):
     assert max(counts) <= 1.25 * COUNT
 
 
+def test_false_atoms_of_the_last_insertion_do_not_stay(particle):
+    series, defocus = series_of(particle, 1)
+    false = particle[:3] + np.array([1.1, 0.0, 0.6])
+    start = model_of(particle, series, defocus).with_atoms(false, np.full(3, 0.9), np.full(3, 0.4))
+    schedule = Schedule(atom_iterations=12, probe_searches=0, rounds=0, shifts=False, minimum_distance_angstrom=1.0)
+    stages = []
+    found = solve(
+        start,
+        lambda m, p: sums(m, series, None, p),
+        geometry_of(series),
+        schedule,
+        lambda number, step, model: stages.append((step.stage, step.dropped)),
+    )
+    assert stages == [("start", 0), ("last", 3)]
+    assert rms_pm(found, particle) < 2
+
+
 def test_the_foci_of_sections_are_found_from_none(particle):
     series, defocus = series_of(particle, 3)
     start = model_of(particle + np.random.default_rng(1).normal(0, 0.1, particle.shape), series, np.zeros(3))
