@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -210,7 +210,15 @@ class TomographySettings(Section):
     )
     stream: Literal["auto", "always", "never"] = Field(
         default="auto",
-        description="Keep the volume in files, a few blocks at a time in memory (fista, resire): where it would fill "
-        "most of the workers' memory, always, never.",
+        description="Keep the volume in files, a few blocks at a time in memory (fista, resire, sirt, wbp): where it "
+        "would fill most of the workers' memory, always, never.",
+    )
+    memory_gib: Positive | None = Field(
+        default=None,
+        description="Memory of all workers together by which stream = 'auto' decides; what they have, or "
+        "resources.memory_gib, if not given.",
     )
     checkpoint_every: Count = Field(default=25, description="Iterations between two checkpoints.")
+
+    #: What says where a result is computed, and does not change it.
+    HOW: ClassVar[frozenset[str]] = frozenset({"memory_gib"})
