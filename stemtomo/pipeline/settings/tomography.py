@@ -94,8 +94,14 @@ class AlignmentSettings(Section):
     """[alignment]: shifts of the projections against one another."""
 
     enabled: bool = Field(default=True, description="Estimate the shifts; else they are zero.")
-    methods: tuple[Literal["centre_of_mass", "common_line"], ...] = Field(
-        default=("centre_of_mass", "common_line"), description="Estimates in the order they are applied."
+    methods: tuple[Literal["centre_of_mass", "common_line", "projection_matching"], ...] = Field(
+        default=("centre_of_mass", "common_line"),
+        description="Estimates in the order they are applied; projection_matching, the slowest, is for noise as strong "
+        "as the specimen.",
+    )
+    matching_rounds: Count = Field(default=18, description="Rounds of projection_matching, a volume each.")
+    matching_reach_px: Positive = Field(
+        default=4.0, description="How far projection_matching looks around the shifts before it, in (binned) pixels."
     )
     largest_border_fraction: float = Field(
         default=0.1,
