@@ -23,6 +23,7 @@ from stemtomo.algorithms.tomography.intensity import gains
 from stemtomo.algorithms.tomography.poses import euler_deg
 from stemtomo.distributed import Checkpoint, Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
+from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.geometry import TiltSeries
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
@@ -31,6 +32,7 @@ from stemtomo.physics.projection import TiltGeometry
 from stemtomo.pipeline.config import AlignmentSettings
 from stemtomo.pipeline.joint_alignment import iterations_of, refine_poses, scales_of
 from stemtomo.pipeline.progress import Progress, Silent
+from stemtomo.pipeline.projection_matching import match_projections
 
 GROUP = "alignment"
 STAGE = "align"
@@ -113,13 +115,14 @@ def plan_row(shape_yx: tuple[int, int], tilts: int, settings: AlignmentSettings 
     """Say the same for projections of ``shape_yx`` that are not there yet."""
     settings, stack = settings or AlignmentSettings(), tilts * math.prod(shape_yx)
     row = PlanRow(STAGE, tasks=1, bytes_per_task=stack * 20, bytes_read=stack * 5, bytes_written=tilts * 24)
-    if not settings.refine_angles:
+    if not settings.refine_angles and "projection_matching" not in settings.methods:
         return row
     # The finest scale holds two iterates, a step and the depth of a cube; six derivatives of a tilt beside the stack.
     finest = min(scales_of(shape_yx, settings))
     voxels = math.ceil(max(shape_yx) / finest) ** 3
     small = stack // finest**2
-    saved = sum(iterations_of(settings, number) // 25 for number in range(len(scales_of(shape_yx, settings))))
+    scales = len(scales_of(shape_yx, settings)) if settings.refine_angles else 0
+    saved = sum(iterations_of(settings, number) // 25 for number in range(scales))
     return replace(
         row,
         bytes_per_task=max(stack * 20, stack * 9 + voxels * 24 + small * 50),
@@ -241,10 +244,14 @@ def _in_view(
 ) -> tuple[str, ShiftEstimate]:
     """Return the estimates of ``settings.methods``, each beginning where the one before it ended."""
     used = []
+    _, height, width = images.shape
     for method in settings.methods:
-        if method == "centre_of_mass":
+        if method == "projection_matching" and len(series) > 2:
+            where = TiltGeometry(series.rotations, estimate.shifts_px, (width, height, width), (height, width))
+            estimate = match_projections(images.astype(np.float32), valid, where, settings, ThreadExecutor(1))
+        elif method == "centre_of_mass":
             estimate = centre_of_mass(images, valid, series.rotations)
-        elif series.single_axis and len(series) > 1:
+        elif method == "common_line" and series.single_axis and len(series) > 1:
             thetas = np.array([pose.theta_rad for pose in series])
             estimate = common_line(images, valid, thetas, estimate.shifts_px)
         else:

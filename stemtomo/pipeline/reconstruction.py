@@ -53,7 +53,7 @@ def reconstruct(
     """
     progress = progress or Silent()
     if settings.method in ("wbp", "genfire"):
-        return direct(problem, settings, executor, progress)
+        return direct(problem, settings, executor, progress, files)
     free = quality.held_out(problem.measured.valid, settings.free_fraction) if settings.free_fraction else None
     used = problem
     if free is not None:
@@ -96,7 +96,8 @@ def streamed(
     plain = iterative(problem, settings, blocks, schedule)
     assert isinstance(plain, Descent)
     given = {field.name: getattr(plain, field.name) for field in fields(plain)}
-    method = streaming.StreamedDescent(**given, checkpoint=files)
+    rays = blocks.executor.submit(_valid_images, plain.blocks.measured) if settings.method == "sirt" else None
+    method = streaming.StreamedDescent(**given, checkpoint=files, rays=rays)
     state = method.begin()
     progress.advance(len(state.losses))
     for iteration in range(len(state.losses) + 1, settings.iterations + 1):
@@ -119,7 +120,9 @@ def iterative(
         blocks = replace(
             blocks, measured=blocks.executor.submit(_balanced, _lengths(blocks, geometry), blocks.measured)
         )
-        return Descent(blocks, geometry, constraint, 1.0, accelerated=False, scales=_scales(blocks, geometry))
+        in_files = isinstance(blocks, streaming.FileBlocks)  # a volume of factors would not fit the memory either
+        scales = None if in_files else _scales(blocks, geometry)
+        return Descent(blocks, geometry, constraint, 1.0, accelerated=False, scales=scales)
     if settings.method == "resire":
         step = _RESIRE_STEP / (len(geometry) * max(geometry.volume_shape))
         return Descent(blocks, geometry, constraint, step, accelerated=False)
@@ -128,9 +131,17 @@ def iterative(
     return Descent(blocks, geometry, constraint, step, schedule=schedule, tv_weight=weight)
 
 
-def direct(problem: Problem, settings: TomographySettings, executor: Executor, progress: Progress) -> Reconstruction:
+def direct(
+    problem: Problem,
+    settings: TomographySettings,
+    executor: Executor,
+    progress: Progress,
+    files: Checkpoint | None = None,
+) -> Reconstruction:
     """Return the volume by a method that is not a descent over blocks: weighted back-projection or GENFIRE."""
     geometry, measured = problem.geometry, problem.measured
+    if files is not None:
+        return _back_projected(problem, settings, executor, progress, files)
     if settings.method == "genfire":
         found: genfire.Solution = executor.gather(executor.submit(_genfire, problem, settings))
         volume, losses, misses = found
@@ -145,6 +156,21 @@ def direct(problem: Problem, settings: TomographySettings, executor: Executor, p
     factors = quality.factors(seen, measured)
     losses = losses or [measured.misfit(measured.seen(seen))]
     return Reconstruction(volume, losses, geometry, factors, tuple(misses))
+
+
+def _back_projected(
+    problem: Problem, settings: TomographySettings, executor: Executor, progress: Progress, files: Checkpoint
+) -> Reconstruction:
+    """Return the weighted back-projection, its blocks in ``files``."""
+    geometry, measured = problem.geometry, problem.measured
+    shape = geometry.volume_shape
+    count = settings.blocks or streaming.block_count(math.prod(shape), len(geometry), shape[1], executor.workers)
+    blocks = streaming.FileBlocks.cut(problem, settings, executor, count)
+    parts = streaming.back_projected(blocks, executor.submit(_filtered, measured, geometry), geometry, files)
+    seen: np.ndarray = backend.to_host(executor.gather(blocks.project(solver.project_block, parts, geometry)))
+    progress.advance(settings.iterations)
+    losses, factors = [measured.misfit(measured.seen(seen))], quality.factors(seen, measured)
+    return Reconstruction(np.empty(0), losses, geometry, factors, files=tuple(parts.gather()))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stemtomo.distributed import Executor
 from stemtomo.distributed import executor as default_executor
@@ -24,8 +24,10 @@ from stemtomo.locations import is_object
 from stemtomo.pipeline.config import STAGES, Configuration, Section, StageSettings
 from stemtomo.pipeline.plan import plan, worker_limits
 from stemtomo.pipeline.progress import Progress, Silent
+from stemtomo.pipeline.streaming import require_streamable
 
 _MODULES = {"align": "alignment", "find_atoms": "atoms"}
+_Settings = TypeVar("_Settings", bound=StageSettings)
 _SCORES = ("recall", "precision", "rmsd_pm", "species_accuracy")
 
 
@@ -99,8 +101,7 @@ def run(
         ),
     )
     store = Store.open(configuration.store_path, "r+")
-    settings = with_memory(with_dose(configuration))
-    return _run_on(store, settings, until, progress or Silent(), executor, ledger, tilts)
+    return _run_on(store, with_dose(configuration), until, progress or Silent(), executor, ledger, tilts)
 
 
 def run_stages(
@@ -208,6 +209,7 @@ def _run_on(
     ledger: _Ledger,
     tilts: Sequence[int] | None = None,
 ) -> dict[str, Any]:
+    settings = with_memory(settings)
     for stage, section in list(STAGES.items())[1:]:
         if until == "ingest" or (stage == "score" and settings.score.truth is None):
             break
@@ -275,7 +277,9 @@ def _require_tilts(count: int, tilts: Sequence[int] | None) -> None:
 
 
 def _require_files(configuration: Configuration) -> None:
-    """Refuse now what a bucket cannot hold."""
+    """Refuse now what cannot be kept in files, or not in a bucket."""
+    if "tomography" not in skipped_stages(configuration):
+        require_streamable(configuration.tomography)
     if is_object(configuration.store_path) and configuration.tomography.stream == "always":
         raise ConfigurationError(
             f"{configuration.store_path}: tomography.stream = 'always' keeps the volume in files that are read in "
@@ -303,10 +307,13 @@ def with_dose(configuration: Configuration) -> Configuration:
     return configuration.model_copy(update=told)
 
 
-def with_memory(configuration: Configuration) -> Configuration:
-    """Hand the memory that the run may use to the stage that fits its tiles to it, unless it was told its own."""
-    given = configuration.resources.memory_gib
-    if given is None or configuration.ptychography.memory_gib is not None:
-        return configuration
-    stage = configuration.ptychography.model_copy(update={"memory_gib": given})
-    return configuration.model_copy(update={"ptychography": stage})
+def with_memory(settings: _Settings) -> _Settings:
+    """Hand the memory that the run may use to the stages that fit tiles or blocks to it, unless they have their own."""
+    given = settings.resources.memory_gib
+    stages = {name: getattr(settings, name) for name in ("ptychography", "tomography")}
+    told = {
+        name: stage.model_copy(update={"memory_gib": given})
+        for name, stage in stages.items()
+        if given is not None and stage.memory_gib is None
+    }
+    return settings.model_copy(update=told)

@@ -19,11 +19,12 @@ from stemtomo import backend
 from stemtomo.algorithms.tomography import solver
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
 from stemtomo.distributed.checkpoint import Mark, read_state, write_state
-from stemtomo.physics.projection import TiltGeometry, Window, render
-from stemtomo.pipeline.config import TomographySettings
-from stemtomo.pipeline.descent import Blocks, Descent, Iterate, useful_blocks
+from stemtomo.errors import ConfigurationError
+from stemtomo.physics.projection import TiltGeometry, Window, backproject, render
+from stemtomo.pipeline.config import ResourceSettings, TomographySettings
+from stemtomo.pipeline.descent import Blocks, Descent, Iterate, useful_blocks, voxel_scales
 
-METHODS = ("fista", "resire")
+METHODS = ("fista", "resire", "sirt", "wbp")
 _ROWS, _FEWER_ROWS = 32, 16
 """Rows along y of a block, which share the weights of the projector, and where these would take too much memory."""
 _BLOCK_BYTES = 1 << 28
@@ -68,6 +69,8 @@ class StreamedDescent(Descent):
     """The gradient methods over blocks in the files of ``checkpoint``, which keeps two steps."""
 
     checkpoint: Checkpoint | None = None
+    rays: Handle | None = None
+    """Images of ones whose back-projections give the factors of the voxels (SIRT); they are made anew at every step."""
 
     def begin(self) -> Iterate:
         """Return the last iterate in the files; the empty volume if there is none."""
@@ -87,7 +90,8 @@ class StreamedDescent(Descent):
         paths = self._files.begin(len(state.losses) + 1, len(blocks.windows) + 1)
         residuals = state.blocks.cut(blocks.executor.submit(getitem, state.control, "residual"), views)
         beta = blocks.executor.submit(getitem, state.control, "beta")
-        columns = (blocks.windows, views, residuals, blocks.supports, [str(path) for path in paths[:-1]])
+        rays = [None] * len(views) if self.rays is None else state.blocks.cut(self.rays, views)
+        columns = (blocks.windows, views, residuals, blocks.supports, rays, [str(path) for path in paths[:-1]])
         stepped = state.blocks.map(_step, state.geometry, self.constraint, beta, self.step, each=columns)
         images = stepped.pick("images").sum_into(state.geometry.image_shape, views)
         return stepped.pick("block"), images
@@ -166,6 +170,28 @@ def _rendered(around: list[FileBlock], rows: tuple[int, int], degree: int, width
     return volume[:, rows[0] - first : rows[1] - first] * volume.dtype.type(scale)
 
 
+def back_projected(blocks: Blocks, images: Handle, geometry: TiltGeometry, files: Checkpoint) -> Parts:
+    """Return the back-projections of ``images`` as blocks in ``files``."""
+    views, executor = blocks.footprints(geometry), blocks.executor
+    parts = Parts.create(executor, FileBlock, blocks.windows, beside=blocks.supports)
+    paths = [str(path) for path in files.begin(1, len(blocks.windows))]
+    columns = (blocks.windows, views, parts.cut(images, views), blocks.supports, paths)
+    return parts.map(_back_to_file, geometry, each=columns)
+
+
+def _back_to_file(
+    state: FileBlock,
+    geometry: TiltGeometry,
+    window: Window,
+    image: Window,
+    images: backend.Array,
+    support: backend.Array | None,
+    path: str,
+) -> FileBlock:
+    write_state(path, backproject(geometry, images, image, window, support))
+    return replace(state, volume=path, previous=path)
+
+
 def _with_block(function: Callable[..., Any], state: FileBlock, *rest: Any) -> Any:
     return function(state.read(), *rest)
 
@@ -184,19 +210,29 @@ def _step(
     image: Window,
     residual: backend.Array,
     support: backend.Array | None,
+    rays: backend.Array | None,
     path: str,
 ) -> dict[str, Any]:
     """Write the block after one step to ``path``; return its names and its projections in ``image``."""
-    block = solver.descend(state.read(), geometry, constraint, beta, step, window, image, residual, support)
+    scale = None if rays is None else voxel_scales(window, geometry, image, rays, support)
+    block = solver.descend(state.read(), geometry, constraint, beta, step, window, image, residual, support, scale)
     write_state(path, block["volume"])
     images = solver.project_block(block, geometry, window, image, support)
     return {"block": replace(state, volume=path, previous=state.volume), "images": images}
 
 
-def memory_of(executor: Executor) -> int:
-    """Return the bytes of memory of all workers of ``executor`` together."""
-    from stemtomo.pipeline.config import ResourceSettings
+def require_streamable(settings: TomographySettings) -> None:
+    """Refuse a method that needs the whole volume in memory where files were asked for."""
+    if settings.stream == "always" and settings.method not in METHODS:
+        raise ConfigurationError(
+            f"tomography.method = {settings.method!r} cannot keep its volume in files; "
+            f"take one of {', '.join(METHODS)}, or stream = 'never'"
+        )
+
+
+def memory_of(executor: Executor, memory_gib: float | None = None) -> int:
+    """Return the bytes of memory of all workers of ``executor`` together, or ``memory_gib`` if given."""
     from stemtomo.pipeline.plan import worker_limits
 
-    limit, workers, _ = worker_limits(executor, ResourceSettings())
+    limit, workers, _ = worker_limits(executor, ResourceSettings(memory_gib=memory_gib))
     return limit * workers

@@ -71,7 +71,7 @@ def tomography(
     executor = executor or default_executor()
     progress = progress or Silent()
     inputs = {group: store.fingerprint(group) for group in ("projections", "alignment")}
-    provenance = Provenance.start(STAGE, settings.model_dump(), inputs)
+    provenance = Provenance.start(STAGE, settings.model_dump(exclude=set(settings.HOW)), inputs)
     progress.start(STAGE, settings.iterations, "iteration")
     todo = not store.is_complete(GROUP, provenance.fingerprint)
     if todo:
@@ -131,9 +131,11 @@ def plan_row(
     voxels, pixels = math.prod(shape), math.prod(shape_yx)
     stack = tilts * pixels
     seconds = _seconds(settings, voxels, rotations, workers)
+    if settings.memory_gib is not None:
+        memory_bytes = math.floor(settings.memory_gib * 2**30)
     if memory_bytes is not None and streaming.streams(settings, voxels, tilts, pixels, memory_bytes):
         blocks = settings.blocks or streaming.block_count(voxels, tilts, shape[1], workers)
-        moved = settings.iterations * voxels * 4
+        moved = (1 if settings.method in _PLAIN else settings.iterations) * voxels * 4
         return PlanRow(
             STAGE,
             tasks=blocks,
@@ -195,13 +197,10 @@ def _files(
     """Return where the blocks of a volume that does not fit the memory lie; ``None`` for one that does."""
     shape, tilts = problem.geometry.volume_shape, len(problem.geometry)
     pixels = math.prod(problem.geometry.image_shape)
-    if not streaming.streams(settings, math.prod(shape), tilts, pixels, streaming.memory_of(executor)):
+    streaming.require_streamable(settings)
+    memory_bytes = streaming.memory_of(executor, settings.memory_gib)
+    if not streaming.streams(settings, math.prod(shape), tilts, pixels, memory_bytes):
         return None
-    if settings.method not in streaming.METHODS:
-        raise ConfigurationError(
-            f"tomography.method = {settings.method!r} cannot keep its volume in files; "
-            f"take one of {', '.join(streaming.METHODS)}, or stream = 'never'"
-        )
     if is_object(store.path):
         raise ConfigurationError(
             f"{store.path}: the volume does not fit the memory, and its blocks are kept in files that are read in "

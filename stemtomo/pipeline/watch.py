@@ -34,7 +34,7 @@ from stemtomo.pipeline.live import QUICKLOOK, LiveTask, LiveTilt, take
 from stemtomo.pipeline.meter import Meter, Partial
 from stemtomo.pipeline.noted import store_warnings
 from stemtomo.pipeline.progress import Progress, Silent
-from stemtomo.pipeline.run import run_stages, with_dose
+from stemtomo.pipeline.run import run_stages, with_dose, with_memory
 
 STAGE = "watch"
 
@@ -94,7 +94,7 @@ def watch(
     configuration.to_tilts()
     watcher = _Watcher(
         store if isinstance(store, Store) else open_or_create(store, configuration.series.name),
-        with_dose(configuration),
+        with_memory(with_dose(configuration)),
         arrivals,
         executor or default_executor(),
         clock or WallClock(),

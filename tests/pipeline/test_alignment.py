@@ -6,11 +6,14 @@ from typer.testing import CliRunner
 
 from stemtomo.algorithms.tomography.alignment import without_translation
 from stemtomo.cli import app
+from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import StoreError
 from stemtomo.geometry import TiltSeries
 from stemtomo.io.store import Store
+from stemtomo.physics.projection import TiltGeometry
 from stemtomo.pipeline.alignment import align, plan_align
 from stemtomo.pipeline.config import AlignmentSettings
+from stemtomo.pipeline.projection_matching import match_projections
 from tests.algorithms.tomography import phantom
 from tests.pipeline.projected import phase_store, projected_store
 
@@ -49,6 +52,29 @@ def test_one_method_alone(tmp_path):
     align(store, AlignmentSettings(methods=("common_line",)))
     assert not _stored_px(store)[:, 0].any()
     np.testing.assert_allclose(_stored_px(store)[:, 1], _shifts(SINGLE)[:, 1], atol=0.02)
+
+
+@pytest.mark.parametrize(("series", "rounds"), [(SINGLE, 6), (GENERAL, 2)], ids=["single axis", "general"])
+def test_projection_matching_takes_back_what_is_wrong_by_pixels(series, rounds):
+    """Views of atoms, moved; the noise is a quarter of the brightest pixel."""
+    shifts = without_translation(np.random.default_rng(2).uniform(-1.5, 1.5, (9, 2)), series.rotations)
+    images = phantom.images(*ATOMS, series.rotations, shifts, (40, 40)).astype(np.float32)
+    images += 0.25 * images.max() * np.random.default_rng(0).normal(size=images.shape).astype(np.float32)
+    where = TiltGeometry(series.rotations, np.zeros((9, 2)), (40, 40, 40), (40, 40))
+    settings = AlignmentSettings(matching_rounds=rounds)
+    found = match_projections(images, np.ones(images.shape, bool), where, settings, ThreadExecutor(1))
+    wrong = without_translation(found.shifts_px - shifts, series.rotations)
+    assert np.sqrt(np.mean(shifts**2)) > 0.6
+    assert np.sqrt(np.mean(wrong**2)) < 0.3
+    assert found.score.max() < 1
+
+
+def test_projection_matching_is_one_of_the_methods(tmp_path):
+    store = projected_store(tmp_path / "s.zarr", SINGLE, ATOMS, _shifts(SINGLE), (52, 52))
+    methods = ("centre_of_mass", "common_line", "projection_matching")
+    numbers = align(store, AlignmentSettings(methods=methods, matching_rounds=3))
+    assert numbers["method"] == "centre_of_mass+common_line+projection_matching"
+    np.testing.assert_allclose(_stored_px(store), _shifts(SINGLE), atol=0.2)
 
 
 def test_shifts_are_zero_where_alignment_is_off(tmp_path):

@@ -20,6 +20,7 @@ from stemtomo.pipeline.config import AlignmentSettings, AtomSettings, Tomography
 from stemtomo.pipeline.descent import Problem
 from stemtomo.pipeline.joint_alignment import binned, refine_poses, scales_of
 from stemtomo.pipeline.progress import Silent
+from stemtomo.pipeline.projection_matching import match_projections
 from stemtomo.pipeline.reconstruction import reconstruct
 from stemtomo.pipeline.tomography import tomography
 from tests.algorithms.tomography import phantom
@@ -196,11 +197,8 @@ def test_scales_leave_48_to_128_pixels_and_coarse_pixels_know_where_they_are():
     assert at == pytest.approx((2.0 / phantom.PIXEL_ANGSTROM - offset[0]) / 3, abs=0.01)
 
 
-@pytest.mark.heavy
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs the FePt series of the GENFIRE workshop (set STEMTOMO_DATA)")
-@pytest.mark.parametrize("noise", [0.0, 0.05])
-def test_the_misaligned_series_of_fept_comes_back(noise):
-    """Multislice images that were moved by whole pixels, found by comparing them with the clean ones."""
+def _fept(noise):
+    """Return multislice images moved by whole pixels, with noise; the series; the shifts, found beside clean images."""
     with np.load(DATA / "data.npz") as data:
         clean, moved = (data[key].transpose(2, 1, 0)[:-1].astype(np.float32) for key in ("proj", "proj_misaligned"))
         phi, theta, psi = data["tilt_euler_zyx_deg"][:-1].T
@@ -208,13 +206,40 @@ def test_the_misaligned_series_of_fept_comes_back(noise):
     peaks = [np.unravel_index(np.argmax(image), image.shape) for image in np.fft.ifft2(spectra).real]
     shifts = np.array([[(x + 34) % 68 - 34, (y + 34) % 68 - 34] for y, x in peaks], float)
     moved = moved + noise * moved.max() * np.random.default_rng(0).normal(size=moved.shape).astype(np.float32)
-    series = TiltSeries.from_degrees(theta, phi, psi)
+    return moved, TiltSeries.from_degrees(theta, phi, psi), shifts
+
+
+def _from_masses(moved, series):
     valid = np.ones(moved.shape, bool)
     start = centre_of_mass(moved, valid, series.rotations)
-    start = common_line(moved, valid, np.radians(theta), start.shifts_px)
-    geometry = TiltGeometry(series.rotations, start.shifts_px, (68, 68, 68), (68, 68))
+    start = common_line(moved, valid, np.array([pose.theta_rad for pose in series]), start.shifts_px)
+    return TiltGeometry(series.rotations, start.shifts_px, (68, 68, 68), (68, 68))
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the FePt series of the GENFIRE workshop (set STEMTOMO_DATA)")
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_the_misaligned_series_of_fept_comes_back(noise):
+    moved, series, shifts = _fept(noise)
+    geometry, valid = _from_masses(moved, series), np.ones(moved.shape, bool)
     problem = Problem(Measurement(moved, valid, np.ones(len(moved), np.float32), 0.5), geometry, 1.0, 1.0)
     found = reconstruct(problem, TomographySettings(iterations=100), ThreadExecutor(1)).shifts_px
     wrong = without_translation(found - shifts, series.rotations)
     assert np.sqrt(np.mean(shifts**2)) > 1
     assert np.sqrt(np.mean(wrong**2)) < 0.2
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the FePt series of the GENFIRE workshop (set STEMTOMO_DATA)")
+def test_projection_matching_finds_shifts_of_fept_under_noise_that_hides_its_columns():
+    """Noise of 20 % of the brightest pixel, two and a half times the specimen's own variation."""
+    moved, series, shifts = _fept(0.2)
+    geometry = _from_masses(moved, series)
+    found = match_projections(moved, np.ones(moved.shape, bool), geometry, AlignmentSettings(), ThreadExecutor(1))
+    before, after = (
+        np.sqrt(np.mean(without_translation(each - shifts, series.rotations) ** 2, axis=0))
+        for each in (geometry.shifts_px, found.shifts_px)
+    )
+    assert before[0] > 1.1
+    assert after[0] < 0.8
+    assert after[1] < 0.12

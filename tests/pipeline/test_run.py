@@ -13,7 +13,7 @@ from stemtomo.pipeline import run as runner
 from stemtomo.pipeline.config import STAGES
 from stemtomo.pipeline.plan import plan
 from stemtomo.pipeline.references import load_configuration
-from stemtomo.pipeline.run import recorded_runs, run, run_stages, stage_settings, with_dose
+from stemtomo.pipeline.run import recorded_runs, run, run_stages, stage_settings, with_dose, with_memory
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DATA = Path(os.environ.get("STEMTOMO_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -184,6 +184,20 @@ def test_both_ways_start_from_the_dose_that_is_known(toml):
     assert known.joint.electrons_per_pattern == known.ptychography.electrons_per_pattern == 5000
     own = with_dose(load_configuration(toml, ["joint.electrons_per_pattern=4000"]))
     assert (own.joint.electrons_per_pattern, own.ptychography.electrons_per_pattern) == (4000, 5000)
+
+
+def test_the_memory_of_a_run_reaches_the_stages_that_fit_blocks_to_it(toml):
+    told = with_memory(load_configuration(toml, ["resources.memory_gib=3"]))
+    assert told.ptychography.memory_gib == told.tomography.memory_gib == 3
+    own = with_memory(load_configuration(toml, ["resources.memory_gib=3", "tomography.memory_gib=1.5"]))
+    assert (own.ptychography.memory_gib, own.tomography.memory_gib) == (3, 1.5)
+    assert with_memory(load_configuration(toml)).tomography.memory_gib is None
+
+
+def test_a_method_that_cannot_stream_is_refused_before_anything_is_written(toml, tmp_path):
+    with pytest.raises(ConfigurationError, match="take one of fista, resire, sirt, wbp"):
+        run(load_configuration(toml, ["tomography.method=cgls", "tomography.stream=always"]))
+    assert not (tmp_path / "series.zarr").exists()
 
 
 def test_a_plan_that_does_not_fit_stops_before_anything_is_written(toml, tmp_path):

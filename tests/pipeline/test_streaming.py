@@ -45,6 +45,34 @@ def test_the_plain_gradient_and_a_wider_volume_go_through_files_too(tmp_path):
     np.testing.assert_allclose(volumes[1], volumes[0], rtol=0, atol=1e-6 * volumes[0].max())
 
 
+@pytest.mark.parametrize("method", ["sirt", "wbp"])
+@pytest.mark.parametrize("series", [SINGLE, GENERAL], ids=["single axis", "general"])
+def test_balanced_steps_and_weighted_back_projection_go_through_files_too(tmp_path, method, series):
+    found = []
+    for stream in ("never", "always"):
+        store, _ = _store(tmp_path / f"{stream}.zarr", series, noise=0.02)
+        numbers = tomography(store, TomographySettings(method=method, iterations=4, blocks=3, stream=stream))
+        found.append((_volume(store), numbers["loss"], numbers["r1"]))
+        assert not list(store.checkpoint_path("volume").rglob("*.npz"))
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=0, atol=1e-5 * np.abs(found[0][0]).max())
+    np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-5)
+    assert found[1][2] == pytest.approx(found[0][2], rel=1e-5)
+
+
+def test_the_memory_that_was_told_decides_whether_a_volume_goes_through_files(tmp_path, monkeypatch):
+    kept = []
+    whole = streaming.StreamedDescent.begin
+    monkeypatch.setattr(streaming.StreamedDescent, "begin", lambda self: kept.append(1) or whole(self))
+    volumes = []
+    for memory_gib in (0.001, 64.0, None):
+        store, _ = _store(tmp_path / f"{memory_gib}.zarr")
+        tomography(store, TomographySettings(iterations=3, blocks=2, memory_gib=memory_gib))
+        volumes.append(_volume(store))
+        assert len(kept) == 1
+        assert not tomography(store, TomographySettings(iterations=3, blocks=2))["computed"]  # the same volume
+    np.testing.assert_allclose(volumes[1], volumes[0], rtol=0, atol=1e-6 * volumes[0].max())
+
+
 def test_a_streamed_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
     whole, _ = _store(tmp_path / "whole.zarr", drift=1.0)
     tomography(whole, STREAMED)
@@ -73,7 +101,7 @@ def test_a_cluster_streams_the_bits_of_the_threads_though_a_worker_dies(tmp_path
 
 def test_methods_that_need_the_whole_volume_say_so(tmp_path):
     store, _ = _store(tmp_path / "s.zarr")
-    with pytest.raises(ConfigurationError, match="cannot keep its volume in files; take one of fista, resire"):
+    with pytest.raises(ConfigurationError, match="in files; take one of fista, resire, sirt, wbp"):
         tomography(store, TomographySettings(method="cgls", stream="always"))
 
 

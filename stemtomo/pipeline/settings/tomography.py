@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -94,8 +94,14 @@ class AlignmentSettings(Section):
     """[alignment]: shifts of the projections against one another."""
 
     enabled: bool = Field(default=True, description="Estimate the shifts; else they are zero.")
-    methods: tuple[Literal["centre_of_mass", "common_line"], ...] = Field(
-        default=("centre_of_mass", "common_line"), description="Estimates in the order they are applied."
+    methods: tuple[Literal["centre_of_mass", "common_line", "projection_matching"], ...] = Field(
+        default=("centre_of_mass", "common_line"),
+        description="Estimates in the order they are applied; projection_matching, the slowest, is for noise as strong "
+        "as the specimen.",
+    )
+    matching_rounds: Count = Field(default=18, description="Rounds of projection_matching, a volume each.")
+    matching_reach_px: Positive = Field(
+        default=4.0, description="How far projection_matching looks around the shifts before it, in (binned) pixels."
     )
     largest_border_fraction: float = Field(
         default=0.1,
@@ -210,7 +216,15 @@ class TomographySettings(Section):
     )
     stream: Literal["auto", "always", "never"] = Field(
         default="auto",
-        description="Keep the volume in files, a few blocks at a time in memory (fista, resire): where it would fill "
-        "most of the workers' memory, always, never.",
+        description="Keep the volume in files, a few blocks at a time in memory (fista, resire, sirt, wbp): where it "
+        "would fill most of the workers' memory, always, never.",
+    )
+    memory_gib: Positive | None = Field(
+        default=None,
+        description="Memory of all workers together by which stream = 'auto' decides; what they have, or "
+        "resources.memory_gib, if not given.",
     )
     checkpoint_every: Count = Field(default=25, description="Iterations between two checkpoints.")
+
+    #: What says where a result is computed, and does not change it.
+    HOW: ClassVar[frozenset[str]] = frozenset({"memory_gib"})
