@@ -40,8 +40,12 @@ _HALF_WAY = 0.04
 #: In minimum distances: half of the distance at which the two parts of a split atom begin, and the least half distance,
 #: which an expansion to second order makes too short, that an atom is split for.
 _SPLIT_HALF, _SPLIT_REACH = 0.6, 0.25
+#: Atoms fainter than this many light ones are seldom two: they are split by one standard deviation more.
+_BRIGHTER = 1.1
 #: Share of the atoms that may still come or go when the alternation ends.
 _SETTLED = 2e-4
+#: Share that may still come or go when atoms are split: before that, neighbours stand in for what is missing.
+_CALM = 5e-3
 
 
 class _Phase(NamedTuple):
@@ -154,7 +158,7 @@ def complete_atoms(
             state, dropped = state.pruned(rules, phase)
             state, added = state.extended(coarse, rules, phase)
             # The second part of an atom split in the last round would never be refined.
-            if added + dropped <= _SETTLED * len(state.labels) and number + 1 < rules.rounds:
+            if added + dropped <= _CALM * len(state.labels) and number + 1 < rules.rounds:
                 state, split = state.split(projected, rules, phase)
                 added += split
             history.append((added, dropped))
@@ -272,11 +276,13 @@ class _State:
 
     def split(self, projected: ProjectedImages, rules: CompletionRules, phase: _Phase) -> tuple[_State, int]:
         """Return the state with atoms that the projections show elongated replaced by two, and how many."""
-        if not np.isfinite(phase.split):
+        # In one species there is no brighter one that two could be taken for.
+        if not np.isfinite(phase.split) or (self.labels == self.labels[0]).all():
             return self, 0
         model = self.model
         found = elongation(model, projected)
-        chosen = found.significance > phase.split
+        bright = model.intensity > _BRIGHTER * self.light(rules)
+        chosen = found.significance > np.where(bright, phase.split, phase.split + 1)
         chosen &= found.half_distance_angstrom > _SPLIT_REACH * rules.minimum_distance_angstrom
         if len(self.divided):
             chosen &= cKDTree(self.divided).query(model.positions)[0] > rules.minimum_distance_angstrom / 2

@@ -50,7 +50,7 @@ def elongation(model: AtomModel, projected: ProjectedImages) -> Elongation:
     squared = norm.sum(axis=1) * (model.intensity / pixel**2) ** 2 / (8 * np.pi * width**6) / pixel**4
     squared = np.maximum(squared, np.finfo(np.float64).tiny)
     half = np.sqrt(np.maximum(-2 * slope / squared, 0))
-    return Elongation(axis, half, -slope / np.sqrt(squared) / max(noise, 1e-300))
+    return Elongation(axis, half, -slope / np.sqrt(squared) / np.maximum(noise, 1e-30))
 
 
 def _axes(tensor: np.ndarray, planes: np.ndarray) -> np.ndarray:
@@ -63,8 +63,8 @@ def _axes(tensor: np.ndarray, planes: np.ndarray) -> np.ndarray:
     return axis / np.linalg.norm(axis, axis=1, keepdims=True)
 
 
-def _tensor(model: AtomModel, projected: ProjectedImages) -> tuple[np.ndarray, float]:
-    """Return T of every atom, (atom, 3, 3) per Å², and the standard deviation of a pixel's residual."""
+def _tensor(model: AtomModel, projected: ProjectedImages) -> tuple[np.ndarray, np.ndarray]:
+    """Return T of every atom, (atom, 3, 3) per Å², and the standard deviation of a pixel's residual there, (atom,)."""
     xp = array_namespace(projected.images)
     dtype, pixel = projected.images.dtype, projected.pixel_angstrom
     radius = model.radius_px(pixel) + 1
@@ -72,10 +72,13 @@ def _tensor(model: AtomModel, projected: ProjectedImages) -> tuple[np.ndarray, f
     width = xp.asarray(model.width_angstrom / pixel, dtype=dtype)
     step = _STEP_WIDTHS * float(np.median(model.width_angstrom)) / pixel
     seen = projected.seen(model.positions)
-    tensor, squares = np.zeros((len(model), 3, 3)), 0.0
+    tensor, squares, counted = np.zeros((len(model), 3, 3)), np.zeros(len(model)), np.zeros(len(model))
     for tilt, residual in enumerate(residuals(model, projected)):
-        weighted = residual * projected.weight(tilt).astype(dtype)
-        squares += float((weighted * residual).sum(dtype=np.float64))
+        weight = projected.weight(tilt).astype(dtype)
+        weighted = residual * weight
+        u, v = (xp.asarray(seen[tilt, :, i], dtype=dtype) for i in (0, 1))
+        squares += to_host(gather(weighted * residual, u, v, intensity, width, radius)[0])
+        counted += to_host(gather(weight, u, v, intensity, width, radius)[0])
         slopes = []
         for du, dv in ((step, 0.0), (-step, 0.0), (0.0, step), (0.0, -step)):
             u, v = (xp.asarray(seen[tilt, :, i] + d, dtype=dtype) for i, d in enumerate((du, dv)))
@@ -85,4 +88,4 @@ def _tensor(model: AtomModel, projected: ProjectedImages) -> tuple[np.ndarray, f
         second = (second + np.swapaxes(second, 1, 2)) / 2 / pixel**2
         plane = projected.rotations[tilt][:, :2]
         tensor += plane @ second @ plane.T
-    return tensor, float(np.sqrt(squares / max(int(projected.valid.sum()), 1)))
+    return tensor, np.sqrt(np.maximum(squares, 0) / np.maximum(counted, 1e-3))
