@@ -44,8 +44,6 @@ _SPLIT_HALF, _SPLIT_REACH = 0.6, 0.25
 _BRIGHTER = 1.1
 #: Share of the atoms that may still come or go when the alternation ends.
 _SETTLED = 2e-4
-#: Share that may still come or go when atoms are split: before that, neighbours stand in for what is missing.
-_CALM = 5e-3
 
 
 class _Phase(NamedTuple):
@@ -158,7 +156,7 @@ def complete_atoms(
             state, dropped = state.pruned(rules, phase)
             state, added = state.extended(coarse, rules, phase)
             # The second part of an atom split in the last round would never be refined.
-            if added + dropped <= _CALM * len(state.labels) and number + 1 < rules.rounds:
+            if added + dropped <= _SETTLED * len(state.labels) and number + 1 < rules.rounds:
                 state, split = state.split(projected, rules, phase)
                 added += split
             history.append((added, dropped))
