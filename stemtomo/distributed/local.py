@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import dask
@@ -17,6 +17,8 @@ _SHORT = {
     "distributed.diagnostics.computations.max-history": 1,
     "distributed.admin.low-level-log-length": 100,
 }
+#: Time that workers have to end.
+_PATIENCE_S = 30
 
 
 class NoSpans(SpansSchedulerExtension):
@@ -33,10 +35,13 @@ class NoSpans(SpansSchedulerExtension):
 @contextmanager
 def local_cluster(workers: int) -> Iterator[Client]:
     """Start ``workers`` processes of one thread each; their client is the active one inside."""
-    with (
-        dask.config.set(_SHORT),
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
-    ):
-        cluster.scheduler.extensions["spans"] = NoSpans(cluster.scheduler)
-        with Client(cluster) as client:
-            yield client
+    with dask.config.set(_SHORT):
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+        try:
+            cluster.scheduler.extensions["spans"] = NoSpans(cluster.scheduler)
+            with Client(cluster) as client:
+                yield client
+        finally:
+            # A busy machine may be slow to end a worker, whose nanny then kills it; the work is done by now.
+            with suppress(TimeoutError):
+                cluster.close(timeout=_PATIENCE_S)
