@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ import numpy as np
 #: object (slice, y, x), complex.
 Prepared = tuple[str, Callable[[int], Any], Callable[[], np.ndarray]]
 
-#: What its scores below, of few tried, were best at; objects and positions as PtyRAD calls them.
+#: Steps at which five epochs scored best of the few tried (docs/performance.md); PtyRAD's own are ten and more times
+#: smaller, for hundreds of epochs. None for the positions, which are known.
 PTYRAD_RATES = {
     "obja": {"start_iter": 1, "lr": 1e-2},
-    "objp": {"start_iter": 1, "lr": 2e-2},
+    "objp": {"start_iter": 1, "lr": 3e-2},
     "probe": {"start_iter": 1, "lr": 1e-3},
     "probe_pos_shifts": {"start_iter": None, "lr": 0.0},
 }
 QUANTEM_RATES = {"object": {"name": "adamw", "lr": 2e-2}, "probe": {"name": "adamw", "lr": 1e-3}}
+QUANTEM_ANALYTIC_RATES = {"object": {"name": "sgd", "lr": 0.5}, "probe": {"name": "sgd", "lr": 0.5}}
 
 
 def pty_chi(told: dict[str, np.ndarray]) -> Prepared:
@@ -117,8 +120,11 @@ def _ptyrad_settings(told: dict[str, np.ndarray]) -> dict[str, Any]:
     return {"init_params": init, "model_params": {"update_params": PTYRAD_RATES}}
 
 
-def quantem(told: dict[str, np.ndarray]) -> Prepared:
-    """Set up AdamW of quantem by automatic differentiation, at the rates of `QUANTEM_RATES`; positions are fixed."""
+def quantem(told: dict[str, np.ndarray], analytic: bool = False) -> Prepared:
+    """Set up AdamW of quantem by automatic differentiation, or its analytic ePIE step; its complex object, no descan.
+
+    The object reaches half a window past the outermost positions, so that no window wraps round it.
+    """
     from quantem.diffractive_imaging.dataset_models import PtychographyDatasetRaster
     from quantem.diffractive_imaging.detector_models import DetectorPixelated
     from quantem.diffractive_imaging.object_models import ObjectPixelated
@@ -158,10 +164,11 @@ def quantem(told: dict[str, np.ndarray]) -> Prepared:
     solver.preprocess(obj_padding_px=(edge // 2, edge // 2))
 
     def run(epochs: int) -> None:
-        solver.reconstruct(epochs, optimizer_params=QUANTEM_RATES, batch_size=int(told["batch"]))
+        rates = QUANTEM_ANALYTIC_RATES if analytic else QUANTEM_RATES
+        solver.reconstruct(epochs, optimizer_params=rates, batch_size=int(told["batch"]), autograd=not analytic)
 
     def found() -> np.ndarray:
-        obj = solver.obj if np.iscomplexobj(solver.obj) else np.exp(1j * solver.obj)
+        obj = solver.obj
         middle = data.scan_positions_px.detach().numpy().mean(axis=0)
         shift = np.round(np.asarray(obj.shape[1:]) // 2 - middle).astype(int)
         return np.roll(obj, shift, axis=(1, 2))
@@ -169,7 +176,12 @@ def quantem(told: dict[str, np.ndarray]) -> Prepared:
     return version("quantem"), run, found
 
 
-PROGRAMS = {"pty-chi LSQML": pty_chi, "PtyRAD Adam": ptyrad, "quantem AdamW": quantem}
+PROGRAMS = {
+    "pty-chi LSQML": pty_chi,
+    "PtyRAD Adam": ptyrad,
+    "quantem AdamW": quantem,
+    "quantem analytic": partial(quantem, analytic=True),
+}
 
 
 def main(program: str, conditions: str, phase: str, epochs: str) -> dict[str, object]:

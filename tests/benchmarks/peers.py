@@ -28,6 +28,7 @@ WHERE = {
     "pty-chi LSQML": ("PTYCHI_PYTHON", "ptychi"),
     "PtyRAD Adam": ("PTYRAD_PYTHON", "ptyrad"),
     "quantem AdamW": ("QUANTEM_PYTHON", "quantem"),
+    "quantem analytic": ("QUANTEM_PYTHON", "quantem"),
 }
 _EPOCHS = 5
 
