@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,11 @@ import pytest
 
 from stemtomo.distributed.executor import executor
 from stemtomo.io.store import Store
+from stemtomo.pipeline.atoms import find_atoms
+from stemtomo.pipeline.config import AtomSettings, ScoreSettings
 from stemtomo.pipeline.references import load_configuration
 from stemtomo.pipeline.run import run
+from stemtomo.pipeline.score import score
 from tests.data import FOLDER, needs
 
 pytestmark = pytest.mark.heavy
@@ -33,6 +37,12 @@ def assert_same_bits(path, other):
         left, right = Store.open(path).read(group), Store.open(other).read(group)
         for name in left.variables:
             np.testing.assert_array_equal(left[name].values, right[name].values, err_msg=f"{group}/{name}")
+
+
+def separation(path):
+    atoms = Store.open(path).read("atoms")
+    copper, gold = (atoms["intensity"].values[atoms["species"].values.astype(object) == name] for name in ("Cu", "Au"))
+    return (gold.mean() - copper.mean()) / (gold.std() + copper.std())
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +68,19 @@ def test_two_thirds_of_the_errors_are_within_the_stated_uncertainty(cuau):
     found = score["found_atom"].values
     within = [np.abs(score[f"deviation_{axis}"].values) < atoms[f"sigma_{axis}"].values[found] for axis in "xyz"]
     assert 0.6 < np.mean(within) < 0.76
+
+
+@needs("cuau_tilt")
+def test_refinement_places_the_atoms_better_and_names_them_no_worse(cuau, tmp_path):
+    path, after = cuau
+    traced = shutil.copytree(path, tmp_path / "traced.zarr")
+    find_atoms(traced, AtomSettings(species=("Cu", "Au"), refine=False))
+    before = score(traced, ScoreSettings(truth=FOLDER / "cuau_tilt" / "truth.npz"))
+    print({key: (before[key], after[key]) for key in ("recall", "precision", "species_accuracy", "rmsd_pm")})
+    assert all(after[key] >= before[key] for key in ("recall", "precision", "species_accuracy"))
+    assert after["rmsd_pm"] < 0.75 * before["rmsd_pm"]
+    # Atoms are told apart by how far the classes lie from each other in their own spreads.
+    assert separation(path) > separation(traced)
 
 
 @needs("cuau_tilt")

@@ -18,6 +18,7 @@ from stemtomo.algorithms.atoms.classification import classify
 from stemtomo.algorithms.atoms.peaks import local_maxima, separate
 from stemtomo.algorithms.atoms.projected import AtomModel, ProjectedImages, noise_weights, residuals
 from stemtomo.algorithms.atoms.refinement import RefinedAtoms, refine_atoms
+from stemtomo.algorithms.atoms.splitting import elongation
 from stemtomo.algorithms.atoms.thresholds import bright_level
 from stemtomo.backend import to_host
 from stemtomo.physics.projection import TiltGeometry
@@ -36,20 +37,28 @@ _TRIALS = 2
 _REACH = 1.6
 #: Share of two classes in the middle fifth between their means, if they are two: halves of one have a tenth there.
 _HALF_WAY = 0.04
+#: In minimum distances: half of the distance at which the two parts of a split atom begin, and the least half distance,
+#: which an expansion to second order makes too short, that an atom is split for.
+_SPLIT_HALF, _SPLIT_REACH = 0.6, 0.25
+#: Atoms fainter than this many light ones are seldom two: they are split by one standard deviation more.
+_BRIGHTER = 1.1
 #: Share of the atoms that may still come or go when the alternation ends.
 _SETTLED = 2e-4
 
 
 class _Phase(NamedTuple):
-    """Distances in minimum distances: of insertion from other atoms, of merging; noise that an insertion exceeds."""
+    """Distances in minimum distances: of insertion from other atoms, of merging; noise that an insertion and the
+    splitting of one atom into two exceed.
+    """
 
     inserted: float
     merged: float
     significant: float
+    split: float
 
 
 #: While many atoms are missing, those present stand beside their places; then the last gaps, by clear evidence only.
-_PHASES = (_Phase(1.0, 0.85, 3.0), _Phase(0.85, 0.7, 4.5))
+_PHASES = (_Phase(1.0, 0.85, 3.0, np.inf), _Phase(0.85, 0.7, 4.5, 3.0))
 
 
 @dataclass(frozen=True)
@@ -142,10 +151,14 @@ def complete_atoms(
     coarse = projected.binned(max(int(_COARSE_WIDTHS * width_angstrom / projected.pixel_angstrom), 1))
     for phase in _PHASES:
         state = replace(state, dropped=np.empty((0, 3)))
-        for _ in range(rules.rounds):
+        for number in range(rules.rounds):
             state, refined = state.refined(coarse, classes, rules.iterations)
             state, dropped = state.pruned(rules, phase)
             state, added = state.extended(coarse, rules, phase)
+            # The second part of an atom split in the last round would never be refined.
+            if added + dropped <= _SETTLED * len(state.labels) and number + 1 < rules.rounds:
+                state, split = state.split(projected, rules, phase)
+                added += split
             history.append((added, dropped))
             if added + dropped <= _SETTLED * len(state.labels):
                 break
@@ -174,13 +187,17 @@ class _State:
     dropped: np.ndarray
     fresh: np.ndarray
     known_intensity: bool
+    divided: np.ndarray
+    """Where atoms were split in two, (n, 3): what has become one again there is left so."""
 
     @classmethod
     def start(cls, positions: np.ndarray, labels: np.ndarray | None, width_angstrom: float) -> _State:
         count = len(positions)
         model = AtomModel(positions, np.ones(count), np.full(count, float(width_angstrom)))
         labels = np.zeros(count, dtype=np.int64) if labels is None else np.asarray(labels)
-        return cls(model, labels, np.arange(count), np.empty((0, 3)), np.zeros(count, dtype=bool), False)
+        return cls(
+            model, labels, np.arange(count), np.empty((0, 3)), np.zeros(count, dtype=bool), False, np.empty((0, 3))
+        )
 
     def light(self, rules: CompletionRules) -> float:
         """Return the intensity of an atom of the lightest class.
@@ -254,6 +271,38 @@ class _State:
         """Return the state with the atoms that are ``good`` (atom,)."""
         chosen = {name: getattr(self, name)[good] for name in ("model", "labels", "origin", "fresh")}
         return replace(self, **chosen)
+
+    def split(self, projected: ProjectedImages, rules: CompletionRules, phase: _Phase) -> tuple[_State, int]:
+        """Return the state with atoms that the projections show elongated replaced by two, and how many."""
+        # In one species there is no brighter one that two could be taken for.
+        if not np.isfinite(phase.split) or (self.labels == self.labels[0]).all():
+            return self, 0
+        model = self.model
+        found = elongation(model, projected)
+        bright = model.intensity > _BRIGHTER * self.light(rules)
+        chosen = found.significance > np.where(bright, phase.split, phase.split + 1)
+        chosen &= found.half_distance_angstrom > _SPLIT_REACH * rules.minimum_distance_angstrom
+        if len(self.divided):
+            chosen &= cKDTree(self.divided).query(model.positions)[0] > rules.minimum_distance_angstrom / 2
+        which = np.flatnonzero(chosen)
+        half = _SPLIT_HALF * rules.minimum_distance_angstrom * found.axis[which]
+        positions, intensity = model.positions.copy(), model.intensity.copy()
+        positions[which] -= half
+        intensity[which] = np.maximum(intensity[which] / 2, _START * self.light(rules))
+        longer = AtomModel(
+            np.concatenate([positions, model.positions[which] + half]),
+            np.concatenate([intensity, intensity[which]]),
+            np.concatenate([model.width_angstrom, model.width_angstrom[which]]),
+        )
+        state = replace(
+            self,
+            model=longer,
+            labels=np.concatenate([self.labels, self.labels[which]]),
+            origin=np.concatenate([self.origin, np.full(len(which), -1)]),
+            fresh=np.arange(len(longer)) >= len(model),
+            divided=np.concatenate([self.divided, model.positions[which]]),
+        )
+        return state, len(which)
 
     def extended(self, projected: ProjectedImages, rules: CompletionRules, phase: _Phase) -> tuple[_State, int]:
         """Return the state with atoms at the peaks of the residual, and how many."""
