@@ -1,6 +1,7 @@
 """Other programs beside this one in the same run, each in its own process and, if need be, its own environment.
 
-``PTYCHI_PYTHON`` names a Python that has pty-chi, whose torch need not be in the environment of this package.
+``PTYCHI_PYTHON``, ``PTYRAD_PYTHON`` and ``QUANTEM_PYTHON`` name a Python that has pty-chi, PtyRAD or quantem, whose
+torch need not be in the environment of this package.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +24,36 @@ from tests.benchmarks.measure import Row
 from tests.data import FOLDER
 
 #: Environment variable and module of each program.
-_WHERE = {"pty-chi LSQML": ("PTYCHI_PYTHON", "ptychi")}
+WHERE = {
+    "pty-chi LSQML": ("PTYCHI_PYTHON", "ptychi"),
+    "PtyRAD Adam": ("PTYRAD_PYTHON", "ptyrad"),
+    "quantem AdamW": ("QUANTEM_PYTHON", "quantem"),
+    "quantem analytic": ("QUANTEM_PYTHON", "quantem"),
+}
 _EPOCHS = 5
+
+
+class Answer(NamedTuple):
+    """What a program reports of itself."""
+
+    version: str
+    cpu_s: float
+    peak_mb: float
+
+
+def answer_of(printed: str) -> Answer:
+    """Return the answer on the last line of what a program printed, which may be chatty before.
+
+    Raises
+    ------
+    ValueError
+        If the last line is no such answer.
+    """
+    last = (printed.strip().splitlines() or [""])[-1]
+    try:
+        return Answer(**json.loads(last))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the program's last line is not its version, cpu_s and peak_mb as JSON: {last!r}") from error
 
 
 def peer_rows() -> list[Row]:
@@ -31,7 +61,7 @@ def peer_rows() -> list[Row]:
     if not (FOLDER / "sto_zone").is_dir():
         return []
     rows = []
-    for program, (variable, module) in _WHERE.items():
+    for program, (variable, module) in WHERE.items():
         python = os.environ.get(variable, sys.executable if importlib.util.find_spec(module) else None)
         if python is None:
             rows.append(Row("peer", f"{program}: absent (not importable, no {variable})", 0.0, ""))
@@ -56,11 +86,11 @@ def _timed(program: str, python: str) -> list[Row]:
             check=True,
             cwd=folder,
         )
-        said, found = json.loads(done.stdout.strip().splitlines()[-1]), np.load(phase)
-    name = f"{program} {said['version']}"
+        said, found = answer_of(done.stdout), np.load(phase)
+    name = f"{program} {said.version}"
     return [
-        Row("peer", f"{name}: 32x32 of 96x96, 6 slices", said["cpu_s"], "CPU s/epoch"),
-        Row("peer", f"{name}: peak", said["peak_mb"], "MB"),
+        Row("peer", f"{name}: 32x32 of 96x96, 6 slices", said.cpu_s, "CPU s/epoch"),
+        Row("peer", f"{name}: peak", said.peak_mb, "MB"),
         *(row._replace(benchmark="peer") for row in scored(found, f"{name}: correlation after {_EPOCHS} epochs")),
     ]
 
@@ -82,6 +112,10 @@ def conditions() -> dict[str, np.ndarray]:
         "thickness": SIX_SLICES.thickness_angstrom,
         "pixel": pixel[0],
         "wavelength": wavelength_angstrom(optics.energy_ev),
+        "energy_kev": optics.energy_ev / 1e3,
+        "semiangle_mrad": optics.semiangle_rad * 1e3,
+        "scan_shape_yx": SIX_SLICES.scan.shape_yx,
+        "step_yx": SIX_SLICES.scan.step_angstrom_yx,
         "object_shape": (150, 150),
         "batch": 32,
     }
