@@ -20,7 +20,7 @@ from tests.benchmarks.joint_cuts import WAYS, cut_data, scored
 from tests.benchmarks.joint_thick import reconstructed
 from tests.data import FOLDER, needs
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1200)]  # a minute or two on an idle machine
 EXAMPLES = Path(__file__).parents[2] / "examples"
 #: As the published set was made: 333 electrons per pattern in an aperture of whole pixels, no counting noise.
 AS_MADE = {"loss": "amplitude", "electrons_per_pattern": 333, "soft_edge": False}
