@@ -182,6 +182,7 @@ def _refined_model(
         minimum_distance_angstrom=settings.minimum_distance_angstrom,
         threshold=settings.threshold,
         rounds=settings.completion_rounds if settings.complete else 0,
+        splitting=source == "volume",
     )
     found = complete_atoms(
         traced.positions,

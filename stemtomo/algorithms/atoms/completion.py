@@ -80,6 +80,8 @@ class CompletionRules:
         Most alternations of each phase.
     iterations
         Iterations of each refinement but the last.
+    splitting
+        Split atoms that the projections show elongated. Projections of a volume have the elongation of its wedge.
     """
 
     insertion: float = 0.2
@@ -88,6 +90,7 @@ class CompletionRules:
     threshold: float = 0.25
     rounds: int = 12
     iterations: int = 15
+    splitting: bool = True
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,7 @@ class _State:
     def split(self, projected: ProjectedImages, rules: CompletionRules, phase: _Phase) -> tuple[_State, int]:
         """Return the state with atoms that the projections show elongated replaced by two, and how many."""
         # In one species there is no brighter one that two could be taken for.
-        if not np.isfinite(phase.split) or (self.labels == self.labels[0]).all():
+        if not (rules.splitting and np.isfinite(phase.split)) or (self.labels == self.labels[0]).all():
             return self, 0
         model = self.model
         found = elongation(model, projected)
