@@ -59,9 +59,9 @@ def compare(specimen: mistilted.Mistilted, geometry: Geometry) -> dict[str, tupl
 def descend(specimen: mistilted.Mistilted, geometry: Geometry, tied: bool) -> tuple[np.ndarray, float]:
     """Return the phase (slice, y, x) after :data:`PASSES`, with the usual blur along the beam, and its pixel."""
     stack, data = mistilted.prepare(specimen, WINDOW, SLICES, tied)
-    propagator = adaptive.propagator_of(geometry, stack, np.arange(1), data.probe)
+    propagators = adaptive.propagators_of(geometry, stack, np.arange(1), data.probe)
     seen = specimen.detector.shape_yx
-    model = solver.Model(stack.grid, (propagator,) * (SLICES - 1), "anscombe", "complex", detector_yx=seen)
+    model = solver.Model(stack.grid, tuple(propagators), "anscombe", "complex", detector_yx=seen)
     probe = adaptive.entering_probe(data.probe, geometry, stack)
     blur = depth_blur_angstrom(stack.wavelength, specimen.optics.semiangle_rad) / geometry.slice_thickness_angstrom
     state, _ = solver.solve(
