@@ -11,8 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
+from kubernetes_validate import validate
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 OVERLAYS = ("cpu", "gpu", "s3")
@@ -62,7 +64,6 @@ def strings(node: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kubernetes_accepts_every_resource_and_pod(overlay: str) -> None:
-    validate = pytest.importorskip("kubernetes_validate").validate
     for resource in rendered(overlay):
         if resource["apiVersion"] != DASK:
             validate(resource, KUBERNETES, strict=True)
@@ -71,7 +72,6 @@ def test_kubernetes_accepts_every_resource_and_pod(overlay: str) -> None:
 
 
 def test_the_validation_would_find_a_misspelt_field() -> None:
-    validate = pytest.importorskip("kubernetes_validate").validate
     pod = {**pods("cpu")["worker"], "resorces": {}}
     with pytest.raises(Exception, match="resorces"):
         validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod}, KUBERNETES, strict=True)
@@ -80,8 +80,8 @@ def test_the_validation_would_find_a_misspelt_field() -> None:
 def schema_of(kind: str) -> dict[str, Any]:
     """Return the schema of the operator's own resource definition."""
     found = importlib.util.find_spec("dask_kubernetes")
-    if found is None or found.origin is None:
-        pytest.skip("dask-kubernetes is not installed")
+    assert found is not None
+    assert found.origin is not None, "dask-kubernetes, of the test extra, is not installed"
     crds = Path(found.origin).parent / "operator" / "deployment" / "helm" / "dask-kubernetes-operator" / "crds"
     definition = yaml.safe_load((crds / f"{kind.lower()}.yaml").read_text())
     (version,) = definition["spec"]["versions"]
@@ -105,7 +105,6 @@ def unknown(node: Any, schema: dict[str, Any], where: str = "") -> list[str]:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("kind", ["DaskCluster", "DaskAutoscaler"])
 def test_the_operator_knows_every_field(overlay: str, kind: str) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     resource, schema = of_kind(overlay, kind), schema_of(kind)
     assert resource["apiVersion"] == DASK
     jsonschema.validate(resource, schema)
