@@ -298,22 +298,20 @@ def _require_truth(settings: StageSettings) -> None:
 def with_dose(configuration: Configuration) -> Configuration:
     """Hand the known dose to the stages that start from it, unless they were told their own."""
     electrons = configuration.dose.electrons_per_pattern
-    stages = {name: getattr(configuration, name) for name in ("ptychography", "joint")}
-    told = {
-        name: stage.model_copy(update={"electrons_per_pattern": electrons})
-        for name, stage in stages.items()
-        if electrons is not None and stage.electrons_per_pattern is None
-    }
-    return configuration.model_copy(update=told)
+    return _handed(configuration, ("ptychography", "joint"), "electrons_per_pattern", electrons)
 
 
 def with_memory(settings: _Settings) -> _Settings:
     """Hand the memory that the run may use to the stages that fit tiles or blocks to it, unless they have their own."""
-    given = settings.resources.memory_gib
-    stages = {name: getattr(settings, name) for name in ("ptychography", "tomography")}
+    return _handed(settings, ("ptychography", "tomography"), "memory_gib", settings.resources.memory_gib)
+
+
+def _handed(settings: _Settings, stages: tuple[str, ...], key: str, value: float | None) -> _Settings:
+    """Return ``settings`` with ``value`` as ``key`` of those ``stages`` that have none; as they are without a value."""
+    sections = {name: getattr(settings, name) for name in stages}
     told = {
-        name: stage.model_copy(update={"memory_gib": given})
-        for name, stage in stages.items()
-        if given is not None and stage.memory_gib is None
+        name: section.model_copy(update={key: value})
+        for name, section in sections.items()
+        if value is not None and getattr(section, key) is None
     }
     return settings.model_copy(update=told)
