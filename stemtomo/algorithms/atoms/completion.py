@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from stemtomo.algorithms.atoms.backprojection import density, sampled
 from stemtomo.algorithms.atoms.classification import classify
 from stemtomo.algorithms.atoms.peaks import local_maxima, separate
-from stemtomo.algorithms.atoms.projected import AtomModel, ProjectedImages, noise_weights, residuals
+from stemtomo.algorithms.atoms.projected import AtomModel, ProjectedImages, noise_weights, residuals, without_slow
 from stemtomo.algorithms.atoms.refinement import RefinedAtoms, refine_atoms
 from stemtomo.algorithms.atoms.splitting import elongation
 from stemtomo.algorithms.atoms.thresholds import bright_level
@@ -37,8 +37,7 @@ _TRIALS = 2
 _REACH = 1.6
 #: Share of two classes in the middle fifth between their means, if they are two: halves of one have a tenth there.
 _HALF_WAY = 0.04
-#: In minimum distances: half of the distance at which the two parts of a split atom begin, and the least half distance,
-#: which an expansion to second order makes too short, that an atom is split for.
+#: In minimum distances: half of that at which the parts of a split atom begin, and the least that it is split for.
 _SPLIT_HALF, _SPLIT_REACH = 0.6, 0.25
 #: Atoms fainter than this many light ones are seldom two: they are split by one standard deviation more.
 _BRIGHTER = 1.1
@@ -128,6 +127,7 @@ def complete_atoms(
     intensity_spread: float | None = None,
     weigh: bool = True,
     widths: Literal["class", "atom"] = "class",
+    background_angstrom: float = 0.0,
 ) -> CompletedAtoms:
     """Refine ``positions`` (atom, 3) in Å while atoms are added and dropped, to convergence.
 
@@ -145,8 +145,9 @@ def complete_atoms(
         When atoms are added and dropped.
     iterations, refine_shifts, intensity_spread, widths
         Of the last refinement; see :func:`~stemtomo.algorithms.atoms.refinement.refine_atoms`.
-    weigh
-        Weigh pixels by their noise in the last refinement.
+    weigh, background_angstrom
+        Weigh pixels by their noise in the last refinement; leave out the running mean over this width where atoms leave
+        something slow behind, 0 for never.
     """
     rules = rules or CompletionRules()
     state = _State.start(np.asarray(positions, dtype=np.float64), labels, width_angstrom)
@@ -167,6 +168,8 @@ def complete_atoms(
                 break
         else:
             state = state.kept(~state.fresh)
+        if background_angstrom:
+            projected, coarse = (without_slow(state.model, each, background_angstrom) for each in (projected, coarse))
     if not state.known_intensity:
         state, refined = state.refined(projected, classes, rules.iterations)
     projected = replace(projected, weights=noise_weights(state.model, projected)) if weigh else projected
