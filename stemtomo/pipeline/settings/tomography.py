@@ -216,7 +216,7 @@ class TomographySettings(Section):
     )
     stream: Literal["auto", "always", "never"] = Field(
         default="auto",
-        description="Keep the volume in files, a few blocks at a time in memory (fista, resire, sirt, wbp): where it "
+        description="Keep the volume in files, a few blocks at a time in memory (all methods but genfire): where it "
         "would fill most of the workers' memory, always, never.",
     )
     memory_gib: Positive | None = Field(
