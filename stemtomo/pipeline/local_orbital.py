@@ -130,25 +130,24 @@ def _reconstruct(
     checkpoint = Checkpoint(store.checkpoint_path(GROUP), fingerprint)
     mark = checkpoint.latest()
     steps: list[Step] = []
-    done = 0
     if mark is None:
         model = _first(store, series, settings, executor)
     else:
-        model, steps, done = _resumed(mark.shared, settings)
+        model, steps = _resumed(mark.shared, settings)
+    done = steps[-1].number if steps else 0
     progress.start(GROUP, schedule.searches, "search")
     progress.advance(done)
     pixels = math.prod(geometry.shape_yx) * len(used)
 
     def keep(number: int, step: Step, now: Orbitals) -> None:
         steps.append(step)
-        progress.advance(number - progress_at[0], loss=step.losses[-1] / pixels, atoms=len(now))
-        progress_at[0] = number
         checkpoint.begin(number, 0)
         checkpoint.commit(number, [], _saved(now, steps))
+        progress.advance(number - progress_at[0], loss=step.losses[-1] / pixels, atoms=len(now))
+        progress_at[0] = number
 
     progress_at = [done]
-    lowest = min((step.losses[-1] for step in steps if step.losses), default=np.inf)
-    model = solve(model, evaluate, geometry, schedule, keep, done, lowest)
+    model = solve(model, evaluate, geometry, schedule, keep, tuple(steps))
     progress.finish(GROUP)
     return _dataset(model, evaluate, geometry, steps, series, np.flatnonzero(out))
 
@@ -196,6 +195,8 @@ def _schedule(settings: LocalOrbitalSettings) -> Schedule:
         probe_searches=0 if settings.model == "rigid" else settings.probe_searches,
         probe_iterations=settings.probe_iterations,
         tilt_iterations=settings.tilt_iterations,
+        last_iterations=settings.last_iterations,
+        still_angstrom=settings.still_pm / 100,
         rounds=settings.rounds,
         shifts=settings.refine_shifts,
         tilts=settings.refine_angles,
@@ -216,12 +217,12 @@ def _saved(model: Orbitals, steps: list[Step]) -> dict[str, Any]:
     }
 
 
-def _resumed(saved: dict[str, Any], settings: LocalOrbitalSettings) -> tuple[Orbitals, list[Step], int]:
+def _resumed(saved: dict[str, Any], settings: LocalOrbitalSettings) -> tuple[Orbitals, list[Step]]:
     arrays = {name: np.asarray(saved[name]) for name in _PARAMETERS}
     model = Orbitals(slice_thickness_angstrom=settings.slice_thickness_angstrom, **arrays)
     rows = zip(saved["number"], saved["stages"], saved["losses"], saved["changes"], strict=True)
     steps = [Step(int(n), str(stage), losses.tolist(), int(a), int(d)) for n, stage, losses, (a, d) in rows]
-    return model, steps, steps[-1].number
+    return model, steps
 
 
 def _dataset(

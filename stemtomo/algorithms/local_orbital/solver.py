@@ -23,6 +23,8 @@ Evaluate = Callable[[Orbitals, bool], Sums]
 
 _LARGEST = {"positions": 0.15, "width_angstrom": 0.03, "shifts_angstrom": 0.2, "tilts_rad": 3e-3}
 _NARROWEST_ANGSTROM = 0.15
+#: Iterations over which a search is seen to stand still.
+_WATCHED = 5
 _FAINTEST_FREQUENCY = 3e-3
 #: An inserted atom stands out by so many standard deviations; at most this share of the atoms come at once, or so many.
 _SIGNIFICANT, _MOST_INSERTED, _FEWEST = 4.0, 0.05, 20
@@ -73,6 +75,22 @@ class Result:
     losses: list[float] = field(default_factory=list)
 
 
+class _Rest:
+    """Whether atoms have come to rest since they were looked at last."""
+
+    def __init__(self, positions: np.ndarray, still_angstrom: float) -> None:
+        self._positions = positions
+        self._still = still_angstrom
+
+    def reached(self, iteration: int, positions: np.ndarray) -> bool:
+        if iteration % _WATCHED:
+            return False
+        way = np.sqrt(((positions - self._positions) ** 2).sum(axis=1).mean())
+        self._positions = positions
+        # A search that has just begun goes slowly, too.
+        return bool(way < self._still) and iteration > _WATCHED
+
+
 def gradient_power(images: np.ndarray, pixel_angstrom: float) -> np.ndarray:
     """Return the sum over every image (image, y, x) of its squared gradient along one direction, per Å²."""
     along = [((images[:, 1:] - images[:, :-1]) ** 2).sum(axis=(1, 2)), (np.diff(images, axis=2) ** 2).sum(axis=(1, 2))]
@@ -87,15 +105,19 @@ def refine(
     iterations: int,
     on_iteration: Callable[[int, float], None] | None = None,
     still: float = 1e-5,
+    still_angstrom: float = 0.0,
 ) -> Result:
-    """Search for the smallest loss over what is ``free``; ends early where the loss falls by less than ``still``.
+    """Search for the smallest loss over what is ``free``; ends early where that is reached.
 
     Parameters
     ----------
     still
         Relative fall of the loss over 5 iterations at which the search ends.
+    still_angstrom
+        Root mean square of the atoms' way over 5 iterations at which it ends, too.
     """
     names, losses = free.names(), []
+    watched = _Rest(model.positions, still_angstrom)
     scales, raising = _inverse_curvature(model, geometry), _raising(model, geometry.pixel_angstrom)
 
     def evaluate_at(point: Point) -> tuple[float, Point]:
@@ -106,7 +128,9 @@ def refine(
         losses.append(iterate.loss)
         if on_iteration is not None:
             on_iteration(len(losses), iterate.loss)
-        return len(losses) > 5 and losses[-6] - losses[-1] < still * losses[-6]
+        if free.positions and watched.reached(len(losses), iterate.point[names.index("positions")]):
+            return True
+        return len(losses) > _WATCHED and losses[-1 - _WATCHED] - losses[-1] < still * losses[-1 - _WATCHED]
 
     found = minimise(
         evaluate_at,
@@ -114,6 +138,7 @@ def refine(
         tuple(_scale(scales[name], name, free) for name in names),
         iterations,
         largest_step=[_LARGEST.get(name) for name in names],
+        singly=True,
         on_iteration=follow,
     )
     refined = _at(model, names, raising, found.point)

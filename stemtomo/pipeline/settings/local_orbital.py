@@ -45,7 +45,11 @@ class LocalOrbitalSettings(Section):
     rounds: int = Field(default=8, ge=0, description="Most rounds in which atoms come and go, before the probes.")
     atom_iterations: Count = Field(default=12, description="Iterations of each search over the atoms.")
     probe_searches: int = Field(default=3, ge=0, description="Searches over atoms and probes together.")
-    probe_iterations: Count = Field(default=25, description="Iterations of each of these.")
+    probe_iterations: Count = Field(default=15, description="Iterations of each of these.")
+    last_iterations: Count = Field(default=40, description="Most iterations of the last search, over all that is free.")
+    still_pm: NonNegative = Field(
+        default=0.02, description="Root mean square of the atoms' way over 5 iterations at which a search ends, in pm."
+    )
     refine_shifts: bool = Field(default=True, description="Refine where each image lies.")
     refine_angles: bool = Field(default=False, description="Refine how each image is turned, at the end.")
     tilt_iterations: Count = Field(default=25, description="Iterations of that search.")

@@ -170,6 +170,30 @@ def test_false_atoms_of_the_last_insertion_do_not_stay(particle):
     assert rms_pm(found, particle) < 2
 
 
+def test_what_unfinished_probes_leave_is_not_taken_for_atoms(particle):
+    """Sections a depth of field out of focus, of which the model knows nothing at first; no atom is missing."""
+    series, defocus = series_of(particle, 3)
+    start, steps = model_of(particle, series, np.zeros(3)), []
+    schedule = Schedule(
+        atom_iterations=2, probe_iterations=2, probe_searches=3, last_iterations=2, rounds=0, shifts=False
+    )
+    evaluate, geometry = (lambda m, p: sums(m, series, None, p)), geometry_of(series)
+    solve(start, evaluate, geometry, schedule, lambda number, step, model: steps.append(step))
+    # The list stands, so that probes are not looked for again and again but to the end, once.
+    assert [step.stage for step in steps] == ["start", "probes", "last"]
+    assert not any(step.added or step.dropped for step in steps)
+
+
+def test_a_search_ends_where_its_atoms_come_to_rest(particle):
+    series, defocus = series_of(particle, 1)
+    truth = model_of(particle, series, defocus)
+    series = replace(series, images=images_of(truth, series))
+    start = replace(truth, positions=particle + 0.05)
+    evaluate, geometry = (lambda m, p: sums(m, series, None, p)), geometry_of(series)
+    lengths = [len(refine(start, evaluate, geometry, Free(), 60, None, 0.0, rest).losses) for rest in (1e-2, 1e-4)]
+    assert 10 == lengths[0] < lengths[1] < 60
+
+
 def test_the_foci_of_sections_are_found_from_none(particle):
     series, defocus = series_of(particle, 3)
     start = model_of(particle + np.random.default_rng(1).normal(0, 0.1, particle.shape), series, np.zeros(3))
@@ -235,9 +259,7 @@ def test_an_interrupted_schedule_goes_on_to_the_same_model(particle):
     schedule = Schedule(atom_iterations=4, probe_iterations=4, probe_searches=2, rounds=1, shifts=False)
     kept = []
     whole = solve(start, evaluate, geometry, schedule, lambda number, step, model: kept.append((number, step, model)))
-    number, _, model = kept[1]
-    lowest = min(step.losses[-1] for _, step, _ in kept[:2])
-    again = solve(model, evaluate, geometry, schedule, done=number, lowest=lowest)
+    again = solve(kept[1][2], evaluate, geometry, schedule, before=[step for _, step, _ in kept[:2]])
     np.testing.assert_array_equal(again.positions, whole.positions)
     np.testing.assert_array_equal(again.probes, whole.probes)
     assert len(kept) <= schedule.searches
