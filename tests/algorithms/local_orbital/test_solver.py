@@ -172,7 +172,7 @@ def test_false_atoms_of_the_last_insertion_do_not_stay(particle):
 
 def test_what_unfinished_probes_leave_is_not_taken_for_atoms(particle):
     """Sections a depth of field out of focus, of which the model knows nothing at first; no atom is missing."""
-    series, defocus = series_of(particle, 3)
+    series, _ = series_of(particle, 3)
     start, steps = model_of(particle, series, np.zeros(3)), []
     schedule = Schedule(
         atom_iterations=2, probe_iterations=2, probe_searches=3, last_iterations=2, rounds=0, shifts=False
