@@ -40,9 +40,10 @@ class Schedule:
     shifts, tilts
         Whether the images' shifts and orientations are refined.
     width
-        One width for all atoms, or one for each.
+        One width for all atoms, for each species, or for each atom.
     insertion, pruning
-        Intensity in the residual at which an atom is inserted, and below which one is dropped, of the median atom.
+        Intensity in the residual at which an atom is inserted, and below which one is dropped, of the median
+        atom of the faintest species.
     minimum_distance_angstrom
         Closest pair of atoms.
     still_angstrom
@@ -57,7 +58,7 @@ class Schedule:
     rounds: int = 8
     shifts: bool = True
     tilts: bool = False
-    width: Literal["none", "shared", "atom"] = "shared"
+    width: Literal["none", "shared", "species", "atom"] = "shared"
     insertion: float = 0.3
     pruning: float = 0.4
     minimum_distance_angstrom: float = 1.6
@@ -83,6 +84,9 @@ class Step(NamedTuple):
 #: Called after every search with the searches done, what it did, and the model so far.
 OnStep = Callable[[int, Step, Orbitals], None]
 
+#: Numbers of the kinds of atoms, 0 the faintest, (atom,), from their intensities (atom,).
+KindsOf = Callable[[np.ndarray], np.ndarray]
+
 
 def solve(
     model: Orbitals,
@@ -91,6 +95,7 @@ def solve(
     schedule: Schedule | None = None,
     on_step: OnStep | None = None,
     before: Sequence[Step] = (),
+    kinds_of: KindsOf | None = None,
 ) -> Orbitals:
     """Refine ``model`` by the whole schedule; return the last model.
 
@@ -98,6 +103,8 @@ def solve(
     ----------
     before
         Searches that a run before this one did, whose ``model`` this is: where to go on.
+    kinds_of
+        How atoms are told apart after every search; they are all of one kind if not given.
     """
     schedule = schedule or Schedule()
     searches = _searches(schedule)
@@ -123,7 +130,9 @@ def solve(
             # What came and went explains nothing more: the list stands as it was.
             model, settled = kept, True
             continue
-        model, kept, rested = found.model, found.model, len(found.losses) < search.iterations
+        model = found.model if kinds_of is None else replace(found.model, species=kinds_of(found.model.intensity))
+        kept = model
+        rested = len(found.losses) < search.iterations
         lowest = min(lowest, found.losses[-1]) if found.losses else lowest
         if on_step is not None:
             on_step(number, Step(number, search.stage, found.losses, added, dropped), model)
