@@ -225,7 +225,7 @@ GROUPS: dict[str, GroupSchema] = {
             "loss": Variable(("iteration",), "1", "real", "half the squared misfit per pixel"),
         },
         attrs=("pixel_angstrom", "slice_thickness_angstrom"),
-        revision=2,
+        revision=3,
     ),
     "atoms": GroupSchema(
         stage="find_atoms",
