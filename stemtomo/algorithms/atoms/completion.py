@@ -35,8 +35,6 @@ _SPLIT_HALF, _SPLIT_REACH = 0.6, 0.25
 _BRIGHTER = 1.1
 #: Share of the atoms that may still come or go when the alternation ends.
 _SETTLED = 2e-4
-#: Rounds beyond the most of a phase in which atoms are split and dropped and none inserted, where it never settled.
-_SPLIT_ROUNDS = 3
 
 
 class _Phase(NamedTuple):
@@ -234,18 +232,12 @@ class _State:
     ) -> tuple[_State, list[tuple[int, int]]]:
         """Return the state after one phase, and how many atoms each of its rounds added and dropped."""
         state, history = replace(self, dropped=np.empty((0, 3))), []
-        splitting = _SPLIT_ROUNDS if rules.rounds and state.splits(rules, phase) else 0
-        rounds = rules.rounds + splitting
-        for number in range(rounds):
+        for number in range(rules.rounds):
             state, _ = state.refined(coarse, classes, rules.iterations)
             state, dropped = state.pruned(rules, phase)
-            added, late = 0, number >= rules.rounds
-            if late:
-                state = replace(state, fresh=np.zeros(len(state.labels), dtype=bool))
-            else:
-                state, added = state.extended(coarse, rules, phase)
+            state, added = state.extended(coarse, rules, phase)
             # The second part of an atom split in the last round would never be refined.
-            if splitting and number + 1 < rounds and (late or added + dropped <= _SETTLED * len(state.labels)):
+            if added + dropped <= _SETTLED * len(state.labels) and number + 1 < rules.rounds:
                 state, split = state.split(projected, rules, phase)
                 added += split
             history.append((added, dropped))
@@ -254,10 +246,6 @@ class _State:
         else:
             state = state.kept(~state.fresh)
         return state, history
-
-    def splits(self, rules: CompletionRules, phase: _Phase) -> bool:
-        """Whether atoms are split in ``phase``."""
-        return rules.splitting and bool(np.isfinite(phase.split))
 
     def merged(self, distance_angstrom: float) -> _State:
         """Return the state with the closest pairs within ``distance_angstrom`` replaced by one atom for both."""
