@@ -111,20 +111,6 @@ def tile_update(
     return solver.orthogonal_modes(state) if batch.last else state
 
 
-def tile_step(
-    work: dict[str, Any],
-    sums: dict[str, Any],
-    batch: Batch,
-    following: Batch,
-    halo: dict[str, Array],
-    part: Field,
-    positions: Positions | None,
-) -> dict[str, Any]:
-    """Do :func:`tile_update`, then :func:`tile_gradients` of the ``following`` batch, in one task."""
-    state = tile_update(work, sums, batch, halo, part, positions)
-    return tile_gradients(state, following, False, part, positions)
-
-
 def tiles_epoch_loss(sums: Sequence[dict[str, Any]]) -> float:
     """Return the loss per pattern as met in the batches of an epoch."""
     totals = [each["total"] for each in sums]

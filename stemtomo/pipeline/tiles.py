@@ -7,6 +7,7 @@ window. Batches, random numbers and the order of every sum are those of the scan
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,13 +22,13 @@ from stemtomo.algorithms.ptychography.tiles import Rectangle
 from stemtomo.algorithms.total_variation import REACH
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
 from stemtomo.distributed.windows import bounding_window, grown
+from stemtomo.pipeline.tile_bundles import Bundles
 from stemtomo.pipeline.tile_steps import (
     Batch,
     Share,
     tile_best,
     tile_curvature,
     tile_flattened,
-    tile_gradients,
     tile_held_out,
     tile_illumination,
     tile_misfits,
@@ -35,18 +36,11 @@ from stemtomo.pipeline.tile_steps import (
     tile_positions,
     tile_saved_positions,
     tile_state,
-    tile_step,
-    tile_totals,
     tile_tree,
-    tile_update,
     tile_with_positions,
     tiles_epoch_loss,
-    tiles_together,
     usual_curvature,
 )
-
-#: Tiles whose totals one task adds: probes, losses and gauges are small.
-SMALL_FAN_IN = 16
 
 
 @dataclass(frozen=True)
@@ -140,6 +134,11 @@ class TiledRun:
     schedule: Schedule
     kept: dict[str, Any] = field(default_factory=dict)
 
+    @functools.cached_property
+    def bundles(self) -> Bundles:
+        """The tiles as bundles that a thread of a worker works on."""
+        return Bundles(self.executor, self.fields.places, self.windows)
+
     def start(self, build: Callable[..., solver.State], *shared: Any) -> Standing:
         """Return the first standing: the states ``build(field, *shared)``."""
         return Standing(self.fields.map(build, *shared))
@@ -186,8 +185,7 @@ class TiledRun:
         """Return the standing with the loss of the patterns held out, where there are some."""
         if self.schedule.patience is None:
             return now
-        moving = now.positions if now.positions is not None else [None] * len(now.states)
-        sums = self.executor.gather(now.states.map(tile_held_out, each=[self.fields, moving]).sum())
+        sums = self.executor.gather(now.states.map(tile_held_out, each=[self.fields, self._moving(now)]).sum())
         now = replace(now, held_out=[*now.held_out, float(sums["loss"] / sums["positions"])])
         return replace(now, best=now.states) if self.best_epoch(now) == len(now.held_out) - 1 else now
 
@@ -204,17 +202,16 @@ class TiledRun:
         schedule = self.schedule
         now = self._with_positions(now, epoch)
         steps = list(schedule.steps(epoch))
-        moving = now.positions if now.positions is not None else [None] * len(now.states)
-        work, sums = now.states.map(tile_gradients, steps[0], not schedule.tied, each=[self.fields, moving]), []
+        moving, bundles, together = self._moving(now), self.bundles, self.executor.together()
+        work, sums = bundles.begin(together, now.states, steps[0], not schedule.tied, self.fields, moving), []
         for step, following in itertools.zip_longest(steps, steps[1:]):
-            # Two messages per tile: its halo, and one small value; what lies on a worker already is not moved.
-            halos = work.halo_sum(self.windows, of="halo")
-            sums.append(work.map(tile_totals, step.rule, each=[halos]).reduce(tiles_together, SMALL_FAN_IN))
-            function, more = (tile_update, ()) if following is None else (tile_step, (following,))
-            work = work.map(function, sums[-1], step, *more, each=[halos, self.fields, moving])
-        work = self._flattened(work)
-        loss = float(self.executor.gather(self.executor.submit(tiles_epoch_loss, sums)))
-        return replace(now, states=work, losses=[*now.losses, loss])
+            others = bundles.strips(together, work)
+            sums.append(bundles.totals(together, work, step.rule, others))
+            work = bundles.step(together, work, sums[-1], (step, following), others, self.fields, moving)
+        states = self._flattened(bundles.apart(together, work, self.fields.places))
+        found = together.send([*states.handles, together.submit(tiles_epoch_loss, sums)])
+        states = Parts(self.executor, tuple(found[:-1]), states.places)
+        return replace(now, states=states, losses=[*now.losses, float(self.executor.gather(found[-1]))])
 
     def _flattened(self, states: Parts) -> Parts:
         """Return the states behind the step of the total variation, which looks beyond the window of a tile."""
@@ -230,9 +227,8 @@ class TiledRun:
 
     def save(self, now: Standing, checkpoint: Checkpoint) -> Standing:
         """Write ``now`` as a checkpoint and return it as read back: the history of tasks begins anew."""
-        moving = now.positions if now.positions is not None else [None] * len(now.states)
         best = now.best if now.best is not None else [None] * len(now.states)
-        trees = now.states.map(tile_tree, each=[moving, best])
+        trees = now.states.map(tile_tree, each=[self._moving(now), best])
         return self.save_trees(trees, now.losses, checkpoint, now.held_out)
 
     def save_trees(
@@ -253,8 +249,10 @@ class TiledRun:
 
     def misfits(self, now: Standing) -> Parts:
         """Return the loss of every position of each tile, (position,)."""
-        moving = now.positions if now.positions is not None else [None] * len(now.states)
-        return now.states.map(tile_misfits, each=[self.fields, moving])
+        return now.states.map(tile_misfits, each=[self.fields, self._moving(now)])
+
+    def _moving(self, now: Standing) -> list[Any]:
+        return [None] * len(now.states) if now.positions is None else list(now.positions.handles)
 
     def _with_positions(self, now: Standing, epoch: int) -> Standing:
         free = epoch == self.schedule.affine_from
