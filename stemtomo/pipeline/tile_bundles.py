@@ -18,7 +18,15 @@ from stemtomo.distributed import Executor, Handle, Parts
 from stemtomo.distributed.executor import Place
 from stemtomo.distributed.windows import Window, assemble, bounding_window, intersection, overlapping, window_shape
 from stemtomo.pipeline.tile_fields import Field
-from stemtomo.pipeline.tile_steps import Batch, tile_gradients, tile_totals, tile_update, tiles_together
+from stemtomo.pipeline.tile_steps import (
+    Batch,
+    owned_pixels,
+    tile_along,
+    tile_gradients,
+    tile_totals,
+    tile_update,
+    tiles_together,
+)
 
 #: Tiles whose totals one task adds: probes, losses and gauges are small.
 SMALL_FAN_IN = 16
@@ -41,6 +49,12 @@ class Halos:
 
     windows: tuple[Window, ...]
     pieces: tuple[tuple[Piece, ...], ...]
+    before: tuple[tuple[Window, ...], ...]
+    """Per tile, the windows of tiles before it that overlap its own."""
+
+    def owned(self, number: int, like: Array) -> Array:
+        """Return which pixels are those of tile ``number`` of the bundle, (Y, X)."""
+        return owned_pixels((*self.before[number], self.windows[number]), len(self.before[number]), like)
 
     def of(self, number: int, work: Sequence[dict[str, Any]], others: Sequence[Any]) -> dict[str, Array]:
         """Return the sums in the window of tile ``number`` of the bundle over all tiles that reach it."""
@@ -125,12 +139,19 @@ class Bundles:
         return [[work[key] if isinstance(key, int) else sent[key] for key in inputs] for inputs in self._inputs]
 
     def totals(self, to: Executor, work: Sequence[Handle], rule: solver.Rule, others: Sequence[list[Handle]]) -> Handle:
-        """Return a handle of the sums over all tiles."""
+        """Return a handle of the sums over all tiles; of a rule whose step is as long as other sums say, with these."""
         lists = [
             self._submit(to, n, bundle_totals, work[n], rule, halos, others[n], urgent=True)
             for n, halos in enumerate(self._halos)
         ]
-        return self._together(to, lists)
+        sums = self._together(to, lists)
+        if not rule.sums_along:
+            return sums
+        lists = [
+            self._submit(to, n, bundle_along, work[n], sums, rule, halos, others[n], urgent=True)
+            for n, halos in enumerate(self._halos)
+        ]
+        return self._submit(to, 0, with_along, sums, self._together(to, lists), urgent=True)
 
     def step(
         self,
@@ -239,7 +260,9 @@ class Bundles:
                     index, window = source, next(cut.window for cut in self._strips[key].cuts if cut.tile == source)
                 found.append(Piece(inputs.index(key), index, window, not here))
             pieces.append(tuple(found))
-        return inputs, Halos(tuple(self._windows[tile] for tile in self._tiles[number]), tuple(pieces))
+        tiles = self._tiles[number]
+        before = tuple(tuple(self._windows[other] for other in near[tile] if other < tile) for tile in tiles)
+        return inputs, Halos(tuple(self._windows[tile] for tile in tiles), tuple(pieces), before)
 
     def _where(self, number: int) -> Any:
         return number if self._places[number] is None else self._places[number]
@@ -275,6 +298,22 @@ def bundle_totals(
     """Return :func:`~stemtomo.pipeline.tile_steps.tile_totals` of every tile of a bundle."""
     # Halos are put together here and again for the step: that is cheaper than a result more to keep and to tell of.
     return [tile_totals(each, rule, halos.of(number, work, others)) for number, each in enumerate(work)]
+
+
+def bundle_along(
+    work: Sequence[dict[str, Any]], sums: dict[str, Any], rule: solver.Rule, halos: Halos, others: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """Return :func:`~stemtomo.pipeline.tile_steps.tile_along` of every tile of a bundle."""
+    found = []
+    for number, each in enumerate(work):
+        halo = halos.of(number, work, others)
+        found.append(tile_along(each, sums, rule, halo, halos.owned(number, halo["phase"])))
+    return found
+
+
+def with_along(sums: dict[str, Any], along: dict[str, Any]) -> dict[str, Any]:
+    """Return the sums of a step with those that its length is made of."""
+    return {**sums, "total": {**sums["total"], **along["total"]}}
 
 
 def bundles_together(lists: Sequence[Sequence[dict[str, Any]]], skip: int, count: int) -> dict[str, Any]:

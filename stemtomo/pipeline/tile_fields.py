@@ -14,6 +14,7 @@ from stemtomo import backend
 from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.misfit import misfit
 from stemtomo.algorithms.ptychography.parameters import Parameter
+from stemtomo.algorithms.ptychography.positions import Positions
 from stemtomo.algorithms.ptychography.tiles import Rectangle
 from stemtomo.backend import Array
 from stemtomo.io.store import Store
@@ -112,6 +113,8 @@ class Field:
         (position,) what a batch is made of, their own number or that of their block; -1 for those held out.
     told_angstrom
         (position, 2), x and y, where the scan has them.
+    scan_positions
+        Recorded positions of the whole scan.
     """
 
     model: solver.Model
@@ -119,6 +122,7 @@ class Field:
     members: np.ndarray
     told_angstrom: np.ndarray
     patterns: Patterns
+    scan_positions: int = 0
 
     def gradients(self, state: solver.State, wanted: np.ndarray, parameters: Sequence[Parameter]) -> solver.Gradients:
         """Return the sums over the positions ``wanted`` of the tile."""
@@ -136,9 +140,10 @@ class Field:
         for numbers, counts in self.patterns.groups(np.arange(len(self.where)) if wanted is None else wanted):
             model = self._some(numbers)
             for parameter in there:
-                value = state.extra[parameter.name]
-                model = parameter.model_at(value if parameter.shared else value[numbers], model)
-            found[numbers] = misfit(state, model, counts, [parameter for parameter in there if parameter.shared])
+                model = parameter.model_at(parameter.some(state.extra[parameter.name], numbers), model)
+            beside = [parameter for parameter in there if parameter.name != Positions.name]
+            extra = {parameter.name: parameter.some(state.extra[parameter.name], numbers) for parameter in beside}
+            found[numbers] = misfit(replace(state, extra=extra), model, counts, beside)
         return found
 
     def _some(self, numbers: np.ndarray) -> solver.Model:

@@ -19,6 +19,7 @@ from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.held_out import Stopping
 from stemtomo.algorithms.ptychography.parameters import Background
 from stemtomo.algorithms.ptychography.tiles import Rectangle
+from stemtomo.algorithms.ptychography.variation import Variation
 from stemtomo.algorithms.total_variation import REACH
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
 from stemtomo.distributed.windows import bounding_window, grown
@@ -41,6 +42,7 @@ from stemtomo.pipeline.tile_steps import (
     tiles_epoch_loss,
     usual_curvature,
 )
+from stemtomo.pipeline.tile_whole import WholeFilter
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class Schedule:
         Weight of the total variation of each layer, after every epoch.
     patience
         Epochs without a lower loss of the patterns held out that are the last; ``None`` without such patterns.
+    variation, variation_from
+        How the probe may vary along the scan, and the first epoch that refines it.
+    whole
+        What is done to the whole object after every epoch.
     """
 
     rules: Sequence[solver.Rule]
@@ -81,6 +87,9 @@ class Schedule:
     uniform_background: bool = True
     tv_weight_rad: float = 0.0
     patience: int | None = None
+    variation: Variation | None = None
+    variation_from: int = 0
+    whole: WholeFilter | None = None
 
     @property
     def epochs(self) -> int:
@@ -95,7 +104,8 @@ class Schedule:
             moves_probe, last = epoch >= self.probe_start, number + 1 == count
             lit = self.background_from is not None and epoch >= self.background_from
             background = Background(uniform=self.uniform_background) if lit else None
-            yield Batch(share, self.rules[epoch], moves_probe, epoch, self.regularise, last, background)
+            varied = self.variation if epoch >= self.variation_from else None
+            yield Batch(share, self.rules[epoch], moves_probe, epoch, self.regularise, last, background, varied)
 
 
 @dataclass(frozen=True)
@@ -209,6 +219,8 @@ class TiledRun:
             sums.append(bundles.totals(together, work, step.rule, others))
             work = bundles.step(together, work, sums[-1], (step, following), others, self.fields, moving)
         states = self._flattened(bundles.apart(together, work, self.fields.places))
+        if schedule.whole is not None:
+            states = schedule.whole.applied(states, self.fields, self.windows)
         found = together.send([*states.handles, together.submit(tiles_epoch_loss, sums)])
         states = Parts(self.executor, tuple(found[:-1]), states.places)
         return replace(now, states=states, losses=[*now.losses, float(self.executor.gather(found[-1]))])

@@ -137,6 +137,7 @@ def update(
     slices: int | None = None,
     parameters: Sequence[Parameter] = (),
     largest: float | None = None,
+    along: Array | None = None,
 ) -> State:
     """Return the state after one step of ``rule`` from the ``sums`` over all parts.
 
@@ -148,11 +149,11 @@ def update(
         Slices that the layers of the object stand for; as many as layers unless given.
     parameters
         Those that take a step, with their own rule.
-    largest
-        What :meth:`Rule.largest` is over the whole object where ``sums`` hold only a window of it.
+    largest, along
+        What :meth:`Rule.largest` and :meth:`Rule.along` are over the whole object where ``sums`` hold only a window.
     """
     peak = float(sums.illumination.max()) if peak_illumination is None else peak_illumination
-    state = rule.object_step(state, sums, peak, slices or len(state.phase), largest)
+    state = rule.object_step(state, sums, peak, slices or len(state.phase), largest, along)
     if update_probe:
         state = rule.probe_step_of(state, sums)
     for parameter in parameters:
