@@ -61,6 +61,8 @@ class Solved(NamedTuple):
     parameters: list[solver.Parameter]
     seen: Callable[[np.ndarray], Array] | None = None
     """Patterns (position, qy, qx) of the model at positions, where the model is not the solver's."""
+    last_losses: np.ndarray | None = None
+    """Loss of every position as met in the last epoch, where every position was."""
 
     def patterns(self, where: np.ndarray) -> Array:
         """Return the patterns that the model has at the positions ``where``."""
@@ -130,6 +132,7 @@ def solve_tilt(
             where=used,
             on_epoch=follower,
             first_epoch=max(begin, first),
+            last_losses=follower.last_losses if end == descending else None,
         )
     if searching and not follower.over:
         state = state if tilt.tied else solver.untied(state, tilt.model.slices, tilt.model.weights)
@@ -264,6 +267,8 @@ class _Follower:
 
     def __post_init__(self) -> None:
         self.stopping = held_out.Stopping(self.settings.held_out_patience)
+        all_met = not len(self.held) and self.settings.rule != "lbfgs"
+        self.last_losses = np.zeros(len(self.tilt.counts)) if all_met else None
 
     @property
     def over(self) -> bool:
@@ -324,7 +329,8 @@ class _Follower:
         if moved is not None:
             model = replace(model, grid=moved_grid(model.grid, to_host(moved)))
         parameters = [p for p in self.parameters if p.name in state.extra]
-        return Solved(state, model, self.losses, self.stopping.losses, last, parameters)
+        solved = Solved(state, model, self.losses, self.stopping.losses, last, parameters)
+        return solved._replace(last_losses=self.last_losses)
 
     def resume(self, start: solver.State) -> tuple[solver.State, int]:
         """Return the state of the last checkpoint and the epoch that follows it, or ``start`` and 0."""
@@ -333,6 +339,7 @@ class _Follower:
             return start, 0
         saved: Any = mark.shared
         self.losses, self.curvature = list(saved["losses"]), saved["curvature"]
+        self.last_losses = None if saved["last_losses"] is None else np.array(saved["last_losses"])
         self.stopping.losses, self.stopping.best = list(saved["held_out"]), int(saved["best_epoch"])
         self.best = None if saved["best"] is None else solver.State(**saved["best"])
         return solver.State(**saved["state"]), mark.step
@@ -342,6 +349,7 @@ class _Follower:
         tree = {
             "state": state.tree(),
             "losses": self.losses,
+            "last_losses": self.last_losses,
             "held_out": self.stopping.losses,
             "best_epoch": self.stopping.best,
             "best": None if self.best is None else self.best.tree(),

@@ -22,6 +22,8 @@ from stemtomo.pipeline.tile_fields import Field
 
 #: What the loss of a position knows of beside its place, where a state has it.
 _BESIDE = (Background(), Variation())
+#: Where a state keeps the loss of every position as met in the last epoch.
+LAST_LOSSES = "last_losses"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Batch:
     """Whether it is the last one of its epoch."""
     background: Background | None = None
     """What moves the background, once it moves."""
+    last_losses: bool = False
+    """Whether the state is to keep the loss of every position."""
     variation: Variation | None = None
     """What moves how the probe varies along the scan, once it moves."""
 
@@ -78,7 +82,11 @@ def tile_gradients(
     state = solver.untied(state, part.model.slices, part.model.weights) if untie else state
     parameters = batch.parameters(positions)
     state = batch.begun(state, part)
-    sums = part.gradients(state, batch.share.of(part), parameters)
+    losses = None
+    if batch.last_losses:
+        losses = state.extra.get(LAST_LOSSES, np.zeros(len(part.where))).copy()
+        state = replace(state, extra={**state.extra, LAST_LOSSES: losses})
+    sums = part.gradients(state, batch.share.of(part), parameters, losses)
     over = {p.name: p.over_parts(state.extra[p.name], sums.extra[p.name]) for p in parameters}
     total = {"probe": sums.probe, "loss": sums.loss, "positions": sums.positions, "extra": over}
     own = {p.name: sums.extra[p.name] for p in parameters if not p.shared}
@@ -176,7 +184,10 @@ def tile_illumination(state: solver.State, part: Field) -> Array:
 
 
 def tile_misfits(state: solver.State, part: Field, positions: Positions | None) -> np.ndarray:
-    """Return the loss of every position of a tile."""
+    """Return the loss of every position of a tile: as met in the last epoch, if all were."""
+    if LAST_LOSSES in state.extra:
+        met: np.ndarray = state.extra[LAST_LOSSES]
+        return met
     return part.misfits(state, [*_BESIDE, *([] if positions is None else [positions])])
 
 

@@ -227,17 +227,14 @@ def count_electrons(patterns: Patterns, layout: Layout, index: int) -> dict[str,
     FormatError
         If a pattern holds no electrons at all.
     """
-    flat, total = _flat(layout, layout.tiles()[index]), 0.0
-    for numbers, counts in patterns.groups(np.arange(len(flat))):
-        sums = backend.to_host(counts.sum(axis=(1, 2), dtype=np.float64))
-        if (empty := np.flatnonzero(sums <= 0)).size:
-            y, x = divmod(int(flat[numbers[empty[0]]]), Store.open(layout.path).scan(layout.tilt).shape_yx[1])
-            raise FormatError(
-                f"{layout.path}: tilt {layout.tilt} has {empty.size} patterns without a single electron, the first at"
-                f" scan position y {y}, x {x}; the beam was blanked or frames were lost: leave this tilt out"
-            )
-        total += float(sums.sum())
-    return {"electrons": total, "patterns": len(flat)}
+    flat, sums = _flat(layout, layout.tiles()[index]), patterns.sums()
+    if (empty := np.flatnonzero(sums <= 0)).size:
+        y, x = divmod(int(flat[empty[0]]), Store.open(layout.path).scan(layout.tilt).shape_yx[1])
+        raise FormatError(
+            f"{layout.path}: tilt {layout.tilt} has {empty.size} patterns without a single electron, the first at"
+            f" scan position y {y}, x {x}; the beam was blanked or frames were lost: leave this tilt out"
+        )
+    return {"electrons": float(sums.sum()), "patterns": len(flat)}
 
 
 def find_start(layout: Layout, counted: dict[str, float]) -> Found:

@@ -105,7 +105,8 @@ class Schedule:
             lit = self.background_from is not None and epoch >= self.background_from
             background = Background(uniform=self.uniform_background) if lit else None
             varied = self.variation if epoch >= self.variation_from else None
-            yield Batch(share, self.rules[epoch], moves_probe, epoch, self.regularise, last, background, varied)
+            told = epoch + 1 == self.epochs and self.patience is None
+            yield Batch(share, self.rules[epoch], moves_probe, epoch, self.regularise, last, background, told, varied)
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ class TiledRun:
         return now.states.map(tile_illumination, each=[self.fields]).sum_into(shape_yx, self.windows)
 
     def misfits(self, now: Standing) -> Parts:
-        """Return the loss of every position of each tile, (position,)."""
+        """Return the loss of every position of each tile, (position,): as met in the last epoch if all were."""
         return now.states.map(tile_misfits, each=[self.fields, self._moving(now)])
 
     def _moving(self, now: Standing) -> list[Any]:

@@ -53,7 +53,7 @@ def assert_same(found, expected, tolerance=1e-5):
 def test_a_scan_that_fits_is_reconstructed_in_one_piece(whole):
     assert "tiles" not in whole.attrs
     assert whole["loss_map"].shape == SCAN.shape_yx
-    assert whole["loss_map"].values.mean() == pytest.approx(whole["loss"].values[-1], rel=0.1)
+    assert whole["loss_map"].values.mean() == pytest.approx(whole["loss"].values[-1], rel=1e-6)
 
 
 @pytest.mark.parametrize("tiles", [(2, 2), (3, 1), (9, 9)])
