@@ -67,7 +67,7 @@ def plan_for(size: Size, settings: LocalOrbitalSettings | None = None) -> PlanRo
     search = 8 * _COPIES * (_FLOATS_PER_ATOM * size.atoms + probes)
     passes = settings.atom_iterations * (1 + settings.rounds)
     passes += settings.probe_iterations * (0 if settings.model == "rigid" else settings.probe_searches)
-    passes += settings.tilt_iterations * settings.refine_angles
+    passes += settings.tilt_iterations * settings.refine_angles + settings.last_iterations
     return PlanRow(
         stage="local_orbital",
         tasks=-(-size.images // settings.images_per_part),

@@ -18,7 +18,13 @@ from stemtomo.pipeline.local_orbital import local_orbital, plan_local_orbital
 from stemtomo.pipeline.settings.local_orbital import LocalOrbitalSettings
 
 QUICK = LocalOrbitalSettings(
-    atom_iterations=6, probe_searches=1, probe_iterations=6, rounds=2, slice_thickness_angstrom=5, window_angstrom=8
+    atom_iterations=6,
+    probe_searches=1,
+    probe_iterations=6,
+    last_iterations=6,
+    rounds=2,
+    slice_thickness_angstrom=5,
+    window_angstrom=8,
 )
 
 
@@ -47,6 +53,9 @@ def test_every_atom_is_found_from_the_images_alone(blind, file):
     result = Store.open(folder / "s.zarr").read("local_orbital")
     assert result["probe"].dims == ("focus", "slice", "probe_y", "probe_x")
     assert result.sizes["focus"] == 2
+    (silicon,) = numbers["species"]
+    assert silicon["atoms"] == 60
+    assert silicon["width_angstrom"] == pytest.approx(0.35, abs=0.05)
 
 
 def test_a_second_call_finds_it_done(blind):
@@ -154,6 +163,8 @@ def test_from_the_shell(tmp_path):
         "atom_iterations=4",
         "--set",
         "probe_searches=0",
+        "--set",
+        "widths=species",
         "--set",
         "rounds=1",
         "--out",
