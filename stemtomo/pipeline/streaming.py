@@ -328,7 +328,8 @@ def require_room(cube_bytes: int, worker_bytes: int) -> None:
     if cube_bytes > worker_bytes:
         raise ConfigurationError(
             "tomography.method = 'genfire' holds its padded volume, "
-            f"{cube_bytes / 2**30:.3g} GiB, on one worker, which has {worker_bytes / 2**30:.3g} GiB; take a smaller tomography.oversampling, a larger worker, or one of "
+            f"{cube_bytes / 2**30:.3g} GiB, on one worker, which has {worker_bytes / 2**30:.3g} GiB; "
+            "take a smaller tomography.oversampling, a larger worker, or one of "
             f"{', '.join(METHODS)}, whose volume may be larger than the memory"
         )
 
