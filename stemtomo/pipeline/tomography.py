@@ -65,7 +65,8 @@ def tomography(
     StoreError
         If projections or alignment are missing.
     ConfigurationError
-        If the projections do not say how phase and potential are related.
+        If the projections do not say how phase and potential are related, or the method needs a volume in memory that
+        does not fit.
     """
     store = Store.of(store)
     settings = settings or TomographySettings()
@@ -210,6 +211,9 @@ def _files(
     shape, tilts = problem.geometry.volume_shape, len(problem.geometry)
     pixels = math.prod(problem.geometry.image_shape)
     streaming.require_streamable(settings)
+    if settings.method == "genfire":
+        cube = genfire.peak_bytes(genfire.edge_of((*shape, *problem.geometry.image_shape), settings.oversampling))
+        streaming.require_room(cube, streaming.memory_of_one(executor, settings.memory_gib))
     memory_bytes = streaming.memory_of(executor, settings.memory_gib)
     if not streaming.streams(settings, math.prod(shape), tilts, pixels, memory_bytes):
         return None
