@@ -227,7 +227,7 @@ GROUPS: dict[str, GroupSchema] = {
             "loss": Variable(("iteration",), "1", "real", "half the squared misfit per pixel"),
         },
         attrs=("pixel_angstrom", "slice_thickness_angstrom"),
-        revision=2,
+        revision=3,
     ),
     "atoms": GroupSchema(
         stage="find_atoms",
@@ -240,7 +240,7 @@ GROUPS: dict[str, GroupSchema] = {
             "width_angstrom": Variable(_ATOM, "Å", "real", "standard deviation of the fitted Gaussian"),
             "fit_residual": Variable(_ATOM, "1", "real", "relative residual of the fit"),
         },
-        revision=5,
+        revision=6,
     ),
     "order": GroupSchema(
         stage="order",

@@ -21,6 +21,7 @@ from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.physics.potential import atomic_number
 from stemtomo.pipeline.alignment import aligned_images, aligned_rotations, series_of
+from stemtomo.pipeline.atoms_multislice import multislice_atoms
 from stemtomo.pipeline.config import AtomSettings
 from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.tracing import (
@@ -66,14 +67,16 @@ def find_atoms(
         ``confidence``: mean probability of the assigned species; ``width_angstrom``: median width; ``refinement``:
         "done", or why the positions are the traced ones; ``removed`` and ``added``: atoms that the refinement removed
         and added; ``misfit_rad`` and ``explained_variance`` of the projections, and ``uncertainty_pm``, the median
-        standard deviation of positions, ``None`` without refinement.
+        standard deviation of positions, ``None`` without refinement; ``pattern_loss``, with ``refine_model =
+        "multislice"`` alone: the misfit per detector pixel before and after it.
 
     Raises
     ------
     StoreError
         If the store has no volume, or no projections to refine against.
     ConfigurationError
-        If nothing in the volume is an atom, or a species is unknown.
+        If nothing in the volume is an atom, a species is unknown, or ``refine_model = "multislice"`` has no joint
+        volume.
     """
     store = Store.of(store)
     settings = settings or AtomSettings()
@@ -81,6 +84,12 @@ def find_atoms(
     progress = progress or Silent()
     names = _names(settings)
     source = volume_group(store, settings)
+    by_patterns = settings.refine and settings.refine_model == "multislice"
+    if by_patterns and source != "joint":
+        raise ConfigurationError(
+            "atoms.refine_model is 'multislice': that needs the poses and probes of joint tomography; run joint, and do"
+            " not set atoms.volume to 'tomography'"
+        )
     groups = (source, "projections") if settings.refine and source == "volume" else (source,)
     inputs = {group: store.fingerprint(group) for group in groups}
     provenance = Provenance.start("find_atoms", settings.model_dump(), inputs)
@@ -94,6 +103,8 @@ def find_atoms(
                 traced, settings.species if isinstance(settings.species, int) else len(settings.species)
             )
         dataset = workers.gather(workers.submit(_found, str(store.path), source, settings, names, traced))
+        if by_patterns:
+            dataset = _by_patterns(dataset, store, settings, names, workers, progress)
         dataset = dataset.assign(_measured(dataset, store, source, settings, workers))
         if settings.reclassify_radius_angstrom > 0:
             dataset = with_local_species(dataset, store, source, settings, workers)
@@ -241,6 +252,41 @@ def _projected_jointly(store: Store) -> ProjectedImages:
     )
 
 
+def _by_patterns(
+    dataset: xr.Dataset,
+    store: Store,
+    settings: AtomSettings,
+    names: tuple[str, ...] | None,
+    workers: Executor,
+    progress: Progress,
+) -> xr.Dataset:
+    """Return ``dataset`` with its atoms refined against the patterns themselves; or as it is, and why."""
+    found = multislice_atoms(dataset, store, settings, workers, progress)
+    model, before = found.model, np.stack([dataset[axis].values for axis in "xyz"], axis=-1)
+    typical = float(np.median(np.linalg.norm(model.positions - before, axis=1)))
+    if found.loss[1] >= found.loss[0] or typical > settings.minimum_distance_angstrom / 4:
+        reason = f"loss {found.loss[0]:.5g} to {found.loss[1]:.5g}, half of the atoms moved by {typical:.2f} Å"
+        return dataset.assign_attrs(refinement=f"{dataset.attrs['refinement']}; multislice failed: {reason}")
+    classes = classify(model.intensity, len(dataset.attrs["classes"]))
+    labels = classes.labels if names is None else np.array(names)[classes.labels]
+    changed = {name: model.positions[:, axis] for axis, name in enumerate("xyz")}
+    changed |= {"intensity": model.intensity, "width_angstrom": model.width_angstrom}
+    changed |= {"species": labels, "confidence": classes.confidence}
+    variables = {name: ("atom", values, dataset[name].attrs) for name, values in changed.items()}
+    if found.sigma_angstrom is not None:
+        variables |= _deviations(found.sigma_angstrom)
+    told = {"class_intensity": classes.centres.tolist(), "refinement": "done by multislice"}
+    return dataset.assign(variables).assign_attrs(**told, pattern_loss=list(found.loss))
+
+
+def _deviations(sigma_angstrom: np.ndarray) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
+    meaning = "standard deviation of"
+    return {
+        f"sigma_{name}": ("atom", sigma_angstrom[:, axis], {"units": "Å", "long_name": f"{meaning} {name}"})
+        for axis, name in enumerate("xyz")
+    }
+
+
 def _dataset(model: _Model, classes: Classes, names: tuple[str, ...] | None) -> xr.Dataset:
     labels = classes.labels if names is None else np.array(names)[classes.labels]
     traced, added = model.traced, model.origin < 0
@@ -257,13 +303,12 @@ def _dataset(model: _Model, classes: Classes, names: tuple[str, ...] | None) -> 
         "confidence": (classes.confidence, "1", "probability of the species"),
         "added": (added, "1", "whether the projections showed it and not the volume"),
     }
-    if model.sigma_angstrom is not None:
-        for axis, name in enumerate("xyz"):
-            per_atom[f"sigma_{name}"] = (model.sigma_angstrom[:, axis], "Å", f"standard deviation of {name}")
     variables = {
         name: xr.Variable("atom", values, {"units": units} | ({"long_name": meaning} if meaning else {}))
         for name, (values, units, meaning) in per_atom.items()
     }
+    if model.sigma_angstrom is not None:
+        variables |= {name: xr.Variable(*told) for name, told in _deviations(model.sigma_angstrom).items()}
     refined = model.refined
     attrs = {
         "classes": [str(name) for name in (names or range(len(classes.centres)))],
@@ -302,6 +347,7 @@ def _numbers(result: xr.Dataset) -> dict[str, Any]:
         "confidence": float(result["confidence"].mean()),
         "width_angstrom": float(result["width_angstrom"].median()),
         "uncertainty_pm": _uncertainty_pm(result),
+        **({"pattern_loss": result.attrs["pattern_loss"]} if "pattern_loss" in result.attrs else {}),
         **{key: result.attrs[key] for key in ("refinement", "removed", "added", "misfit_rad", "explained_variance")},
     }
 

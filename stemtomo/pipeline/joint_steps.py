@@ -148,6 +148,19 @@ class JointRun:
         pixels = [len(tilt.recorded) * int(np.prod(tilt.grid.window_yx)) for tilt in self.tilts]
         return np.array(self.executor.gather(found), dtype=float) / pixels
 
+    @property
+    def pixels(self) -> int:
+        """Detector pixels of all patterns: what losses are means over."""
+        return self._pixels
+
+    def view_of(self, index: int, change: np.ndarray) -> View:
+        """Return how tilt ``index`` sees the box after ``change``, a row of the poses of a standing."""
+        return self._view(index, change, self.settings.single_slice)
+
+    def gradients_of(self, index: int, view: Handle, slices: Handle, probe: Handle) -> Handle:
+        """Return the sums over all patterns of tilt ``index``, of ``slices`` (slice, Y, X) that ``view`` sees."""
+        return self._sums(index, view, slices, probe, None)
+
     def find_support(self, now: Standing) -> Standing:
         """Return the standing with the support around what the volume shows."""
         found = now.volume.map(_supported, self.constraint, self.tilts[0].view.box.voxel_angstrom)

@@ -51,7 +51,16 @@ def _rows(
     executor: Executor | None,
 ) -> list[PlanRow]:
     """Return the row of every stage, whether it takes part or not."""
-    from stemtomo.pipeline import alignment, atoms, joint, projections, ptychography, quicklook, tomography
+    from stemtomo.pipeline import (
+        alignment,
+        atoms,
+        atoms_multislice,
+        joint,
+        projections,
+        ptychography,
+        quicklook,
+        tomography,
+    )
     from stemtomo.pipeline.ingest import open_input, plan_ingest
     from stemtomo.pipeline.preparation import prepared, prepared_detector
 
@@ -71,6 +80,10 @@ def _rows(
     if limits is not None and _takes_part(ptychography.GROUP, until):
         tiled = _tiled_row(configuration, scan, detector, itemsize, tilts, limits, executor)
     memory = None if limits is None else limits[0] * limits[1]
+    told = (scan, detector, optics, itemsize, list(poses))
+    last = []
+    if configuration.joint.enabled and configuration.atoms.refine and configuration.atoms.refine_model == "multislice":
+        last.append(atoms_multislice.plan_row(*told, configuration.atoms, configuration.joint, workers))
     return [
         plan_ingest(raw, configuration.ingest),
         quicklook.plan_row(scan, detector, itemsize, tilts, configuration.quicklook),
@@ -78,8 +91,9 @@ def _rows(
         projections.plan_row(scan, detector, tilts, configuration.projections),
         alignment.plan_row(field, tilts, configuration.alignment),
         tomography.plan_row(field, poses.rotations, pixel[0], configuration.tomography, workers, memory),
-        joint.plan_row(scan, detector, optics, itemsize, list(poses), configuration.joint, workers),
+        joint.plan_row(*told, configuration.joint, workers),
         atoms.plan_row((planes, *field), configuration.atoms),
+        *last,
     ]
 
 

@@ -194,7 +194,7 @@ def load_counts(store: Store, index: int) -> np.ndarray:
         If a pattern holds no electrons at all.
     """
     detector = store.detector(index)
-    frames = store.frames(index)[:]
+    frames = store.read_frames(index)
     counts = frames.reshape(-1, *detector.shape_yx)
     recorded = np.flatnonzero(store.valid(index))
     if len(recorded) < len(counts):

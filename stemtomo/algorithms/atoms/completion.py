@@ -10,33 +10,25 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from stemtomo.algorithms.atoms.backprojection import density, sampled
 from stemtomo.algorithms.atoms.classification import classify
-from stemtomo.algorithms.atoms.peaks import local_maxima, separate
-from stemtomo.algorithms.atoms.projected import AtomModel, ProjectedImages, noise_weights, residuals
+from stemtomo.algorithms.atoms.gaps import REACH, residual_peaks
+from stemtomo.algorithms.atoms.peaks import separate
+from stemtomo.algorithms.atoms.projected import AtomModel, ProjectedImages, noise_weights
 from stemtomo.algorithms.atoms.refinement import RefinedAtoms, refine_atoms
 from stemtomo.algorithms.atoms.splitting import elongation
 from stemtomo.algorithms.atoms.thresholds import bright_level
-from stemtomo.backend import to_host
-from stemtomo.physics.projection import TiltGeometry
 
-#: The residual map is sampled this finely, in widths of an atom.
-_SAMPLING_WIDTHS = 0.9
 #: Pixels while atoms come and go, in widths of an atom: averages of smaller ones, which lose nothing but time.
 _COARSE_WIDTHS = 0.9
-#: The residual is blurred by this many widths of an atom, which keeps noise down.
-_BLUR_WIDTHS = 0.5
 #: Inserted atoms begin with this part of a light atom's intensity.
 _START = 0.8
 #: A site is tried this often: what was dropped there twice is no atom.
 _TRIALS = 2
-#: Inserted atoms have one within this many typical neighbour distances: the specimen is one piece.
-_REACH = 1.6
-#: Share of two classes in the middle fifth between their means, if they are two: halves of one have a tenth there.
-_HALF_WAY = 0.04
+#: Share of two classes in the middle fifth between their means, if they are two: halves of one have a tenth there. Or
+#: the ratio of their means, where noise fills the middle: that of halves of one is at most 1.45.
+_HALF_WAY, _RATIO = 0.04, 1.5
 #: In minimum distances: half of the distance at which the two parts of a split atom begin, and the least half distance,
 #: which an expansion to second order makes too short, that an atom is split for.
 _SPLIT_HALF, _SPLIT_REACH = 0.6, 0.25
@@ -153,20 +145,8 @@ def complete_atoms(
     history: list[tuple[int, int]] = []
     coarse = projected.binned(max(int(_COARSE_WIDTHS * width_angstrom / projected.pixel_angstrom), 1))
     for phase in _PHASES:
-        state = replace(state, dropped=np.empty((0, 3)))
-        for number in range(rules.rounds):
-            state, refined = state.refined(coarse, classes, rules.iterations)
-            state, dropped = state.pruned(rules, phase)
-            state, added = state.extended(coarse, rules, phase)
-            # The second part of an atom split in the last round would never be refined.
-            if added + dropped <= _SETTLED * len(state.labels) and number + 1 < rules.rounds:
-                state, split = state.split(projected, rules, phase)
-                added += split
-            history.append((added, dropped))
-            if added + dropped <= _SETTLED * len(state.labels):
-                break
-        else:
-            state = state.kept(~state.fresh)
+        state, changes = state.alternated(coarse, projected, classes, rules, phase)
+        history += changes
     if not state.known_intensity:
         state, refined = state.refined(projected, classes, rules.iterations)
     projected = replace(projected, weights=noise_weights(state.model, projected)) if weigh else projected
@@ -248,6 +228,26 @@ class _State:
         state = replace(merged.kept(good), dropped=np.concatenate([self.dropped, faint]))
         return state, len(self.labels) - len(state.labels)
 
+    def alternated(
+        self, coarse: ProjectedImages, projected: ProjectedImages, classes: int, rules: CompletionRules, phase: _Phase
+    ) -> tuple[_State, list[tuple[int, int]]]:
+        """Return the state after one phase, and how many atoms each of its rounds added and dropped."""
+        state, history = replace(self, dropped=np.empty((0, 3))), []
+        for number in range(rules.rounds):
+            state, _ = state.refined(coarse, classes, rules.iterations)
+            state, dropped = state.pruned(rules, phase)
+            state, added = state.extended(coarse, rules, phase)
+            # The second part of an atom split in the last round would never be refined.
+            if added + dropped <= _SETTLED * len(state.labels) and number + 1 < rules.rounds:
+                state, split = state.split(projected, rules, phase)
+                added += split
+            history.append((added, dropped))
+            if added + dropped <= _SETTLED * len(state.labels):
+                break
+        else:
+            state = state.kept(~state.fresh)
+        return state, history
+
     def merged(self, distance_angstrom: float) -> _State:
         """Return the state with the closest pairs within ``distance_angstrom`` replaced by one atom for both."""
         pairs = cKDTree(self.model.positions).query_pairs(distance_angstrom, output_type="ndarray")
@@ -314,7 +314,7 @@ class _State:
         tree = cKDTree(model.positions)
         spacing = float(np.median(tree.query(model.positions, k=2)[0][:, 1]))
         nearest = tree.query(sites)[0] if len(sites) else np.empty(0)
-        good = (nearest > phase.inserted * rules.minimum_distance_angstrom) & (nearest < _REACH * spacing)
+        good = (nearest > phase.inserted * rules.minimum_distance_angstrom) & (nearest < REACH * spacing)
         sites, intensity = sites[good], intensity[good]
         chosen = separate(sites, intensity, rules.minimum_distance_angstrom)
         sites, intensity = sites[chosen], intensity[chosen]
@@ -336,57 +336,12 @@ class _State:
         return replace(self, model=longer, labels=labels, origin=origin, fresh=fresh), count
 
 
-def residual_peaks(
-    model: AtomModel, projected: ProjectedImages, faintest: float, significant: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return where atoms are missing: positions (n, 3) in Å and intensities (n,).
-
-    Peaks of the density that the residuals are projections of, as intensities of atoms of median width; they count
-    above ``faintest`` and ``significant`` times the noise.
-    """
-    width = float(np.median(model.width_angstrom))
-    values, voxel = _residual_map(model, projected, width)
-    # Median absolute deviation within the specimen: true peaks are rare among the voxels there.
-    inside = values[values != 0]
-    noise = 1.4826 * float(np.median(np.abs(inside - np.median(inside)))) if len(inside) else 0.0
-    peaks = local_maxima(values, max(0.9 * width / voxel, 1.0))
-    centre = np.array(values.shape) // 2
-    nearest = tuple(np.rint(peaks).astype(int).T)
-    intensity = values[nearest].astype(np.float64)
-    strong = intensity > max(faintest, significant * noise)
-    return ((peaks[strong] - centre) * voxel)[:, ::-1].copy(), intensity[strong]
-
-
-def _residual_map(model: AtomModel, projected: ProjectedImages, width: float) -> tuple[np.ndarray, float]:
-    """Return the map (z, y, x) of intensities, and its voxel in Å; voxels far from every atom are zero."""
-    pixel = projected.pixel_angstrom
-    every = max(int(_SAMPLING_WIDTHS * width / pixel), 1)
-    voxel, blur = every * pixel, _BLUR_WIDTHS * width
-    half = np.ceil((np.abs(model.positions).max(axis=0) + 4 * width) / voxel).astype(int)
-    shape = (2 * int(half[2]), 2 * int(half[1]), 2 * int(half[0]))
-    small = [sampled(gaussian_filter(to_host(image), blur / pixel), every) for image in residuals(model, projected)]
-    shifts = projected.shifts_angstrom / voxel + np.array(small[0][1])
-    geometry = TiltGeometry(projected.rotations, shifts, shape, small[0][0].shape, 1)
-    extent = float(2 * np.linalg.norm(model.positions - model.positions.mean(axis=0), axis=1).max() + 4 * width)
-    values = density((-image for image, _ in small), geometry, voxel, 0.0, extent, _near(model.positions, shape, voxel))
-    return values * np.float32((2 * np.pi * (width**2 + blur**2)) ** 1.5), voxel
-
-
-def _near(positions: np.ndarray, shape: tuple[int, int, int], voxel: float) -> np.ndarray:
-    """Return which voxels (z, y, x) are near an atom."""
-    count = np.zeros(shape, np.float32)
-    indices = np.rint(positions[:, ::-1] / voxel).astype(int) + np.array(shape) // 2
-    inside = ((indices >= 0) & (indices < np.array(shape))).all(axis=1)
-    np.add.at(count, tuple(indices[inside].T), 1)
-    spacing = float(np.median(cKDTree(positions).query(positions, k=2)[0][:, 1])) if len(positions) > 1 else voxel
-    sigma = _REACH * spacing / voxel / 2
-    return gaussian_filter(count, sigma, truncate=2.5) > 0
-
-
 def _stands_apart(intensity: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether there is a gap between the lightest class and the next: few atoms half-way between their means."""
+    """Whether the lightest class and the next are two: far from each other, or few atoms half-way between them."""
     pair = [intensity[labels == label] for label in np.unique(labels)[:2]]
     light, heavy = (float(part.mean()) for part in pair)
+    if heavy > _RATIO * light:
+        return True
     between = (np.concatenate(pair) - light) / (heavy - light)
     return float(np.mean(np.abs(between - 0.5) < 0.1)) < _HALF_WAY
 

@@ -71,8 +71,22 @@ def position_uncertainty(
         ).model
         halves.append(model.positions)
         variance += np.einsum("nii->ni", position_covariance(replace(model, positions=refined.positions), half))
-    difference = halves[0] - halves[1]
-    ratio = (difference - np.median(difference, axis=0)) / np.sqrt(variance)
+    return calibrated(sigma, halves[0] - halves[1], np.sqrt(variance), labels)
+
+
+def calibrated(sigma: np.ndarray, difference: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return ``sigma`` (atom, 3) times how much more two halves of the tilts disagree than expected.
+
+    Parameters
+    ----------
+    difference
+        Of the positions that each half of the tilts gives, (atom, 3).
+    expected
+        Its standard deviation by the same prediction as ``sigma``, (atom, 3).
+    labels
+        Class of each atom, (atom,): every class and axis has a factor of its own.
+    """
+    ratio = (difference - np.median(difference, axis=0)) / expected
     return sigma * _factors(ratio, labels)[labels]
 
 

@@ -70,6 +70,14 @@ class AtomSettings(Section):
         default=True, description="Refine positions and intensities against the projections, as Gaussian atoms."
     )
     refine_iterations: Count = Field(default=60, description="Iterations of that refinement.")
+    refine_model: Literal["projections", "multislice"] = Field(
+        default="projections",
+        description="What atoms are refined against last: projections, or, for those of a joint volume, the "
+        "diffraction patterns themselves, by multislice through the atoms.",
+    )
+    multislice_iterations: Count = Field(
+        default=12, description="Iterations of that by multislice; each costs about as much as a sweep of joint."
+    )
     complete: bool = Field(
         default=True,
         description="While refining, add atoms where the projections show more than the atoms found, and drop those "
