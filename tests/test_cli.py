@@ -250,6 +250,7 @@ def test_a_stage_runs_alone_with_the_settings_of_last_time(toml, tmp_path):
     refused(call("tomography", tmp_path / "series.zarr"), "projections")
 
 
+@pytest.mark.heavy
 def test_workers_of_this_machine_give_the_same_numbers(toml, tmp_path):
     numbers = []
     for store, options in (("threads", ()), ("workers", ("--workers", "1"))):

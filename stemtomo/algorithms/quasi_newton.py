@@ -38,6 +38,7 @@ def minimise(
     iterations: int,
     *,
     largest_step: Sequence[float | None] | None = None,
+    singly: bool = False,
     memory: int = 8,
     on_iteration: Callable[[Iterate], bool] | None = None,
 ) -> Iterate:
@@ -51,6 +52,9 @@ def minimise(
         Positive inverse diagonal, of the variables' shapes or scalars.
     largest_step
         Largest change per iteration of any element of each variable; ``None`` for no limit.
+    singly
+        Cut the elements, of real variables, that would go further, instead of shortening the whole step: a few that are
+        astray among many hold nobody up.
     on_iteration
         Called after every iteration; True ends the search.
     """
@@ -65,6 +69,8 @@ def minimise(
             pairs.clear()
             direction = _direction(gradient, pairs, inverse_curvature)
             slope = _dot(gradient, direction)
+        if singly:
+            direction, slope = _cut(direction, slope, gradient, largest_step)
         step = _allowed(direction, largest_step)
         while True:
             trial = _add(point, direction, step)
@@ -109,6 +115,19 @@ def _allowed(direction: Point, largest_step: Sequence[float | None] | None) -> f
             reach = float(array_namespace(array).abs(array).max())
             step = min(step, largest / reach) if reach > 0 else step
     return step
+
+
+def _cut(
+    direction: Point, slope: float, gradient: Point, largest_step: Sequence[float | None] | None
+) -> tuple[Point, float]:
+    """Return the direction with no element above the largest step, and its slope; as it was if that leads uphill."""
+    limits = largest_step or (None,) * len(direction)
+    within = tuple(
+        array if limit is None else array_namespace(array).clip(array, -limit, limit)
+        for array, limit in zip(direction, limits, strict=True)
+    )
+    cut = _dot(gradient, within)
+    return (within, cut) if cut < 0 else (direction, slope)
 
 
 def _dot(a: Point, b: Point) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +69,19 @@ class ClientExecutor(Executor):
             return (None,) * count
         return tuple(slots[index * len(slots) // count] for index in range(count))
 
+    def threads_at(self, place: Place) -> int:
+        """Return the threads of the worker ``place``; one if it is gone."""
+        return self._threads().get(place or "", 1)
+
     def submit_at(self, place: Place, function: Callable[..., Any], /, *args: Any, urgent: bool = False) -> Handle:
         """Submit ``function(*args)``, preferring the worker ``place`` as long as it lives."""
         preferred = list(self.among) if place is None else [place]
         where: dict[str, Any] = {"workers": preferred, "allow_other_workers": True} if preferred else {}
         return self.client.submit(function, *args, pure=False, priority=int(urgent), **where)
+
+    def together(self) -> Executor:
+        """Return an executor that keeps what is submitted to it for one message."""
+        return _Together(self.client, self.among)
 
     def gather(self, handles: Any) -> Any:
         """Fetch the values of the handles nested in ``handles``."""
@@ -98,3 +107,41 @@ class ClientExecutor(Executor):
 
         with self.client.as_current():
             wait(handles, return_when="FIRST_COMPLETED")
+
+
+class _Together(ClientExecutor):
+    """Keeps tasks until they are sent as one graph.
+
+    Scheduler and client then deal with one message, and with the results that are asked for; what lies between these
+    is told to nobody and is dropped as soon as it has been used. Handles are references to keys until they are sent.
+    """
+
+    def __init__(self, client: Client, among: Sequence[str]) -> None:
+        self.client, self.among = client, tuple(among)
+        self._tasks: dict[str, Any] = {}
+        self._workers: dict[str, list[str]] = {}
+        self._priorities: dict[str, int] = {}
+
+    def submit_at(self, place: Place, function: Callable[..., Any], /, *args: Any, urgent: bool = False) -> Handle:
+        """Keep ``function(*args)`` for ``place``."""
+        from dask._task_spec import Task, TaskRef, parse_input
+
+        key = f"{getattr(function, '__name__', 'task')}-{uuid.uuid4()}"
+        self._tasks[key] = Task(key, function, *(parse_input(arg) for arg in args))
+        self._workers[key] = list(self.among) if place is None else [place]
+        self._priorities[key] = int(urgent)
+        return TaskRef(key)
+
+    def send(self, handles: Any) -> Any:
+        """Submit what was kept and return futures in the place of ``handles``."""
+        import dask
+        from dask._task_spec import TaskRef
+        from distributed import Future
+
+        wanted = list({ref.key: ref for ref in find(handles, TaskRef) if not isinstance(ref, Future)})
+        # Called by the scheduler with the key of every task.
+        told: dict[str, Any] = {"workers": self._workers.get, "priority": self._priorities.get}
+        with dask.annotate(**told, allow_other_workers=True):
+            futures = dict(zip(wanted, self.client.get(self._tasks, wanted, sync=False), strict=True))
+        self._tasks, self._workers, self._priorities = {}, {}, {}
+        return replace(handles, TaskRef, lambda ref: futures.get(ref.key, ref))

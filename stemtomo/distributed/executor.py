@@ -39,6 +39,10 @@ class Executor(ABC):
     def places(self, count: int) -> tuple[Place, ...]:
         """Return a place for each of ``count`` parts; neighbours in the list share a worker as far as possible."""
 
+    def threads_at(self, place: Place) -> int:
+        """Return how many tasks run at the same time at ``place``, at least one."""
+        return 1
+
     @property
     def members(self) -> int:
         """Number of workers: processes of a cluster, or the one process of threads."""
@@ -63,6 +67,17 @@ class Executor(ABC):
         if kwargs:
             return self.submit_at(None, _call, function, args, kwargs)
         return self.submit_at(None, function, *args)
+
+    def together(self) -> Executor:
+        """Return an executor that keeps what is submitted to it for one message, :meth:`send`; for a single thread.
+
+        This one where a task is no message.
+        """
+        return self
+
+    def send(self, handles: Any) -> Any:
+        """Submit what :meth:`together` kept; return the same nest of handles, which alone outlive it."""
+        return handles
 
     @abstractmethod
     def gather(self, handles: Any) -> Any:

@@ -39,6 +39,10 @@ class ThreadExecutor(Executor):
         """Return ``count`` times the one place there is."""
         return (HERE,) * count
 
+    def threads_at(self, place: Place) -> int:
+        """Return the number of threads."""
+        return self._threads
+
     def submit_at(self, place: Place, function: Callable[..., Any], /, *args: Any, urgent: bool = False) -> Handle:
         """Submit ``function(*args)``; all places are the same."""
         handle = _TaskHandle(function, args)

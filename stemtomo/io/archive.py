@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +15,11 @@ import numpy as np
 from stemtomo.errors import FormatError
 from stemtomo.io.layout import AxisLayout
 from stemtomo.io.provenance import file_identity
+from stemtomo.io.untrusted import reading
 
 _PIECE_BYTES = 1 << 20
 _LOCAL_HEADER_BYTES = 30
+_WRITE_AGAIN = "write the archive again with numpy.savez"
 
 
 def member_names(path: Path) -> list[str]:
@@ -35,14 +36,9 @@ def member_names(path: Path) -> list[str]:
 
 def open_member(path: Path, array: str) -> tuple[zipfile.ZipInfo, IO[bytes]]:
     """Open the member that holds ``array`` for reading from its beginning."""
-    with _archive(path) as archive:
-        info = archive.getinfo(f"{array}.npy")
-        try:
-            return info, archive.open(info)
-        except (NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:  # unknown method, encrypted, damaged
-            raise FormatError(
-                f"{path}[{array}]: cannot be read ({error}); write the archive with numpy.savez"
-            ) from error
+    with _archive(path) as archive, reading(f"{path}[{array}]", "a member of an .npz", _WRITE_AGAIN):
+        info = archive.getinfo(f"{array}.npy")  # its method may be unknown, or it may be encrypted
+        return info, archive.open(info)
 
 
 def member_offset(path: Path, info: zipfile.ZipInfo) -> int:
@@ -67,16 +63,30 @@ def array_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, 
     """
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     counted = _Counted(stream)
-    try:
+    with reading(where, "an .npy array", "it does not begin like one, so it is damaged or another format"):
         version = np.lib.format.read_magic(counted)
         if version not in readers:
             raise ValueError(f"version {version[0]}.{version[1]} of the format is for structured arrays")
         shape, fortran, dtype = readers[version](counted)
-    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise FormatError(
-            f"{where}: does not begin like an .npy array ({error}); it is damaged or another format"
-        ) from error
     return tuple(shape), bool(fortran), dtype, counted.count
+
+
+def load_array(path: Path) -> np.ndarray:
+    """Return the array of the .npy file ``path``, which is as long as its header says.
+
+    Raises
+    ------
+    FormatError
+        If it is no .npy, has objects in it, or is cut off.
+    """
+    with path.open("rb") as stream:
+        shape, _, dtype, header_bytes = array_header(stream, str(path))
+    promised, found = header_bytes + math.prod(shape) * dtype.itemsize, path.stat().st_size
+    if found < promised:
+        raise FormatError(f"{path}: is truncated: {found} bytes, {promised} expected; copy the file again")
+    with reading(path, "an .npy array"):
+        loaded: np.ndarray = np.load(path, allow_pickle=False)
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -209,10 +219,8 @@ class StreamedMember:
         _info, stream = open_member(self.path, self.array)
         with stream:
             array_header(stream, self.where)
-            try:
+            with reading(self.where, "a compressed array", "it is damaged; copy or write the archive again"):
                 yield stream
-            except (zlib.error, zipfile.BadZipFile, EOFError) as error:
-                raise FormatError(f"{self.where}: is damaged ({error}); copy or write the archive again") from error
 
     def _fill(self, stream: IO[bytes], part: np.ndarray) -> None:
         view = part.view(np.uint8).data
@@ -252,9 +260,7 @@ class _Counted:
 
 @contextmanager
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
+    with reading(path, "an .npz archive", "it is none, or is cut off; copy the file again"):
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise FormatError(f"{path}: is not an .npz archive, or is cut off ({error}); copy the file again") from error
     with archive:
         yield archive

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from stemtomo.errors import FormatError
 from stemtomo.io.durable import replace_text
+from stemtomo.io.untrusted import reading
 from stemtomo.locations import local_path
 
 UNKNOWN_SPECIES = "X"
@@ -116,18 +116,13 @@ def read_atoms(path: str | Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, list[str]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            key = next((key for key in _POSITION_KEYS if key in archive.files), None)
-            if key is None:
-                found = ", ".join(archive.files) or "nothing"
-                raise FormatError(f"{path}: holds {found}; known atoms are expected as {' or '.join(_POSITION_KEYS)}")
-            positions = np.asarray(archive[key], dtype=float)
-            numbers = archive[_NUMBER_KEY] if _NUMBER_KEY in archive.files else np.zeros(len(positions), int)
-    except FormatError:
-        raise
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise FormatError(f"{path}: cannot be read as .npz ({error})") from error
+    with reading(path, ".npz"), np.load(path, allow_pickle=False) as archive:
+        key = next((key for key in _POSITION_KEYS if key in archive.files), None)
+        if key is None:
+            found = ", ".join(archive.files) or "nothing"
+            raise FormatError(f"{path}: holds {found}; known atoms are expected as {' or '.join(_POSITION_KEYS)}")
+        positions = np.asarray(archive[key], dtype=float)
+        numbers = archive[_NUMBER_KEY] if _NUMBER_KEY in archive.files else np.zeros(len(positions), int)
     wrong = [number for number in np.ravel(numbers).tolist() if number not in range(len(SYMBOLS))]
     if wrong:
         raise FormatError(f"{path}: {_NUMBER_KEY} holds {wrong[0]!r}, expected whole numbers 0 to {len(SYMBOLS) - 1}")
@@ -145,7 +140,8 @@ def _read_xyz(path: Path) -> tuple[np.ndarray, list[str]]:
         raise FormatError(f"{path}: ends after {len(rows)} of {count} atoms; copy the file again")
     if any(line.strip() for line in lines[2 + count :]):
         raise FormatError(f"{path}: goes on after its {count} atoms; correct the number in its first line")
-    symbol, first = _xyz_columns(lines[1])
+    with reading(path, "extended XYZ", "its second line says what the columns are; correct it"):
+        symbol, first = _xyz_columns(lines[1])
     positions, species = np.empty((count, 3)), []
     for index, row in enumerate(rows):
         try:

@@ -17,6 +17,7 @@ from stemtomo.io.electrons import ElectronCodec, suits
 from stemtomo.io.object_store import zarr_store
 from stemtomo.io.schema import CHUNK_POSITIONS, FRAME_DIMS, frame_chunks, frame_shards, frame_units
 from stemtomo.io.shards import Piece, ShardCodec, build, read_pieces
+from stemtomo.io.untrusted import DAMAGED, reading
 
 FRAMES = "frames"
 PROGRESS = "progress"
@@ -140,14 +141,15 @@ def read_shard(array: zarr.Array, folder: Path, y0: int, x0: int, wanted: np.nda
     """Yield the frames of the shard at scan position (y0, x0) in pieces, row by row; see ``Store.read_pieces``."""
     height, width = _extent(array, folder, y0, x0)
     codec = ShardCodec.of(array)
-    if codec is None:
-        for y in range(y0, y0 + height, CHUNK_POSITIONS):
-            if wanted is not None and not wanted[y - y0 : y - y0 + CHUNK_POSITIONS].any():
-                continue
-            yield y, x0, np.asarray(array[y : min(y + CHUNK_POSITIONS, y0 + height), x0 : x0 + width])
-        return
-    for y, x, frames in read_pieces(codec, shard_file(array, folder, y0, x0), height, width, wanted):
-        yield y0 + y, x0 + x, frames
+    with reading(shard_file(array, folder, y0, x0), "a shard of frames", DAMAGED, (OSError,), StoreError):
+        if codec is None:
+            for y in range(y0, y0 + height, CHUNK_POSITIONS):
+                if wanted is not None and not wanted[y - y0 : y - y0 + CHUNK_POSITIONS].any():
+                    continue
+                yield y, x0, np.asarray(array[y : min(y + CHUNK_POSITIONS, y0 + height), x0 : x0 + width])
+            return
+        for y, x, frames in read_pieces(codec, shard_file(array, folder, y0, x0), height, width, wanted):
+            yield y0 + y, x0 + x, frames
 
 
 def _extent(array: zarr.Array, folder: Path, y0: int, x0: int) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from stemtomo.locations import ObjectPath, is_object, published, remove_tree
 MARK = "complete"
 """Attribute of a finished group: fingerprint and provenance. A group without it is not there for readers."""
 
+_LEAST_MARK = {"fingerprint": "", "time_utc": "", "wall_s": 0.0}
 _METADATA = "zarr.json"
 _STAGING = ".staging"
 
@@ -57,9 +58,21 @@ def read_node(folder: Path) -> dict[str, Any] | None:
 
 
 def read_attrs(folder: Path) -> dict[str, Any]:
-    """Return the attributes of the group in ``folder``; empty if there is no group."""
+    """Return the attributes of the group in ``folder``; empty if there is no group.
+
+    Raises
+    ------
+    StoreError
+        If they are damaged.
+    """
     node = read_node(folder)
-    return {} if node is None else dict(node.get("attributes", {}))
+    attrs = {} if node is None else node.get("attributes", {})
+    mark = attrs.get(MARK, _LEAST_MARK) if isinstance(attrs, dict) else None
+    if not isinstance(mark, dict) or not mark.keys() >= _LEAST_MARK.keys():
+        raise StoreError(
+            f"{folder / _METADATA}: its record of how it was made is damaged; remove {folder} and run the stage again"
+        )
+    return dict(attrs)
 
 
 def write_group(folder: Path, attrs: Mapping[str, Any]) -> None:

@@ -100,14 +100,16 @@ GROUPS: dict[str, GroupSchema] = {
     "ptychography": GroupSchema(
         stage="ptychography",
         per_tilt=True,
-        revision=3,
+        revision=4,
         variables={
             "object": Variable(("slice", "y", "x"), "1", "complex", "transmission of every slice"),
             "phase_sum": Variable(_IMAGE, "rad", "real", "phase summed over the slices"),
             "illumination": Variable(_IMAGE, "1", "real", "how often a pixel was lit"),
             "probe": Variable(("probe_y", "probe_x"), "1", "complex", "real-space probe, centre at n // 2"),
             "loss": Variable(("epoch",), "1", "real", "misfit after every epoch"),
-            "loss_map": _optional(("scan_y", "scan_x"), "1", "loss of every position at the end, zero without a frame"),
+            "loss_map": _optional(
+                ("scan_y", "scan_x"), "1", "loss of every position in the last epoch, zero without a frame"
+            ),
             "position_x": _optional(("position",), "Å", "refined probe positions, of recorded patterns in scan order"),
             "position_y": _optional(("position",), "Å", "refined probe positions, of recorded patterns in scan order"),
             "mistilt_map_x_mrad": _optional(("position",), "mrad", "mistilt of recorded patterns in scan order"),
@@ -225,7 +227,7 @@ GROUPS: dict[str, GroupSchema] = {
             "loss": Variable(("iteration",), "1", "real", "half the squared misfit per pixel"),
         },
         attrs=("pixel_angstrom", "slice_thickness_angstrom"),
-        revision=2,
+        revision=3,
     ),
     "atoms": GroupSchema(
         stage="find_atoms",

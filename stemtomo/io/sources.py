@@ -22,6 +22,7 @@ from stemtomo.io.formats.datasets import open_dataset
 from stemtomo.io.formats.tilts import stack
 from stemtomo.io.layout import CANONICAL_AXES, AxisLayout, check_dtype
 from stemtomo.io.raw import ArrayFile, MappedArray
+from stemtomo.io.untrusted import check_frame
 
 Shape = tuple[int, int, int, int, int]
 
@@ -129,8 +130,13 @@ def open_frames(
     if not isinstance(path, str | Path):
         if len(path) > 1:
             options = options._replace(axes=tuple(name for name in axes if name != "tilt"))
-        return stack(tuple(_open_one(Path(file), options, dtype, shape, offset_bytes) for file in path))
-    return _open_one(Path(path), options, dtype, shape, offset_bytes)
+        return stack(tuple(_sane(_open_one(Path(file), options, dtype, shape, offset_bytes)) for file in path))
+    return _sane(_open_one(Path(path), options, dtype, shape, offset_bytes))
+
+
+def _sane(source: FrameSource) -> FrameSource:
+    check_frame(source.where, source.shape[3:], source.dtype)
+    return source
 
 
 def _open_one(

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from stemtomo.errors import FormatError
+from stemtomo.io.archive import load_array
 from stemtomo.io.formats.optional import require
+from stemtomo.io.untrusted import reading
 
 MRC = (".mrc", ".mrcs", ".st", ".ali", ".preali", ".map", ".rec", ".ccp4")
 TIFF = (".tif", ".tiff")
@@ -108,12 +110,9 @@ def read_mrc(path: Path, cubes: bool = True) -> tuple[np.ndarray, float | None]:
         If it is no MRC file, or its pixels or voxels are not square.
     """
     mrcfile = require("mrcfile", path)
-    try:
-        with mrcfile.open(path, permissive=False) as file:
-            sizes = [round(float(file.voxel_size[axis]), 6) for axis in "xyz"]
-            values = np.array(file.data)
-    except (ValueError, OSError) as error:
-        raise FormatError(f"{path}: cannot be read as MRC ({error})") from error
+    with reading(path, "MRC"), mrcfile.open(path, permissive=False) as file:
+        sizes = [round(float(file.voxel_size[axis]), 6) for axis in "xyz"]
+        values = np.array(file.data)
     if len(set(sizes if cubes else sizes[:2])) > 1:
         raise FormatError(f"{path}: voxels of {sorted(set(sizes))} Å are not cubes; resample it first")
     return values, sizes[0] or None
@@ -121,34 +120,16 @@ def read_mrc(path: Path, cubes: bool = True) -> tuple[np.ndarray, float | None]:
 
 def _read_tiff(path: Path) -> np.ndarray:
     tifffile = require("tifffile", path)
-    try:
+    with reading(path, "TIFF"):
         return np.asarray(tifffile.imread(path))
-    except (ValueError, OSError) as error:
-        raise FormatError(f"{path}: cannot be read as TIFF ({error})") from error
 
 
 def _read_numpy(path: Path, array: str | None, axes: tuple[int, ...]) -> np.ndarray:
-    try:
-        with np.load(path, allow_pickle=False) if path.suffix == ".npz" else _Single(path) as archive:
-            names = list(archive)
-            stacks = [name for name in names if np.ndim(archive[name]) in axes] if array is None else [array]
-            if len(stacks) != 1 or stacks[0] not in names:
-                raise FormatError(f"{path}: holds {', '.join(names)}; say which is the stack (--array NAME)")
-            return np.asarray(archive[stacks[0]])
-    except FormatError:
-        raise
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{path}: cannot be read ({error})") from error
-
-
-class _Single(dict[str, np.ndarray]):
-    """An ``.npy`` file as an archive of one array."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(array=np.load(path, allow_pickle=False))
-
-    def __enter__(self) -> _Single:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    if path.suffix.lower() == ".npy":
+        return load_array(path)
+    with reading(path, "an .npz archive"), np.load(path, allow_pickle=False) as archive:
+        names = list(archive)
+        stacks = [name for name in names if np.ndim(archive[name]) in axes] if array is None else [array]
+        if len(stacks) != 1 or stacks[0] not in names:
+            raise FormatError(f"{path}: holds {', '.join(names)}; say which is the stack (--array NAME)")
+        return np.asarray(archive[stacks[0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from stemtomo.io.nodes import MARK, clear_staging, read_attrs, staged, write_gro
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import SHARD_POSITIONS, group_schema, tilt_name
 from stemtomo.io.shards import Piece
+from stemtomo.io.untrusted import DAMAGED, reading
 
 Mode = Literal["r", "r+"]
 
@@ -63,19 +65,23 @@ class StoredTilts:
 
     def optics(self, index: int) -> Optics:
         """Return the optics of tilt ``index``."""
-        return Optics.from_attrs(self.tilt_attrs(index)["optics"])
+        with self._reading(index, "metadata"):
+            return Optics.from_attrs(self.tilt_attrs(index)["optics"])
 
     def scan(self, index: int) -> Scan:
         """Return the scan of tilt ``index``."""
-        return Scan.from_attrs(self.tilt_attrs(index)["scan"])
+        with self._reading(index, "metadata"):
+            return Scan.from_attrs(self.tilt_attrs(index)["scan"])
 
     def detector(self, index: int) -> Detector:
         """Return the detector of tilt ``index``."""
-        return Detector.from_attrs(self.tilt_attrs(index)["detector"])
+        with self._reading(index, "metadata"):
+            return Detector.from_attrs(self.tilt_attrs(index)["detector"])
 
     def pose(self, index: int) -> Pose:
         """Return the pose of tilt ``index``."""
-        return Pose.from_attrs(self.tilt_attrs(index)["pose"])
+        with self._reading(index, "metadata"):
+            return Pose.from_attrs(self.tilt_attrs(index)["pose"])
 
     def tilt_series(self) -> TiltSeries:
         """Return the poses of all tilts.
@@ -171,6 +177,18 @@ class StoredTilts:
                 f"{frame_arrays.shard_count(array)} shards are in; run ingest again, it continues"
             )
         return self._frames(index, "r")
+
+    def read_frames(self, index: int, part: tuple[slice | int, ...] = ()) -> np.ndarray:
+        """Return the frames of tilt ``index``, (y, x, ky, kx), or a ``part`` of them.
+
+        Raises
+        ------
+        StoreError
+            If they are not complete (see :meth:`frames`), or a shard on the disk is damaged.
+        """
+        array = self.frames(index)
+        with self._reading(index, "frames"):
+            return np.asarray(array[part or ...])
 
     def write_frames(self, index: int, y0: int, x0: int, block: np.ndarray) -> None:
         """Write ``block`` (y, x, ky, kx), exactly one shard of the frames of tilt ``index``, at position (y0, x0).
@@ -314,6 +332,9 @@ class StoredTilts:
         return mark
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _reading(self, index: int, what: str) -> AbstractContextManager[None]:
+        return reading(f"{self.path}, tilt {index}", what, DAMAGED, (OSError,), StoreError)
 
     def _tilt(self, index: int) -> Path:
         return self.path / "tilt" / tilt_name(index)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stemtomo.errors import FormatError
+from stemtomo.io.archive import load_array
 from stemtomo.io.durable import storage_errors
 from stemtomo.io.formats.optional import require
 from stemtomo.io.stacks import TIFF, read_mrc
@@ -43,7 +44,7 @@ def read_volume(path: str | Path, voxel_angstrom: float | None = None) -> tuple[
     if path.suffix.lower() in _MRC:
         volume, said = read_mrc(path)
     elif path.suffix.lower() == ".npy":
-        volume, said = np.load(path, allow_pickle=False), None
+        volume, said = load_array(path), None
     else:
         raise FormatError(f"{path}: is no volume that can be read; give a store, an .mrc or an .npy file")
     if volume.ndim != 3 or volume.dtype.kind not in "fiu":

@@ -32,7 +32,7 @@ from stemtomo.physics.projection import TiltGeometry
 from stemtomo.pipeline.config import AlignmentSettings
 from stemtomo.pipeline.joint_alignment import iterations_of, refine_poses, scales_of
 from stemtomo.pipeline.progress import Progress, Silent
-from stemtomo.pipeline.projection_matching import match_projections
+from stemtomo.pipeline.projection_matching import match_atoms, match_projections
 
 GROUP = "alignment"
 STAGE = "align"
@@ -115,7 +115,7 @@ def plan_row(shape_yx: tuple[int, int], tilts: int, settings: AlignmentSettings 
     """Say the same for projections of ``shape_yx`` that are not there yet."""
     settings, stack = settings or AlignmentSettings(), tilts * math.prod(shape_yx)
     row = PlanRow(STAGE, tasks=1, bytes_per_task=stack * 20, bytes_read=stack * 5, bytes_written=tilts * 24)
-    if not settings.refine_angles and "projection_matching" not in settings.methods:
+    if not settings.refine_angles and not {"projection_matching", "atom_matching"} & set(settings.methods):
         return row
     # The finest scale holds two iterates, a step and the depth of a cube; six derivatives of a tilt beside the stack.
     finest = min(scales_of(shape_yx, settings))
@@ -175,13 +175,13 @@ def _estimate(projections: xr.Dataset, settings: AlignmentSettings) -> xr.Datase
     in_view = border <= settings.largest_border_fraction
     series = series_of(projections)
     none = ShiftEstimate(np.zeros((len(series), 2)), np.zeros(len(series)))
+    pixel = float(projections.attrs["pixel_angstrom"])
     if not settings.enabled:
         method, estimate = "none", none
     elif not in_view:
         method, estimate = _without_borders(images, valid, series, none)
     else:
-        method, estimate = _in_view(images, valid, series, settings, none)
-    pixel = float(projections.attrs["pixel_angstrom"])
+        method, estimate = _in_view(images, valid, series, settings, none, pixel)
     shifts = estimate.shifts_px * pixel
     kind = "tilt" if settings.normalise == "rows" and not series.single_axis else settings.normalise
     found = gains(images, valid, estimate.shifts_px[:, 1], kind) if in_view and kind != "none" else None
@@ -240,15 +240,23 @@ def _jointly(
 
 
 def _in_view(
-    images: np.ndarray, valid: np.ndarray, series: TiltSeries, settings: AlignmentSettings, estimate: ShiftEstimate
+    images: np.ndarray,
+    valid: np.ndarray,
+    series: TiltSeries,
+    settings: AlignmentSettings,
+    estimate: ShiftEstimate,
+    pixel_angstrom: float,
 ) -> tuple[str, ShiftEstimate]:
     """Return the estimates of ``settings.methods``, each beginning where the one before it ended."""
     used = []
     _, height, width = images.shape
     for method in settings.methods:
+        where = TiltGeometry(series.rotations, estimate.shifts_px, (width, height, width), (height, width))
+        phases = images.astype(np.float32)
         if method == "projection_matching" and len(series) > 2:
-            where = TiltGeometry(series.rotations, estimate.shifts_px, (width, height, width), (height, width))
-            estimate = match_projections(images.astype(np.float32), valid, where, settings, ThreadExecutor(1))
+            estimate = match_projections(phases, valid, where, settings, ThreadExecutor(1))
+        elif method == "atom_matching" and len(series) > 2:
+            estimate = match_atoms(phases, valid, where, settings, ThreadExecutor(1), pixel_angstrom)
         elif method == "centre_of_mass":
             estimate = centre_of_mass(images, valid, series.rotations)
         elif method == "common_line" and series.single_axis and len(series) > 1:

@@ -257,12 +257,15 @@ class Descent:
         """Return the blocks after the proximal step of the total variation, which looks into their neighbours."""
         if not self.tv_weight:
             return blocks
-        length = self.geometry.volume_shape[1]
-        reach = total_variation.REACH
-        wide = [(z, (max(0, y[0] - reach), min(length, y[1] + reach)), x) for z, y, x in self.blocks.windows]
+        wide = self.wide_windows()
         around = blocks.pick("volume").exchange(self.blocks.windows, wide, beside=blocks)
         weight = self.tv_weight * self.step
         return blocks.map(_smoothed, weight, self.constraint.positive, each=(self.blocks.windows, wide, around))
+
+    def wide_windows(self) -> list[Window]:
+        """Return the blocks with the rows of their neighbours that the smoothing looks at."""
+        length, reach = self.geometry.volume_shape[1], total_variation.REACH
+        return [(z, (max(0, y[0] - reach), min(length, y[1] + reach)), x) for z, y, x in self.blocks.windows]
 
 
 def refined_by(problem: Problem, settings: TomographySettings) -> refinement.PoseSchedule | None:
@@ -335,10 +338,17 @@ def _pose_steps(
 def _smoothed(
     block: solver.Block, weight: float, positive: bool, window: Window, wide: Window, around: backend.Array
 ) -> solver.Block:
+    return {**block, "volume": smoothed_inside(around, weight, positive, window, wide)}
+
+
+def smoothed_inside(
+    around: backend.Array, weight: float, positive: bool, window: Window, wide: Window
+) -> backend.Array:
+    """Return what lies in ``window`` of the smoothed ``around``, which lies in ``wide``."""
     start = window[1][0] - wide[1][0]
     inner = slice(start, start + window[1][1] - window[1][0])
-    volume = total_variation.smoothed(around, weight, positive)[:, inner]
-    return {**block, "volume": backend.array_namespace(volume).ascontiguousarray(volume)}
+    volume = total_variation.smoothed_in_pieces(around, weight, positive)[:, inner]
+    return backend.array_namespace(volume).ascontiguousarray(volume)
 
 
 def coefficients(block: dict[str, backend.Array]) -> np.ndarray:

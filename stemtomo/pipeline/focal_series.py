@@ -149,21 +149,11 @@ def simulate_particle(
     optics = Optics(energy_kev * 1e3, semiangle_mrad * 1e-3, {"C10": 0.0})
     edge = 2 * int(np.ceil((diameter + 10) / pixel_angstrom / 2))
     rotations = TiltSeries.from_degrees(tuple(theta.tolist())).rotations
+    dose = (electrons_per_atom, seed)
     if multislice:
-        images = _scattered(positions, optics, rotations, defocus, edge, pixel_angstrom, seed, executor)
-        images = counted(images, electrons_per_atom, seed)
+        images = counted(_scattered(positions, optics, rotations, defocus, edge, pixel_angstrom, seed, executor), *dose)
     else:
-        images = focal_tilt_series(
-            positions,
-            optics,
-            rotations,
-            defocus,
-            shape_yx=(edge, edge),
-            pixel_angstrom=pixel_angstrom,
-            width_angstrom=width_angstrom,
-            electrons_per_atom=electrons_per_atom,
-            seed=seed,
-        ).images
+        images = _blurred(positions, optics, rotations, defocus, edge, pixel_angstrom, width_angstrom, *dose)
     np.savez(
         path,
         images=np.asarray(images).reshape(len(theta), sections, edge, edge),
@@ -183,6 +173,31 @@ def simulate_particle(
         "depth_of_field_angstrom": 2 * wavelength_angstrom(energy_kev * 1e3) / (semiangle_mrad * 1e-3) ** 2,
         "defocus_angstrom": defocus.tolist(),
     }
+
+
+def _blurred(
+    positions: np.ndarray,
+    optics: Optics,
+    rotations: np.ndarray,
+    defocus: np.ndarray,
+    edge: int,
+    pixel_angstrom: float,
+    width_angstrom: float,
+    electrons_per_atom: float | None,
+    seed: int,
+) -> np.ndarray:
+    """Return incoherent images (image, y, x): sums over the atoms of the probe at each one's depth."""
+    return focal_tilt_series(
+        positions,
+        optics,
+        rotations,
+        defocus,
+        shape_yx=(edge, edge),
+        pixel_angstrom=pixel_angstrom,
+        width_angstrom=width_angstrom,
+        electrons_per_atom=electrons_per_atom,
+        seed=seed,
+    ).images
 
 
 def _scattered(

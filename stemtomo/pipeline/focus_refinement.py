@@ -164,9 +164,8 @@ def _chosen(
         lines.append((count - (number - 1) * stride - 1) // 2 + stride * np.arange(number))
     rows, columns = (a.ravel() for a in np.meshgrid(*lines, indexing="ij"))
     kept = store.valid(index)[rows, columns]
-    frames = store.frames(index)
     x0, x1, stride = int(lines[1][0]), int(lines[1][-1]) + 1, int(np.diff(lines[1]).max(initial=1))
-    read = np.concatenate([frames[int(y), x0:x1][::stride] for y in lines[0]])[kept]
+    read = np.concatenate([store.read_frames(index, (int(y), slice(x0, x1)))[::stride] for y in lines[0]])[kept]
     known = found["beam_centre_ky_px"], found["beam_centre_kx_px"]
     centre = [round(told if c is None else c) for c, told in zip(known, detector.centre_yx, strict=True)]
     used = math.ceil(_USED_SEMIANGLES * semiangle / wavelength / detector.pixel_inv_angstrom)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from stemtomo.algorithms.atoms.classification import classify
 from stemtomo.algorithms.local_orbital.model import FocalSeries, Orbitals, sums
 from stemtomo.algorithms.local_orbital.probes import depth_of_focus, start_probes
 from stemtomo.algorithms.local_orbital.schedule import Schedule, Step, held_out, solve
@@ -29,6 +30,7 @@ from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.settings.local_orbital import LocalOrbitalSettings
 
 GROUP = "local_orbital"
+_TOLD = ("held_out_loss", "focus_angstrom", "width_angstrom", "species", "searches")
 _PARAMETERS = ("positions", "intensity", "width_angstrom", "probes", "shifts_angstrom", "tilts_rad")
 
 
@@ -67,6 +69,7 @@ def local_orbital(
     dict
         ``atoms``; ``loss`` after every iteration, per pixel; ``held_out_loss`` per pixel, ``null`` without such images;
         ``focus_angstrom``: per section, the depth at which its probe is sharpest; ``width_angstrom``: median;
+        ``species``: of each its ``atoms``, median ``intensity`` and ``width_angstrom``;
         ``searches``: of each its stage, atoms added and dropped; ``computed``; ``deviation`` from known atoms, see
         :func:`~stemtomo.pipeline.local_orbital_deviation.write_deviation`.
 
@@ -93,7 +96,7 @@ def local_orbital(
     return {
         "atoms": result.sizes["atom"],
         "loss": result["loss"].values.tolist(),
-        **{name: result.attrs[name] for name in ("held_out_loss", "focus_angstrom", "width_angstrom", "searches")},
+        **{name: result.attrs[name] for name in _TOLD},
         "computed": todo,
         **({} if truth is None else {"deviation": write_deviation(store, truth)}),
     }
@@ -130,25 +133,25 @@ def _reconstruct(
     checkpoint = Checkpoint(store.checkpoint_path(GROUP), fingerprint)
     mark = checkpoint.latest()
     steps: list[Step] = []
-    done = 0
     if mark is None:
         model = _first(store, series, settings, executor)
     else:
-        model, steps, done = _resumed(mark.shared, settings)
+        model, steps = _resumed(mark.shared, settings)
+    done = steps[-1].number if steps else 0
     progress.start(GROUP, schedule.searches, "search")
     progress.advance(done)
     pixels = math.prod(geometry.shape_yx) * len(used)
 
     def keep(number: int, step: Step, now: Orbitals) -> None:
         steps.append(step)
-        progress.advance(number - progress_at[0], loss=step.losses[-1] / pixels, atoms=len(now))
-        progress_at[0] = number
         checkpoint.begin(number, 0)
         checkpoint.commit(number, [], _saved(now, steps))
+        progress.advance(number - progress_at[0], loss=step.losses[-1] / pixels, atoms=len(now))
+        progress_at[0] = number
 
     progress_at = [done]
-    lowest = min((step.losses[-1] for step in steps if step.losses), default=np.inf)
-    model = solve(model, evaluate, geometry, schedule, keep, done, lowest)
+    several = None if settings.species == 1 else lambda intensity: classify(intensity, settings.species).labels
+    model = solve(model, evaluate, geometry, schedule, keep, tuple(steps), several)
     progress.finish(GROUP)
     return _dataset(model, evaluate, geometry, steps, series, np.flatnonzero(out))
 
@@ -196,6 +199,8 @@ def _schedule(settings: LocalOrbitalSettings) -> Schedule:
         probe_searches=0 if settings.model == "rigid" else settings.probe_searches,
         probe_iterations=settings.probe_iterations,
         tilt_iterations=settings.tilt_iterations,
+        last_iterations=settings.last_iterations,
+        still_angstrom=settings.still_pm / 100,
         rounds=settings.rounds,
         shifts=settings.refine_shifts,
         tilts=settings.refine_angles,
@@ -209,6 +214,7 @@ def _schedule(settings: LocalOrbitalSettings) -> Schedule:
 def _saved(model: Orbitals, steps: list[Step]) -> dict[str, Any]:
     return {
         **{name: getattr(model, name) for name in _PARAMETERS},
+        "species": model.kinds,
         "stages": [step.stage for step in steps],
         "losses": [np.array(step.losses) for step in steps],
         "changes": np.array([[step.added, step.dropped] for step in steps]),
@@ -216,12 +222,26 @@ def _saved(model: Orbitals, steps: list[Step]) -> dict[str, Any]:
     }
 
 
-def _resumed(saved: dict[str, Any], settings: LocalOrbitalSettings) -> tuple[Orbitals, list[Step], int]:
+def _resumed(saved: dict[str, Any], settings: LocalOrbitalSettings) -> tuple[Orbitals, list[Step]]:
     arrays = {name: np.asarray(saved[name]) for name in _PARAMETERS}
-    model = Orbitals(slice_thickness_angstrom=settings.slice_thickness_angstrom, **arrays)
+    species = np.asarray(saved["species"])
+    model = Orbitals(slice_thickness_angstrom=settings.slice_thickness_angstrom, species=species, **arrays)
     rows = zip(saved["number"], saved["stages"], saved["losses"], saved["changes"], strict=True)
     steps = [Step(int(n), str(stage), losses.tolist(), int(a), int(d)) for n, stage, losses, (a, d) in rows]
-    return model, steps, steps[-1].number
+    return model, steps
+
+
+def _species(model: Orbitals) -> list[dict[str, float]]:
+    """Return how many atoms every species has, and what they are like."""
+    members = [model.kept(model.kinds == kind) for kind in np.unique(model.kinds)]
+    return [
+        {
+            "atoms": len(some),
+            "intensity": float(np.median(some.intensity)),
+            "width_angstrom": float(np.median(some.width_angstrom)),
+        }
+        for some in members
+    ]
 
 
 def _dataset(
@@ -242,7 +262,7 @@ def _dataset(
     return xr.Dataset(
         {
             **{name: (("atom",), values) for name, values in per_atom.items()},
-            "species": (("atom",), np.zeros(len(model), dtype=np.int64)),
+            "species": (("atom",), model.kinds),
             **{name: (("image",), values) for name, values in per_image.items()},
             "probe": (("focus", "slice", "probe_y", "probe_x"), model.probes),
             "loss": (("iteration",), losses),
@@ -252,6 +272,7 @@ def _dataset(
             "slice_thickness_angstrom": model.slice_thickness_angstrom,
             "focus_angstrom": depth_of_focus(model.probes, model.slice_thickness_angstrom).tolist(),
             "width_angstrom": float(np.median(model.width_angstrom)),
+            "species": _species(model),
             "held_out_loss": left,
             "searches": [
                 {"stage": s.stage, "iterations": len(s.losses), "added": s.added, "dropped": s.dropped} for s in steps

@@ -194,7 +194,7 @@ def load_counts(store: Store, index: int) -> np.ndarray:
         If a pattern holds no electrons at all.
     """
     detector = store.detector(index)
-    frames = store.frames(index)[:]
+    frames = store.read_frames(index)
     counts = frames.reshape(-1, *detector.shape_yx)
     recorded = np.flatnonzero(store.valid(index))
     if len(recorded) < len(counts):
@@ -295,8 +295,10 @@ def _reconstruct(job: Job) -> float:
     else:
         tilt = Tilt(model, counts, told, blur_slices(settings, optics), found.tied, settings.seed + job.tilt)
         solved = solve_tilt(tilt, state, settings, checkpoint, found.tree())
-        lost = misfit(solved.state, solved.model, counts, solved.beside_positions) / np.prod(detector.shape_yx)
-        variables["loss_map"] = loss_map(lost, recorded, scan)
+        lost = solved.last_losses
+        if lost is None:  # some positions were held out, or the last epochs were a search
+            lost = misfit(solved.state, solved.model, counts, solved.beside_positions)
+        variables["loss_map"] = loss_map(lost / np.prod(detector.shape_yx), recorded, scan)
     dataset = result_of_solved(solved, settings, optics, detector)
     dataset = dataset.assign(found.variables()).assign(variables).assign_attrs(attrs)
     if settings.refine_positions_from_epoch is not None:

@@ -13,7 +13,7 @@ from stemtomo import backend
 from stemtomo.algorithms.tomography import conjugate, genfire, quality, refinement, solver, weighting
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
 from stemtomo.physics.projection import TiltGeometry, Window, backproject, project
-from stemtomo.pipeline import streaming
+from stemtomo.pipeline import streaming, streaming_conjugate
 from stemtomo.pipeline.config import TomographySettings
 from stemtomo.pipeline.descent import (
     Blocks,
@@ -91,13 +91,10 @@ def streamed(
     geometry, saved = problem.geometry, files.latest()
     voxels, rows = math.prod(geometry.volume_shape), geometry.volume_shape[1]
     count = settings.blocks or streaming.block_count(voxels, len(geometry), rows, executor.workers)
-    count = count if saved is None else len(saved.parts) - 1
+    each = streaming_conjugate.FILES if settings.method == "cgls" else 1
+    count = count if saved is None else (len(saved.parts) - 1) // each
     blocks = streaming.FileBlocks.cut(problem, settings, executor, count)
-    plain = iterative(problem, settings, blocks, schedule)
-    assert isinstance(plain, Descent)
-    given = {field.name: getattr(plain, field.name) for field in fields(plain)}
-    rays = blocks.executor.submit(_valid_images, plain.blocks.measured) if settings.method == "sirt" else None
-    method = streaming.StreamedDescent(**given, checkpoint=files, rays=rays)
+    method = _in_files(problem, settings, blocks, files, schedule)
     state = method.begin()
     progress.advance(len(state.losses))
     for iteration in range(len(state.losses) + 1, settings.iterations + 1):
@@ -105,7 +102,24 @@ def streamed(
         progress.advance(loss=state.losses[-1])
     images = executor.submit(getitem, state.control, "images")
     factors = executor.gather(executor.submit(quality.factors, images, blocks.measured, free))
-    return Reconstruction(np.empty(0), state.losses, state.geometry, factors, files=tuple(state.blocks.gather()))
+    return Reconstruction(np.empty(0), state.losses, state.geometry, factors, files=method.file_blocks(state))
+
+
+def _in_files(
+    problem: Problem,
+    settings: TomographySettings,
+    blocks: Blocks,
+    files: Checkpoint,
+    schedule: refinement.PoseSchedule | None,
+) -> streaming.StreamedDescent | streaming_conjugate.StreamedConjugate:
+    """Return the iterative method that ``settings`` name, over blocks in ``files``."""
+    if settings.method == "cgls":
+        return streaming_conjugate.StreamedConjugate(blocks, problem.geometry, files)
+    plain = iterative(problem, settings, blocks, schedule)
+    assert isinstance(plain, Descent)
+    given = {field.name: getattr(plain, field.name) for field in fields(plain)}
+    rays = blocks.executor.submit(_valid_images, plain.blocks.measured) if settings.method == "sirt" else None
+    return streaming.StreamedDescent(**given, checkpoint=files, rays=rays)
 
 
 def iterative(

@@ -61,6 +61,8 @@ class Solved(NamedTuple):
     parameters: list[solver.Parameter]
     seen: Callable[[np.ndarray], Array] | None = None
     """Patterns (position, qy, qx) of the model at positions, where the model is not the solver's."""
+    last_losses: np.ndarray | None = None
+    """Loss of every position as met in the last epoch, where every position was."""
 
     def patterns(self, where: np.ndarray) -> Array:
         """Return the patterns that the model has at the positions ``where``."""
@@ -130,6 +132,7 @@ def solve_tilt(
             where=used,
             on_epoch=follower,
             first_epoch=max(begin, first),
+            last_losses=follower.last_losses if end == descending else None,
         )
     if searching and not follower.over:
         state = state if tilt.tied else solver.untied(state, tilt.model.slices, tilt.model.weights)
@@ -167,16 +170,10 @@ def refuse_in_tiles(settings: PtychographySettings) -> None:
         Naming the settings that a tilt in tiles cannot have.
     """
     unlike = {
-        "rule (lengths of steps are sums over the whole object, one after another)": settings.rule
-        in ("lsqml", "lbfgs"),
-        "probe_variations (weights of all positions turn together)": settings.probe_variations > 0,
+        "rule (a search whose steps are many sums over the whole object, one after another)": settings.rule == "lbfgs",
         "mistilt_map_smoothing_angstrom (a search over all positions)": bool(settings.mistilt_map_smoothing_angstrom),
-        "kz_filter (transforms of the whole object)": settings.kz_filter > 0,
-        "vacuum_percentile (an order of all pixels)": settings.vacuum_percentile is not None,
-        "notch_scan_raster (a transform of the whole object)": settings.notch_scan_raster,
         "held_out with tiles that are stitched (they end at different times)": settings.held_out > 0
         and settings.tile_mode == "stitch",
-        "slice_thickness_angstrom (a list)": settings.slice_weights is not None,
     }
     names = [name for name, asked in unlike.items() if asked]
     if names:
@@ -209,18 +206,36 @@ def pixelwise(settings: PtychographySettings) -> Constraints:
     return Constraints(settings.positive_phase, settings.amplitude_limits)
 
 
-def _constraints(tilt: Tilt, settings: PtychographySettings) -> tuple[_Change, _Change]:
-    grid = tilt.model.grid
+def filters_of(
+    settings: PtychographySettings, told_angstrom: np.ndarray, pixel_angstrom_yx: tuple[float, float]
+) -> Constraints:
+    """Return the constraints after an epoch that look at the whole object, beside the total variation.
+
+    ``told_angstrom`` is where the scan has the recorded positions, (position, 2), x and y.
+    """
     notch = None
     if settings.notch_scan_raster:
-        steps = [np.diff(np.unique(np.round(tilt.told_angstrom[:, axis], 4))) for axis in (1, 0)]
-        notch = tuple(float(np.median(s)) / p for s, p in zip(steps, grid.pixel_angstrom_yx, strict=True))
-    constraints = replace(
-        pixelwise(settings),
-        tv_weight_rad=settings.tv_weight_rad,
+        steps = [np.diff(np.unique(np.round(told_angstrom[:, axis], 4))) for axis in (1, 0)]
+        notch = tuple(float(np.median(s)) / p for s, p in zip(steps, pixel_angstrom_yx, strict=True))
+    return Constraints(
         kz_weight=settings.kz_filter,
         vacuum_percentile=settings.vacuum_percentile,
         notch_px=(notch[0], notch[1]) if notch is not None else None,
+    )
+
+
+def variation_of(settings: PtychographySettings, seed: int) -> Variation | None:
+    """Return how the probe may vary along the scan; ``None`` where it does not."""
+    return Variation(settings.probe_variations, loss=settings.loss, seed=seed) if settings.probe_variations else None
+
+
+def _constraints(tilt: Tilt, settings: PtychographySettings) -> tuple[_Change, _Change]:
+    grid = tilt.model.grid
+    constraints = replace(
+        filters_of(settings, tilt.told_angstrom, grid.pixel_angstrom_yx),
+        positive=settings.positive_phase,
+        amplitude_limits=settings.amplitude_limits,
+        tv_weight_rad=settings.tv_weight_rad,
     )
 
     def update(state: solver.State, _: int) -> solver.State:
@@ -252,6 +267,8 @@ class _Follower:
 
     def __post_init__(self) -> None:
         self.stopping = held_out.Stopping(self.settings.held_out_patience)
+        all_met = not len(self.held) and self.settings.rule != "lbfgs"
+        self.last_losses = np.zeros(len(self.tilt.counts)) if all_met else None
 
     @property
     def over(self) -> bool:
@@ -296,8 +313,8 @@ class _Follower:
             xp = array_namespace(state.probe)
             extra.setdefault(background.name, xp.zeros(shape, dtype=real_dtype(state.probe)))
             self.parameters.append(background)
-        if settings.probe_variations and epoch >= settings.probe_variations_from_epoch:
-            variation = Variation(settings.probe_variations, loss=settings.loss, seed=tilt.seed)
+        variation = variation_of(settings, tilt.seed)
+        if variation is not None and epoch >= settings.probe_variations_from_epoch:
             if variation.name not in extra:
                 extra[variation.name] = variation.start(state.probe, len(tilt.counts))
             self.parameters.append(variation)
@@ -312,7 +329,8 @@ class _Follower:
         if moved is not None:
             model = replace(model, grid=moved_grid(model.grid, to_host(moved)))
         parameters = [p for p in self.parameters if p.name in state.extra]
-        return Solved(state, model, self.losses, self.stopping.losses, last, parameters)
+        solved = Solved(state, model, self.losses, self.stopping.losses, last, parameters)
+        return solved._replace(last_losses=self.last_losses)
 
     def resume(self, start: solver.State) -> tuple[solver.State, int]:
         """Return the state of the last checkpoint and the epoch that follows it, or ``start`` and 0."""
@@ -321,6 +339,7 @@ class _Follower:
             return start, 0
         saved: Any = mark.shared
         self.losses, self.curvature = list(saved["losses"]), saved["curvature"]
+        self.last_losses = None if saved["last_losses"] is None else np.array(saved["last_losses"])
         self.stopping.losses, self.stopping.best = list(saved["held_out"]), int(saved["best_epoch"])
         self.best = None if saved["best"] is None else solver.State(**saved["best"])
         return solver.State(**saved["state"]), mark.step
@@ -330,6 +349,7 @@ class _Follower:
         tree = {
             "state": state.tree(),
             "losses": self.losses,
+            "last_losses": self.last_losses,
             "held_out": self.stopping.losses,
             "best_epoch": self.stopping.best,
             "best": None if self.best is None else self.best.tree(),

@@ -125,7 +125,7 @@ def tile_alone(tree: dict[str, Any], schedule: Schedule, first: int, last: int, 
             moved = positions.start(positions.curvature) if moved is None else moved
             state = replace(state, extra={**state.extra, Positions.name: moved})
         parameters = [] if positions is None else [positions]
-        state = state if schedule.tied else solver.untied(state, part.model.slices)
+        state = state if schedule.tied else solver.untied(state, part.model.slices, part.model.weights)
         for batch in schedule.steps(epoch):
             wanted = batch.share.of(part)
             if not len(wanted):

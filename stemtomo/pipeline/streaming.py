@@ -1,30 +1,37 @@
 """A volume larger than the memory: its blocks lie in files, and an iteration reads and writes each of them once.
 
 The state of a part is then the names of two files, its last two iterates. Every iteration is a checkpoint: the files of
-the last two stay, and whatever is lost with a worker is computed again from them.
+the last two stay, and whatever is lost with a worker is computed again from them. Where the volume is smoothed, every
+block is written twice: after its gradient step, from where its neighbours read the rows beside theirs, and smoothed.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from operator import getitem
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stemtomo import backend
+from stemtomo.algorithms import total_variation
 from stemtomo.algorithms.tomography import solver
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
 from stemtomo.distributed.checkpoint import Mark, read_state, write_state
+from stemtomo.distributed.windows import overlapping
 from stemtomo.errors import ConfigurationError
 from stemtomo.physics.projection import TiltGeometry, Window, backproject, render
 from stemtomo.pipeline.config import ResourceSettings, TomographySettings
-from stemtomo.pipeline.descent import Blocks, Descent, Iterate, useful_blocks, voxel_scales
+from stemtomo.pipeline.descent import Blocks, Descent, Iterate, smoothed_inside, useful_blocks, voxel_scales
+from stemtomo.pipeline.plan import worker_limits
 
-METHODS = ("fista", "resire", "sirt", "wbp")
+METHODS = ("fista", "fista_tv", "resire", "sirt", "cgls", "wbp")
+"""Those whose volume can lie in files; genfire transforms all of it at once."""
 _ROWS, _FEWER_ROWS = 32, 16
 """Rows along y of a block, which share the weights of the projector, and where these would take too much memory."""
 _BLOCK_BYTES = 1 << 28
@@ -41,14 +48,15 @@ class FileBlock:
 
     def read(self) -> solver.Block:
         """Return the block in memory, on the GPU where there is one."""
-        volume = self._array(self.volume)
-        return {"volume": volume, "previous": volume if self.previous == self.volume else self._array(self.previous)}
+        volume = self.array(self.volume)
+        return {"volume": volume, "previous": volume if self.previous == self.volume else self.array(self.previous)}
 
     def coefficients(self) -> np.ndarray:
         """Return the last iterate in host memory."""
-        return backend.to_host(self._array(self.volume))
+        return backend.to_host(self.array(self.volume))
 
-    def _array(self, path: str | None) -> backend.Array:
+    def array(self, path: str | None) -> backend.Array:
+        """Return what lies at ``path``, zeros for ``None``."""
         if path is not None:
             return read_state(path)
         place = backend.to_device if backend.gpu_available() else np.asarray
@@ -85,16 +93,32 @@ class StreamedDescent(Descent):
         return Iterate(blocks, control, self.geometry, np.zeros((len(self.geometry), 6)), [])
 
     def advanced(self, state: Iterate) -> tuple[Parts, Handle]:
-        """Return the blocks after one gradient step, written, and their projections."""
+        """Return the blocks after one step, written, and their projections."""
         blocks, views = self.blocks, self.blocks.footprints(state.geometry)
-        paths = self._files.begin(len(state.losses) + 1, len(blocks.windows) + 1)
+        paths = [str(path) for path in self._files.begin(len(state.losses) + 1, len(blocks.windows) + 1)[:-1]]
         residuals = state.blocks.cut(blocks.executor.submit(getitem, state.control, "residual"), views)
         beta = blocks.executor.submit(getitem, state.control, "beta")
         rays = [None] * len(views) if self.rays is None else state.blocks.cut(self.rays, views)
-        columns = (blocks.windows, views, residuals, blocks.supports, rays, [str(path) for path in paths[:-1]])
-        stepped = state.blocks.map(_step, state.geometry, self.constraint, beta, self.step, each=columns)
+        columns = (blocks.windows, views, residuals, blocks.supports, rays)
+        if self.tv_weight:
+            rough = [_rough(path) for path in paths]
+            free = replace(self.constraint, positive=False)
+            written = state.blocks.map(_rough_step, state.geometry, free, beta, self.step, each=(*columns, rough))
+            stepped = self._smoothed_files(state, written, views, paths)
+        else:
+            stepped = state.blocks.map(_step, state.geometry, self.constraint, beta, self.step, each=(*columns, paths))
         images = stepped.pick("images").sum_into(state.geometry.image_shape, views)
         return stepped.pick("block"), images
+
+    def _smoothed_files(self, state: Iterate, written: Parts, views: list[Window], paths: list[str]) -> Parts:
+        """Return the blocks after the proximal step of the total variation, which reads rows of neighbours."""
+        blocks, wide = self.blocks, self.wide_windows()
+        near = overlapping(blocks.windows, wide)
+        where = [[blocks.windows[index] for index in sources] for sources in near]
+        around = [[written.handles[index] for index in sources] for sources in near]
+        weight = self.tv_weight * self.step
+        columns = (blocks.windows, wide, where, around, views, blocks.supports, paths)
+        return state.blocks.map(_smooth_step, state.geometry, weight, self.constraint.positive, each=columns)
 
     def iterate(self, state: Iterate, iteration: int) -> Iterate:
         """Return the next iterate, of which nothing but what is in files has a history."""
@@ -105,13 +129,19 @@ class StreamedDescent(Descent):
         size = executor.gather(executor.submit(write_state, str(path), found.control))
         shared = {key: value for key, value in self.saved(found).items() if key != "control"}
         mark = files.commit(iteration, [*(os.path.getsize(block.volume or "") for block in stored), size], shared)
+        for block in stored:
+            Path(_rough(block.volume or "")).unlink(missing_ok=True)
         return self._at(mark, stored)
+
+    def file_blocks(self, state: Iterate) -> tuple[FileBlock, ...]:
+        """Return where the volume lies."""
+        return tuple(state.blocks.gather())
 
     def _at(self, mark: Mark, stored: list[FileBlock] | None = None) -> Iterate:
         executor = self.blocks.executor
         if stored is None:
             stored = [self._found(mark, index) for index in range(len(self.blocks.windows))]
-        blocks = Parts.create(executor, _itself, stored, beside=self.blocks.supports)
+        blocks = Parts.create(executor, itself, stored, beside=self.blocks.supports)
         control = executor.submit(read_state, str(mark.parts[-1]))
         return self.resumed(blocks, {**mark.shared, "control": control})
 
@@ -147,6 +177,15 @@ def block_count(voxels: int, tilts: int, rows: int, workers: int) -> int:
     """Slabs that a streamed volume is cut into: small ones, yet not thinner than the projector likes."""
     thin = voxels // rows * _ROWS * 20 > _BLOCK_BYTES
     return max(min(workers, rows), min(useful_blocks(voxels, tilts), rows // (_FEWER_ROWS if thin else _ROWS)), 1)
+
+
+def passes(method: str, blocks: int, rows: int) -> tuple[float, int]:
+    """Return how often an iteration of ``method`` reads and writes the volume of ``rows`` along y."""
+    if method == "cgls":
+        return 4, 3
+    if method == "fista_tv":
+        return 3 + 2 * total_variation.REACH * (blocks - 1) / rows, 2
+    return 2, 1
 
 
 def rendered(stored: list[FileBlock], degree: int, width_px: float, scale: float) -> Any:
@@ -196,8 +235,62 @@ def _with_block(function: Callable[..., Any], state: FileBlock, *rest: Any) -> A
     return function(state.read(), *rest)
 
 
-def _itself(state: FileBlock) -> FileBlock:
+def itself(state: Any) -> Any:
+    """Return ``state``: the part of what is known already."""
     return state
+
+
+def _rough(path: str) -> str:
+    """Return where a block waits for its smoothing that will then be at ``path``."""
+    return f"{path}.rough.npy"
+
+
+def _rough_step(
+    state: FileBlock,
+    geometry: TiltGeometry,
+    constraint: solver.Constraint,
+    beta: float,
+    step: float,
+    window: Window,
+    image: Window,
+    residual: backend.Array,
+    support: backend.Array | None,
+    rays: backend.Array | None,
+    path: str,
+) -> str:
+    """Write the block after its gradient step, before any smoothing, to ``path``, of which rows can be read."""
+    assert rays is None  # SIRT does not smooth
+    block = solver.descend(state.read(), geometry, constraint, beta, step, window, image, residual, support)
+    partial = f"{path}.{uuid.uuid4().hex}.npy"
+    np.save(partial, backend.to_host(block["volume"]))
+    os.replace(partial, path)
+    return path
+
+
+def _smooth_step(
+    state: FileBlock,
+    geometry: TiltGeometry,
+    weight: float,
+    positive: bool,
+    window: Window,
+    wide: Window,
+    where: list[Window],
+    around: list[str],
+    image: Window,
+    support: backend.Array | None,
+    path: str,
+) -> dict[str, Any]:
+    """Write the smoothed block to ``path``; return its names and its projections in ``image``."""
+    (start, stop), rows = wide[1], []
+    for each, rough in zip(where, around, strict=True):
+        first, last = each[1]
+        rows.append(np.load(rough, mmap_mode="r")[:, max(start, first) - first : min(stop, last) - first])
+    values = np.concatenate(rows, axis=1)
+    place = backend.to_device if backend.gpu_available() else np.asarray
+    volume = smoothed_inside(place(values), weight, positive, window, wide)
+    write_state(path, volume)
+    images = solver.project_block({"volume": volume, "previous": volume}, geometry, window, image, support)
+    return {"block": replace(state, volume=path, previous=state.volume), "images": images}
 
 
 def _step(
@@ -230,9 +323,23 @@ def require_streamable(settings: TomographySettings) -> None:
         )
 
 
+def require_room(cube_bytes: int, worker_bytes: int) -> None:
+    """Refuse a Fourier iteration whose padded cube does not fit the one worker that holds it."""
+    if cube_bytes > worker_bytes:
+        raise ConfigurationError(
+            "tomography.method = 'genfire' holds its padded volume, "
+            f"{cube_bytes / 2**30:.3g} GiB, on one worker, which has {worker_bytes / 2**30:.3g} GiB; "
+            "take a smaller tomography.oversampling, a larger worker, or one of "
+            f"{', '.join(METHODS)}, whose volume may be larger than the memory"
+        )
+
+
 def memory_of(executor: Executor, memory_gib: float | None = None) -> int:
     """Return the bytes of memory of all workers of ``executor`` together, or ``memory_gib`` if given."""
-    from stemtomo.pipeline.plan import worker_limits
-
     limit, workers, _ = worker_limits(executor, ResourceSettings(memory_gib=memory_gib))
     return limit * workers
+
+
+def memory_of_one(executor: Executor, memory_gib: float | None = None) -> int:
+    """Return the bytes of memory of one worker of ``executor``, of which ``memory_gib`` is that of all, if given."""
+    return worker_limits(executor, ResourceSettings(memory_gib=memory_gib))[0]

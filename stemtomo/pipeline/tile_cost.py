@@ -21,8 +21,8 @@ from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.solving import epochs_of
 from stemtomo.pipeline.tile_layout import Choice
 
-#: Tasks of a tile in a step beside its strips, and the most neighbours that it sends strips to.
-_TASKS, _NEIGHBOURS = 4, 8
+#: Tasks of the tiles of a thread in a step beside their strips, and the most sides that they send strips to.
+_TASKS, _SIDES = 2, 4
 #: Patterns of a measurement, in each of its two runs.
 _PATTERNS = 128
 
@@ -67,8 +67,8 @@ def estimate(settings: PtychographySettings, choice: Choice, threads: int, rates
     _, batches = epochs_of(settings)
     tiles = math.prod(choice.tiles_yx)
     slots = min(tiles, threads)
-    remote = 0 if threads == 1 else min(_NEIGHBOURS, tiles - 1)
-    per_step = tiles * (_TASKS + remote)
+    remote = 0 if threads == 1 else min(_SIDES, slots - 1)
+    per_step = slots * (_TASKS + remote) + 1
     seconds = working = 0.0
     for count in batches:
         compute = math.ceil(tiles / slots) * (choice.need.positions / count) * rates.pattern_s

@@ -14,6 +14,7 @@ from stemtomo import backend
 from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.misfit import misfit
 from stemtomo.algorithms.ptychography.parameters import Parameter
+from stemtomo.algorithms.ptychography.positions import Positions
 from stemtomo.algorithms.ptychography.tiles import Rectangle
 from stemtomo.backend import Array
 from stemtomo.io.store import Store
@@ -29,6 +30,10 @@ class Patterns(Protocol):
         """Yield runs of ``wanted`` positions with their patterns (position, qy, qx), zero frequency first."""
         ...
 
+    def sums(self) -> np.ndarray:
+        """Return the counts of every position, (position,) float64."""
+        ...
+
 
 @dataclass(frozen=True)
 class Resident:
@@ -41,6 +46,10 @@ class Resident:
         """Yield ``wanted`` at once."""
         if len(wanted):
             yield wanted, self.counts if len(wanted) == len(self.counts) else self.counts[wanted]
+
+    def sums(self) -> np.ndarray:
+        """Return the counts of every position, (position,) float64."""
+        return backend.to_host(self.counts.sum(axis=(1, 2), dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -69,20 +78,35 @@ class Streamed:
                 pending = ahead.submit(next, reader, None)
                 yield group[0], backend.to_device(group[1]) if backend.gpu_available() else group[1]
 
-    def _read(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def sums(self) -> np.ndarray:
+        """Return the counts of every position, (position,) float64: of patterns as they lie in the store."""
+        found = np.zeros(len(self.flat))
+        for numbers, some in self._stored(np.arange(len(found))):
+            found[numbers] = some.sum(axis=(1, 2), dtype=np.float64)
+        return found
+
+    def _stored(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield positions and their patterns, chunk by chunk as they are in the store."""
         store = Store.open(self.path)
         frames = store.frames(self.tilt)
-        centre = store.detector(self.tilt).centre_yx
         number = np.full(frames.shape[:2], -1)
         number.ravel()[self.flat[wanted]] = wanted
+        for y, x, piece in self._pieces(store, frames.shards or frames.chunks, number):
+            inside = number[y : y + piece.shape[0], x : x + piece.shape[1]]
+            if inside.min() >= 0:
+                yield inside.ravel(), piece.reshape(-1, *piece.shape[2:])
+            else:
+                yield inside[inside >= 0], piece[inside >= 0]
+
+    def _read(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        centre = Store.open(self.path).detector(self.tilt).centre_yx
         numbers: list[np.ndarray] = []
         found: list[np.ndarray] = []
         size = 0
-        for y, x, piece in self._pieces(store, frames.shards or frames.chunks, number):
-            inside = number[y : y + piece.shape[0], x : x + piece.shape[1]]
-            numbers.append(inside[inside >= 0])
-            found.append(piece[inside >= 0])
-            size += found[-1].nbytes
+        for where, some in self._stored(wanted):
+            numbers.append(where)
+            found.append(some)
+            size += some.nbytes
             if size >= GROUP_BYTES:
                 yield np.concatenate(numbers), _with_zero_first(found, centre)
                 numbers, found, size = [], [], 0
@@ -112,6 +136,8 @@ class Field:
         (position,) what a batch is made of, their own number or that of their block; -1 for those held out.
     told_angstrom
         (position, 2), x and y, where the scan has them.
+    scan_positions
+        Recorded positions of the whole scan.
     """
 
     model: solver.Model
@@ -119,13 +145,20 @@ class Field:
     members: np.ndarray
     told_angstrom: np.ndarray
     patterns: Patterns
+    scan_positions: int = 0
 
-    def gradients(self, state: solver.State, wanted: np.ndarray, parameters: Sequence[Parameter]) -> solver.Gradients:
-        """Return the sums over the positions ``wanted`` of the tile."""
+    def gradients(
+        self,
+        state: solver.State,
+        wanted: np.ndarray,
+        parameters: Sequence[Parameter],
+        losses: np.ndarray | None = None,
+    ) -> solver.Gradients:
+        """Return the sums over the positions ``wanted`` of the tile; ``losses`` (position,) takes the loss of each."""
         if isinstance(self.patterns, Resident):
-            return solver.gradients(state, self.model, self.patterns.counts, wanted, parameters)
+            return solver.gradients(state, self.model, self.patterns.counts, wanted, parameters, losses)
         groups = ((numbers, counts, np.arange(len(numbers))) for numbers, counts in self.patterns.groups(wanted))
-        return solver.gradients_of(state, self.model, groups, parameters)
+        return solver.gradients_of(state, self.model, groups, parameters, losses)
 
     def misfits(
         self, state: solver.State, parameters: Sequence[Parameter], wanted: np.ndarray | None = None
@@ -136,9 +169,10 @@ class Field:
         for numbers, counts in self.patterns.groups(np.arange(len(self.where)) if wanted is None else wanted):
             model = self._some(numbers)
             for parameter in there:
-                value = state.extra[parameter.name]
-                model = parameter.model_at(value if parameter.shared else value[numbers], model)
-            found[numbers] = misfit(state, model, counts, [parameter for parameter in there if parameter.shared])
+                model = parameter.model_at(parameter.some(state.extra[parameter.name], numbers), model)
+            beside = [parameter for parameter in there if parameter.name != Positions.name]
+            extra = {parameter.name: parameter.some(state.extra[parameter.name], numbers) for parameter in beside}
+            found[numbers] = misfit(replace(state, extra=extra), model, counts, beside)
         return found
 
     def _some(self, numbers: np.ndarray) -> solver.Model:

@@ -12,7 +12,15 @@ import numpy as np
 
 from stemtomo import backend
 from stemtomo.algorithms.ptychography.advice import probe_diameter_angstrom
-from stemtomo.algorithms.ptychography.tiles import Rectangle, Tile, cut_scan, fair_unit, rectangles, with_halo
+from stemtomo.algorithms.ptychography.tiles import (
+    Rectangle,
+    Tile,
+    cut_scan,
+    fair_unit,
+    out_to_edges,
+    rectangles,
+    with_halo,
+)
 from stemtomo.algorithms.ptychography.windows import ObjectGrid
 from stemtomo.distributed import Executor
 from stemtomo.errors import MemoryPlanError
@@ -256,6 +264,8 @@ def need_of(
     held = mine * (pixels * (4 * layer + 8) + probes)
     running = pixels * (2 * layer + 16 * settings.slices + 8) + buffer + _BUFFERS
     whole = math.prod(grid.shape_yx)
+    if settings.filters_whole_object:  # one task holds all of it, and transforms a mirrored stack in double precision
+        running = max(running, whole * settings.slices * 128)
     strips = max(0, sum(size for _, size in tiles) - whole) * (layer + 4) * 2
     return Need(patterns, held, running, largest, strips)
 
@@ -311,6 +321,8 @@ def _tiles(layout: Layout) -> tuple[Tile, ...]:
     store, grid = Store.open(layout.path), layout.grid()
     recorded, shape = np.flatnonzero(store.valid(layout.tilt)), store.scan(layout.tilt).shape_yx
     found = cut_scan(grid, shape, recorded, layout.cuts, MARGIN_PX)
+    if layout.settings.filters_whole_object:
+        found = out_to_edges(found, grid)
     return tuple(with_halo(found, grid, shape, recorded, layout.halo, MARGIN_PX) if layout.halo else found)
 
 

@@ -14,10 +14,16 @@ from stemtomo.algorithms.ptychography.constraints import flattened
 from stemtomo.algorithms.ptychography.parameters import Background, Parameter
 from stemtomo.algorithms.ptychography.positions import Positions, moved_grid, seen_curvature
 from stemtomo.algorithms.ptychography.tiles import Rectangle, batch_of
+from stemtomo.algorithms.ptychography.variation import Variation
 from stemtomo.backend import Array, array_namespace, real_dtype
 from stemtomo.distributed.trees import sum_trees
-from stemtomo.distributed.windows import intersection
+from stemtomo.distributed.windows import Window, intersection, window_shape
 from stemtomo.pipeline.tile_fields import Field
+
+#: What the loss of a position knows of beside its place, where a state has it.
+_BESIDE = (Background(), Variation())
+#: Where a state keeps the loss of every position as met in the last epoch.
+LAST_LOSSES = "last_losses"
 
 
 @dataclass(frozen=True)
@@ -48,22 +54,39 @@ class Batch:
     """Whether it is the last one of its epoch."""
     background: Background | None = None
     """What moves the background, once it moves."""
+    last_losses: bool = False
+    """Whether the state is to keep the loss of every position."""
+    variation: Variation | None = None
+    """What moves how the probe varies along the scan, once it moves."""
 
     def parameters(self, positions: Positions | None) -> list[Parameter]:
         """Return what moves beside object and probe, in the order of a scan in one piece."""
-        found: list[Parameter] = [] if positions is None else [positions]
-        return found if self.background is None else [*found, self.background]
+        return [parameter for parameter in (positions, self.background, self.variation) if parameter is not None]
+
+    def begun(self, state: solver.State, part: Field) -> solver.State:
+        """Return the state of a tile with a first value of everything that moves."""
+        extra = dict(state.extra)
+        if self.background is not None and self.background.name not in extra:
+            extra[self.background.name] = no_background(state, part.model)
+        if self.variation is not None and self.variation.name not in extra:
+            # Weights begin with random numbers: those of the scan.
+            value = self.variation.start(state.probe, part.scan_positions)
+            extra[self.variation.name] = self.variation.some(value, part.where)
+        return replace(state, extra=extra)
 
 
 def tile_gradients(
     state: solver.State, batch: Batch, untie: bool, part: Field, positions: Positions | None
 ) -> dict[str, Any]:
     """Return the state of a tile and what it adds: ``halo`` in the overlaps, ``total`` over all tiles, ``own``."""
-    state = solver.untied(state, part.model.slices) if untie else state
+    state = solver.untied(state, part.model.slices, part.model.weights) if untie else state
     parameters = batch.parameters(positions)
-    if batch.background is not None and batch.background.name not in state.extra:
-        state = replace(state, extra={**state.extra, batch.background.name: no_background(state, part.model)})
-    sums = part.gradients(state, batch.share.of(part), parameters)
+    state = batch.begun(state, part)
+    losses = None
+    if batch.last_losses:
+        losses = state.extra.get(LAST_LOSSES, np.zeros(len(part.where))).copy()
+        state = replace(state, extra={**state.extra, LAST_LOSSES: losses})
+    sums = part.gradients(state, batch.share.of(part), parameters, losses)
     over = {p.name: p.over_parts(state.extra[p.name], sums.extra[p.name]) for p in parameters}
     total = {"probe": sums.probe, "loss": sums.loss, "positions": sums.positions, "extra": over}
     own = {p.name: sums.extra[p.name] for p in parameters if not p.shared}
@@ -76,6 +99,16 @@ def tile_totals(work: dict[str, Any], rule: solver.Rule, halo: dict[str, Array])
     sums = solver.Gradients(halo["phase"], work["total"]["probe"], halo["illumination"], 0.0, 0)
     peak, largest = float(halo["illumination"].max()), rule.largest(work["state"], sums)
     return {"total": work["total"], "peak": peak, "largest": largest}
+
+
+def tile_along(
+    work: dict[str, Any], sums: dict[str, Any], rule: solver.Rule, halo: dict[str, Array], owned: Array
+) -> dict[str, Any]:
+    """Return what a tile adds to the length of a step of ``rule``, of the pixels that are its own."""
+    found = rule.along(
+        solver.Gradients(halo["phase"], work["total"]["probe"], halo["illumination"], 0.0, 0), sums["peak"], owned
+    )
+    return {"total": {"along": found}, "peak": 0.0, "largest": 0.0}
 
 
 def tiles_together(some: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -102,27 +135,13 @@ def tile_update(
         halo["phase"], total["probe"], halo["illumination"], total["loss"], total["positions"], extra
     )
     slices = part.model.slices
-    known = {"peak_illumination": sums["peak"], "largest": sums["largest"]}
+    known = {"peak_illumination": sums["peak"], "largest": sums["largest"], "along": total.get("along")}
     state = work["state"]
     state = solver.update(
         state, gradients, batch.rule, batch.update_probe, slices=slices, parameters=parameters, **known
     )
     state = state if batch.regularise is None else batch.regularise(state, batch.epoch)
     return solver.orthogonal_modes(state) if batch.last else state
-
-
-def tile_step(
-    work: dict[str, Any],
-    sums: dict[str, Any],
-    batch: Batch,
-    following: Batch,
-    halo: dict[str, Array],
-    part: Field,
-    positions: Positions | None,
-) -> dict[str, Any]:
-    """Do :func:`tile_update`, then :func:`tile_gradients` of the ``following`` batch, in one task."""
-    state = tile_update(work, sums, batch, halo, part, positions)
-    return tile_gradients(state, following, False, part, positions)
 
 
 def tiles_epoch_loss(sums: Sequence[dict[str, Any]]) -> float:
@@ -165,25 +184,33 @@ def tile_illumination(state: solver.State, part: Field) -> Array:
 
 
 def tile_misfits(state: solver.State, part: Field, positions: Positions | None) -> np.ndarray:
-    """Return the loss of every position of a tile."""
-    return part.misfits(state, [Background(), *([] if positions is None else [positions])])
+    """Return the loss of every position of a tile: as met in the last epoch, if all were."""
+    if LAST_LOSSES in state.extra:
+        met: np.ndarray = state.extra[LAST_LOSSES]
+        return met
+    return part.misfits(state, [*_BESIDE, *([] if positions is None else [positions])])
 
 
 def tile_held_out(state: solver.State, part: Field, positions: Positions | None) -> dict[str, float]:
     """Return the loss of the positions of a tile that are held out, and their number."""
     held = np.flatnonzero(part.members < 0)
-    parameters: list[Parameter] = [Background(), *([] if positions is None else [positions])]
+    parameters: list[Parameter] = [*_BESIDE, *([] if positions is None else [positions])]
     return {"loss": float(part.misfits(state, parameters, held)[held].sum()), "positions": float(len(held))}
 
 
 def tile_owned(state: solver.State, windows: Sequence[Rectangle], number: int) -> Array:
     """Return the phase of a tile, real, zero where a tile before it holds the same pixels."""
-    found = state.phase.real.copy()
+    return state.phase.real * owned_pixels(windows, number, state.phase)
+
+
+def owned_pixels(windows: Sequence[Window], number: int, like: Array) -> Array:
+    """Return one, else zero where a window before number ``number`` holds the same pixels, (Y, X) of that window."""
+    found = array_namespace(like).ones(window_shape(windows[number]), dtype=real_dtype(like))
     for other in windows[:number]:
         common = intersection(windows[number], other)
         if common is not None:
             y, x = (slice(c[0] - w[0], c[1] - w[0]) for c, w in zip(common, windows[number], strict=True))
-            found[:, y, x] = 0
+            found[y, x] = 0
     return found
 
 

@@ -12,26 +12,33 @@ import numpy as np
 from stemtomo import backend
 from stemtomo.algorithms.ptychography import held_out, solver
 from stemtomo.algorithms.ptychography.constraints import Constraints
-from stemtomo.algorithms.ptychography.parameters import Background
-from stemtomo.algorithms.ptychography.positions import Positions, moved_grid
 from stemtomo.algorithms.ptychography.regularisation import blurred_along_beam
 from stemtomo.algorithms.ptychography.tiles import Tile, cut_scan
 from stemtomo.algorithms.ptychography.windows import ObjectGrid
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
 from stemtomo.errors import FormatError
+from stemtomo.geometry import Scan
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.mistilt import Found, chosen_patterns, tilted_propagators
 from stemtomo.pipeline.mistilt import find as find_geometry
-from stemtomo.pipeline.phase_results import loss_map, result_of
-from stemtomo.pipeline.positions import affine_attrs, position_phases, position_variables
+from stemtomo.pipeline.positions import position_phases
 from stemtomo.pipeline.progress import Progress
 from stemtomo.pipeline.ptychography import Job, blur_slices, checked_electrons, good_pixels
-from stemtomo.pipeline.solving import Solved, Tilt, epochs_of, extra_variables, pixelwise, solve_tilt
+from stemtomo.pipeline.solving import (
+    Tilt,
+    epochs_of,
+    filters_of,
+    pixelwise,
+    solve_tilt,
+    variation_of,
+)
 from stemtomo.pipeline.stitching import Apart
 from stemtomo.pipeline.tile_fields import Field, Patterns, Resident, Streamed
 from stemtomo.pipeline.tile_layout import MARGIN_PX, Layout
+from stemtomo.pipeline.tile_results import publish_tiles, tile_result
+from stemtomo.pipeline.tile_whole import WholeFilter
 from stemtomo.pipeline.tiles import Schedule, Standing, TiledRun
 
 
@@ -137,8 +144,10 @@ def _schedule(layout: Layout, facts: dict[str, Any]) -> Schedule:
     rules, batches = epochs_of(settings)
     positions_from, affine_from = position_phases(settings, len(rules))
     background_from = None if settings.background == "none" else settings.background_from_epoch
-    if background_from is not None and settings.tile_mode == "stitch":  # all tiles share it
-        background_from = max(background_from, _alone_epochs(settings, len(rules)))
+    # Tiles on their own leave what all of them share as it is.
+    alone = _alone_epochs(settings, len(rules)) if settings.tile_mode == "stitch" else 0
+    if background_from is not None:
+        background_from = max(background_from, alone)
     return Schedule(
         rules,
         batches,
@@ -148,12 +157,22 @@ def _schedule(layout: Layout, facts: dict[str, Any]) -> Schedule:
         facts["tied"],
         positions_from,
         affine_from,
-        functools.partial(blur_object, width=width, constraints=pixelwise(settings)),
+        functools.partial(blur_object, width=width, constraints=pixelwise(settings), weights=settings.slice_weights),
         background_from,
         settings.background == "uniform",
         settings.tv_weight_rad,
         settings.held_out_patience if settings.held_out > 0 else None,
+        variation_of(settings, settings.seed + layout.tilt),
+        max(settings.probe_variations_from_epoch, alone),
+        _whole_filter(layout, store.scan(layout.tilt)),
     )
+
+
+def _whole_filter(layout: Layout, scan: Scan) -> WholeFilter | None:
+    grid = layout.grid()
+    recorded = np.flatnonzero(Store.open(layout.path).valid(layout.tilt))
+    asked = filters_of(layout.settings, scan.positions()[recorded], grid.pixel_angstrom_yx)
+    return None if asked == Constraints() else WholeFilter(asked, grid.shape_yx)
 
 
 def _alone_epochs(settings: PtychographySettings, epochs: int) -> int:
@@ -208,17 +227,14 @@ def count_electrons(patterns: Patterns, layout: Layout, index: int) -> dict[str,
     FormatError
         If a pattern holds no electrons at all.
     """
-    flat, total = _flat(layout, layout.tiles()[index]), 0.0
-    for numbers, counts in patterns.groups(np.arange(len(flat))):
-        sums = backend.to_host(counts.sum(axis=(1, 2), dtype=np.float64))
-        if (empty := np.flatnonzero(sums <= 0)).size:
-            y, x = divmod(int(flat[numbers[empty[0]]]), Store.open(layout.path).scan(layout.tilt).shape_yx[1])
-            raise FormatError(
-                f"{layout.path}: tilt {layout.tilt} has {empty.size} patterns without a single electron, the first at"
-                f" scan position y {y}, x {x}; the beam was blanked or frames were lost: leave this tilt out"
-            )
-        total += float(sums.sum())
-    return {"electrons": total, "patterns": len(flat)}
+    flat, sums = _flat(layout, layout.tiles()[index]), patterns.sums()
+    if (empty := np.flatnonzero(sums <= 0)).size:
+        y, x = divmod(int(flat[empty[0]]), Store.open(layout.path).scan(layout.tilt).shape_yx[1])
+        raise FormatError(
+            f"{layout.path}: tilt {layout.tilt} has {empty.size} patterns without a single electron, the first at"
+            f" scan position y {y}, x {x}; the beam was blanked or frames were lost: leave this tilt out"
+        )
+    return {"electrons": float(sums.sum()), "patterns": len(flat)}
 
 
 def find_start(layout: Layout, counted: dict[str, float]) -> Found:
@@ -278,7 +294,8 @@ def make_field(patterns: Patterns, layout: Layout, found: Found, index: int) -> 
     store, tile = Store.open(layout.path), layout.tiles()[index]
     members = _members(layout)[1][tile.where]
     told = store.scan(layout.tilt).positions()[_flat(layout, tile)]
-    return Field(_model(layout, found, tile.grid), tile.where, members, told, patterns)
+    recorded = int(np.count_nonzero(store.valid(layout.tilt)))
+    return Field(_model(layout, found, tile.grid), tile.where, members, told, patterns, recorded)
 
 
 def start_state(part: Field, found: Found, layout: Layout) -> solver.State:
@@ -291,67 +308,16 @@ def start_state(part: Field, found: Found, layout: Layout) -> solver.State:
     return replace(state, phase=found.phase[:, y0:y1, x0:x1].copy())
 
 
-def blur_object(state: solver.State, _: int, *, width: float, constraints: Constraints) -> solver.State:
+def blur_object(
+    state: solver.State,
+    _: int,
+    *,
+    width: float,
+    constraints: Constraints,
+    weights: tuple[float, ...] | None = None,
+) -> solver.State:
     """Return the state with the object blurred along the beam and within its bounds."""
-    return constraints.after_update(replace(state, phase=blurred_along_beam(state.phase, width)))
-
-
-def tile_result(state: solver.State) -> dict[str, Any]:
-    """Return what the result holds of a tile, in host memory."""
-    moved = state.extra.get(Positions.name)
-    background = state.extra.get(Background.name)
-    return {
-        "background": None if background is None else backend.to_host(background),
-        "phase": backend.to_host(state.phase),
-        "probe": backend.to_host(state.probe),
-        "moved": None if moved is None else backend.to_host(moved),
-    }
-
-
-def publish_tiles(
-    job: Job,
-    layout: Layout,
-    found: Found,
-    told: dict[str, Any],
-    states: list[dict[str, Any]],
-    lit: backend.Array,
-    misfits: list[np.ndarray],
-) -> float:
-    """Put the tiles together and write the result of the tilt; return its last loss per pixel."""
-    store, settings, tiles = Store.open(job.path, "r+"), job.settings, layout.tiles()
-    scan, detector, optics = store.scan(job.tilt), store.detector(job.tilt), store.optics(job.tilt)
-    grid, recorded = layout.grid(), np.flatnonzero(store.valid(job.tilt))
-    phase = np.zeros((len(states[0]["phase"]), *grid.shape_yx), states[0]["phase"].dtype)
-    for tile, state in zip(tiles, states, strict=True):
-        (y0, y1), (x0, x1) = tile.window
-        phase[:, y0:y1, x0:x1] = state["phase"]  # tiles agree where they overlap
-    order = np.argsort(np.concatenate([tile.where for tile in tiles]))
-    extra: dict[str, Any] = {}
-    if states[0]["moved"] is not None:
-        extra[Positions.name] = np.concatenate([state["moved"] for state in states])[order]
-        grid = moved_grid(grid, extra[Positions.name])
-    placed = tilted_propagators(found, grid, wavelength_angstrom(optics.energy_ev), settings)
-    propagators = [backend.to_host(propagator) for propagator in placed]
-    model = solver.Model(grid, propagators, settings.loss, settings.object, detector.shape_yx)
-    whole = solver.untied(solver.State(phase, states[0]["probe"], extra), model.slices)
-    settings = settings.with_mean_slice(found.geometry.slice_thickness_angstrom)
-    pixels = float(np.prod(detector.shape_yx))
-    per_pixel = [loss / pixels for loss in told["losses"]]
-    beside: list[solver.Parameter] = []
-    if states[0]["background"] is not None:
-        beside, whole = [Background()], replace(whole, extra={**extra, Background.name: states[0]["background"]})
-    solved = Solved(whole, model, told["losses"], told["held_out"], told["best_epoch"], beside)
-    dataset = result_of(whole, model, per_pixel, settings, optics, lit, solved.patterns)
-    dataset = dataset.assign(extra_variables(solved, detector, 1 / pixels))
-    dataset = dataset.assign(loss_map=loss_map(np.concatenate(misfits)[order] / pixels, recorded, scan))
-    dataset = dataset.assign(found.variables()).assign_attrs(found.attrs(settings.slices))
-    dataset = dataset.assign_attrs(tiles=list(layout.tiles_yx), best_epoch=told["best_epoch"])
-    if settings.refine_positions_from_epoch is not None:
-        places = scan.positions()[recorded]
-        dataset = dataset.assign(position_variables(places, whole))
-        dataset = dataset.assign_attrs(scan_affine=affine_attrs(places, whole))
-    store.write(job.group, dataset, job.provenance)
-    return per_pixel[-1]
+    return constraints.after_update(replace(state, phase=blurred_along_beam(state.phase, width, weights)))
 
 
 def _model(layout: Layout, found: Found, grid: ObjectGrid) -> solver.Model:
@@ -363,7 +329,14 @@ def _model(layout: Layout, found: Found, grid: ObjectGrid) -> solver.Model:
     if mask is not None and backend.gpu_available():
         mask = backend.to_device(mask)
     return solver.Model(
-        grid, propagators, settings.loss, settings.object, detector.shape_yx, mask, settings.detector_blur_px
+        grid,
+        propagators,
+        settings.loss,
+        settings.object,
+        detector.shape_yx,
+        mask,
+        settings.detector_blur_px,
+        settings.slice_weights,
     )
 
 

@@ -7,6 +7,7 @@ window. Batches, random numbers and the order of every sum are those of the scan
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,16 +19,17 @@ from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.held_out import Stopping
 from stemtomo.algorithms.ptychography.parameters import Background
 from stemtomo.algorithms.ptychography.tiles import Rectangle
+from stemtomo.algorithms.ptychography.variation import Variation
 from stemtomo.algorithms.total_variation import REACH
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
 from stemtomo.distributed.windows import bounding_window, grown
+from stemtomo.pipeline.tile_bundles import Bundles
 from stemtomo.pipeline.tile_steps import (
     Batch,
     Share,
     tile_best,
     tile_curvature,
     tile_flattened,
-    tile_gradients,
     tile_held_out,
     tile_illumination,
     tile_misfits,
@@ -35,18 +37,12 @@ from stemtomo.pipeline.tile_steps import (
     tile_positions,
     tile_saved_positions,
     tile_state,
-    tile_step,
-    tile_totals,
     tile_tree,
-    tile_update,
     tile_with_positions,
     tiles_epoch_loss,
-    tiles_together,
     usual_curvature,
 )
-
-#: Tiles whose totals one task adds: probes, losses and gauges are small.
-SMALL_FAN_IN = 16
+from stemtomo.pipeline.tile_whole import WholeFilter
 
 
 @dataclass(frozen=True)
@@ -72,6 +68,10 @@ class Schedule:
         Weight of the total variation of each layer, after every epoch.
     patience
         Epochs without a lower loss of the patterns held out that are the last; ``None`` without such patterns.
+    variation, variation_from
+        How the probe may vary along the scan, and the first epoch that refines it.
+    whole
+        What is done to the whole object after every epoch.
     """
 
     rules: Sequence[solver.Rule]
@@ -87,6 +87,9 @@ class Schedule:
     uniform_background: bool = True
     tv_weight_rad: float = 0.0
     patience: int | None = None
+    variation: Variation | None = None
+    variation_from: int = 0
+    whole: WholeFilter | None = None
 
     @property
     def epochs(self) -> int:
@@ -101,7 +104,9 @@ class Schedule:
             moves_probe, last = epoch >= self.probe_start, number + 1 == count
             lit = self.background_from is not None and epoch >= self.background_from
             background = Background(uniform=self.uniform_background) if lit else None
-            yield Batch(share, self.rules[epoch], moves_probe, epoch, self.regularise, last, background)
+            varied = self.variation if epoch >= self.variation_from else None
+            told = epoch + 1 == self.epochs and self.patience is None
+            yield Batch(share, self.rules[epoch], moves_probe, epoch, self.regularise, last, background, told, varied)
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,11 @@ class TiledRun:
     windows: Sequence[Rectangle]
     schedule: Schedule
     kept: dict[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def bundles(self) -> Bundles:
+        """The tiles as bundles that a thread of a worker works on."""
+        return Bundles(self.executor, self.fields.places, self.windows)
 
     def start(self, build: Callable[..., solver.State], *shared: Any) -> Standing:
         """Return the first standing: the states ``build(field, *shared)``."""
@@ -186,8 +196,7 @@ class TiledRun:
         """Return the standing with the loss of the patterns held out, where there are some."""
         if self.schedule.patience is None:
             return now
-        moving = now.positions if now.positions is not None else [None] * len(now.states)
-        sums = self.executor.gather(now.states.map(tile_held_out, each=[self.fields, moving]).sum())
+        sums = self.executor.gather(now.states.map(tile_held_out, each=[self.fields, self._moving(now)]).sum())
         now = replace(now, held_out=[*now.held_out, float(sums["loss"] / sums["positions"])])
         return replace(now, best=now.states) if self.best_epoch(now) == len(now.held_out) - 1 else now
 
@@ -204,17 +213,18 @@ class TiledRun:
         schedule = self.schedule
         now = self._with_positions(now, epoch)
         steps = list(schedule.steps(epoch))
-        moving = now.positions if now.positions is not None else [None] * len(now.states)
-        work, sums = now.states.map(tile_gradients, steps[0], not schedule.tied, each=[self.fields, moving]), []
+        moving, bundles, together = self._moving(now), self.bundles, self.executor.together()
+        work, sums = bundles.begin(together, now.states, steps[0], not schedule.tied, self.fields, moving), []
         for step, following in itertools.zip_longest(steps, steps[1:]):
-            # Two messages per tile: its halo, and one small value; what lies on a worker already is not moved.
-            halos = work.halo_sum(self.windows, of="halo")
-            sums.append(work.map(tile_totals, step.rule, each=[halos]).reduce(tiles_together, SMALL_FAN_IN))
-            function, more = (tile_update, ()) if following is None else (tile_step, (following,))
-            work = work.map(function, sums[-1], step, *more, each=[halos, self.fields, moving])
-        work = self._flattened(work)
-        loss = float(self.executor.gather(self.executor.submit(tiles_epoch_loss, sums)))
-        return replace(now, states=work, losses=[*now.losses, loss])
+            others = bundles.strips(together, work)
+            sums.append(bundles.totals(together, work, step.rule, others))
+            work = bundles.step(together, work, sums[-1], (step, following), others, self.fields, moving)
+        states = self._flattened(bundles.apart(together, work, self.fields.places))
+        if schedule.whole is not None:
+            states = schedule.whole.applied(states, self.fields, self.windows)
+        found = together.send([*states.handles, together.submit(tiles_epoch_loss, sums)])
+        states = Parts(self.executor, tuple(found[:-1]), states.places)
+        return replace(now, states=states, losses=[*now.losses, float(self.executor.gather(found[-1]))])
 
     def _flattened(self, states: Parts) -> Parts:
         """Return the states behind the step of the total variation, which looks beyond the window of a tile."""
@@ -230,9 +240,8 @@ class TiledRun:
 
     def save(self, now: Standing, checkpoint: Checkpoint) -> Standing:
         """Write ``now`` as a checkpoint and return it as read back: the history of tasks begins anew."""
-        moving = now.positions if now.positions is not None else [None] * len(now.states)
         best = now.best if now.best is not None else [None] * len(now.states)
-        trees = now.states.map(tile_tree, each=[moving, best])
+        trees = now.states.map(tile_tree, each=[self._moving(now), best])
         return self.save_trees(trees, now.losses, checkpoint, now.held_out)
 
     def save_trees(
@@ -252,9 +261,11 @@ class TiledRun:
         return now.states.map(tile_illumination, each=[self.fields]).sum_into(shape_yx, self.windows)
 
     def misfits(self, now: Standing) -> Parts:
-        """Return the loss of every position of each tile, (position,)."""
-        moving = now.positions if now.positions is not None else [None] * len(now.states)
-        return now.states.map(tile_misfits, each=[self.fields, moving])
+        """Return the loss of every position of each tile, (position,): as met in the last epoch if all were."""
+        return now.states.map(tile_misfits, each=[self.fields, self._moving(now)])
+
+    def _moving(self, now: Standing) -> list[Any]:
+        return [None] * len(now.states) if now.positions is None else list(now.positions.handles)
 
     def _with_positions(self, now: Standing, epoch: int) -> Standing:
         free = epoch == self.schedule.affine_from

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from stemtomo.algorithms import total_variation
 from stemtomo.algorithms.tomography import genfire, solver
 from stemtomo.algorithms.tomography.diagnosis import require_sound
 from stemtomo.distributed import Checkpoint, Executor, PlanRow
@@ -64,7 +65,8 @@ def tomography(
     StoreError
         If projections or alignment are missing.
     ConfigurationError
-        If the projections do not say how phase and potential are related.
+        If the projections do not say how phase and potential are related, or the method needs a volume in memory that
+        does not fit.
     """
     store = Store.of(store)
     settings = settings or TomographySettings()
@@ -136,27 +138,38 @@ def plan_row(
     if memory_bytes is not None and streaming.streams(settings, voxels, tilts, pixels, memory_bytes):
         blocks = settings.blocks or streaming.block_count(voxels, tilts, shape[1], workers)
         moved = (1 if settings.method in _PLAIN else settings.iterations) * voxels * 4
+        reads, writes = streaming.passes(settings.method, blocks, shape[1])
         return PlanRow(
             STAGE,
             tasks=blocks,
-            bytes_per_task=math.ceil(voxels / blocks) * 20 + stack * 24,
-            bytes_read=stack * 5 + 2 * moved,
-            bytes_written=moved + voxels * 4,
-            seconds=None if seconds is None else seconds + 3 * moved / _FILE_BYTES_PER_S,
+            bytes_per_task=max(math.ceil(voxels / blocks) * 20, _smoothing_bytes(settings, shape, blocks)) + stack * 24,
+            bytes_read=stack * 5 + math.ceil(reads * moved),
+            bytes_written=writes * moved + voxels * 4,
+            seconds=None if seconds is None else seconds + (reads + writes) * moved / _FILE_BYTES_PER_S,
             resident_bytes=stack * 17,
         )
     blocks = min(settings.blocks or min(workers, useful_blocks(voxels, tilts)), shape[1])
+    held = 12 if settings.method == "cgls" else 8
     cube = genfire.peak_bytes(genfire.edge_of(shape, settings.oversampling)) if settings.method == "genfire" else 0
     return PlanRow(
         STAGE,
         tasks=blocks,
         # A step holds its point and its gradient beside the two iterates that stay; images are summed and compared.
-        bytes_per_task=math.ceil(voxels / blocks) * 12 + stack * 24 + cube,
+        bytes_per_task=math.ceil(voxels / blocks) * 12 + stack * 24 + cube + _smoothing_bytes(settings, shape, blocks),
         bytes_read=stack * 5,
-        bytes_written=voxels * 4 + (settings.iterations // settings.checkpoint_every) * voxels * 8,
+        bytes_written=voxels * 4 + (settings.iterations // settings.checkpoint_every) * voxels * held,
         seconds=seconds,
-        resident_bytes=voxels * 8 + stack * 17,
+        resident_bytes=voxels * held + stack * 17,
     )
+
+
+def _smoothing_bytes(settings: TomographySettings, shape: tuple[int, int, int], blocks: int) -> int:
+    """Return what a task holds to smooth a block by its total variation: the rows around it, and a piece of them."""
+    if settings.method != "fista_tv":
+        return 0
+    rows = min(shape[1], math.ceil(shape[1] / blocks) + 2 * total_variation.REACH)
+    wide = shape[0] * rows * shape[2]
+    return wide * 8 + total_variation.BYTES_PER_VOXEL * min(wide, total_variation.PIECE_VOXELS)
 
 
 def _seconds(settings: TomographySettings, voxels: int, rotations: np.ndarray, workers: int) -> float | None:
@@ -198,6 +211,9 @@ def _files(
     shape, tilts = problem.geometry.volume_shape, len(problem.geometry)
     pixels = math.prod(problem.geometry.image_shape)
     streaming.require_streamable(settings)
+    if settings.method == "genfire":
+        cube = genfire.peak_bytes(genfire.edge_of((*shape, *problem.geometry.image_shape), settings.oversampling))
+        streaming.require_room(cube, streaming.memory_of_one(executor, settings.memory_gib))
     memory_bytes = streaming.memory_of(executor, settings.memory_gib)
     if not streaming.streams(settings, math.prod(shape), tilts, pixels, memory_bytes):
         return None
@@ -207,7 +223,8 @@ def _files(
             "parts, which object storage has not; take more memory or workers, set tomography.stream = 'never', or "
             "use a store on a file system"
         )
-    return Checkpoint(store.checkpoint_path(GROUP) / "files", fingerprint, keep=2)
+    keep = 1 if settings.method == "cgls" else 2  # the steps that the next one begins from
+    return Checkpoint(store.checkpoint_path(GROUP) / "files", fingerprint, keep=keep)
 
 
 def _volume_shape(

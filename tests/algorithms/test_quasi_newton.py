@@ -48,3 +48,16 @@ def test_steps_keep_to_their_limit_and_the_loss_never_rises():
     assert all(abs(b[1][0] - a[1][0]) <= 0.1 + 1e-12 for a, b in itertools.pairwise(seen))
     assert all(b < a for a, b in itertools.pairwise(losses))
     assert found.point[0].dtype == complex
+
+
+def test_one_element_that_is_astray_holds_nobody_up_where_elements_are_cut_singly():
+    target = np.concatenate([[1000.0], np.linspace(-0.5, 0.5, 50)])
+
+    def far(point):
+        return 0.5 * float(((point[0] - target) ** 2).sum()), (point[0] - target,)
+
+    start, limit = (np.zeros(51),), [1.0]
+    whole, singly = (minimise(far, start, (np.ones(51),), 3, largest_step=limit, singly=s) for s in (False, True))
+    np.testing.assert_allclose(singly.point[0][1:], target[1:], atol=1e-12)
+    assert singly.point[0][0] == pytest.approx(3)
+    assert np.abs(whole.point[0][1:] - target[1:]).max() > 0.4

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import stemtomo
+from stemtomo.algorithms.atoms.scoring import match_atoms
 from stemtomo.algorithms.local_orbital.model import FocalSeries, Orbitals, slices_for, sums
-from stemtomo.algorithms.local_orbital.probes import start_probes
+from stemtomo.algorithms.local_orbital.probes import depth_of_focus, start_probes
 from stemtomo.algorithms.local_orbital.specimens import amorphous_particle
-from stemtomo.distributed import peak_rss_mb
+from stemtomo.distributed import Checkpoint, peak_rss_mb
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.geometry import Optics, TiltSeries
+from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
+from stemtomo.pipeline.focal_series import GROUP as SERIES
 from stemtomo.pipeline.focal_series import simulate_particle
-from stemtomo.pipeline.local_orbital import local_orbital
+from stemtomo.pipeline.local_orbital import GROUP, local_orbital
 from stemtomo.pipeline.settings.local_orbital import LocalOrbitalSettings
 from tests.benchmarks.measure import Row, cost_row, cpu_seconds
 
 PIXEL, THICKNESS, WINDOW_PX, SEMIANGLE_MRAD = 0.34, 4.0, 32, 25.0
+MATCH_ANGSTROM = 0.75
 IMAGES, TIMED = 72, 6
 #: Enough for noise-free images: the list of atoms stands after two or three rounds.
 SETTINGS = LocalOrbitalSettings(atom_iterations=10, rounds=4, probe_searches=2, probe_iterations=20)
 
 
-#: Large particles: probes and atoms take their time together.
-THOROUGH = SETTINGS.model_copy(update={"probe_searches": 4, "probe_iterations": 30})
+#: Large particles: probes and atoms take their time together, until the atoms hardly move.
+THOROUGH = SETTINGS.model_copy(
+    update={"probe_searches": 3, "probe_iterations": 12, "last_iterations": 60, "still_pm": 0.05}
+)
 
 
 def scene(count: int) -> tuple[Orbitals, FocalSeries]:
@@ -61,13 +70,51 @@ def epoch_rows(counts: tuple[int, ...] = (1000, 2000, 4000, 8000)) -> list[Row]:
     return rows
 
 
+class Course:
+    """A watcher that says after every search, on the standard error, how far its atoms are from the known ones."""
+
+    def __init__(self, path: Path, settings: LocalOrbitalSettings, known: np.ndarray) -> None:
+        self._path, self._settings, self._known = path, settings, known
+        self._begun = time.process_time()
+
+    def start(self, stage: str, total: int, unit: str = "") -> None:
+        """Do nothing."""
+
+    def finish(self, stage: str) -> None:
+        """Do nothing."""
+
+    def advance(self, n: int = 1, **numbers: float) -> None:
+        """Read the search's checkpoint and say how good its atoms are."""
+        store = Store.open(self._path)
+        inputs = {SERIES: store.fingerprint(SERIES)}
+        fingerprint = Provenance.start(GROUP, self._settings.model_dump(mode="json"), inputs).fingerprint
+        mark = Checkpoint(store.checkpoint_path(GROUP), fingerprint).latest()
+        if mark is None:
+            return
+        saved = mark.shared
+        match = match_atoms(np.asarray(saved["positions"]), self._known, MATCH_ANGSTROM)
+        added, dropped = np.asarray(saved["changes"])[-1]
+        foci = depth_of_focus(np.asarray(saved["probes"]), self._settings.slice_thickness_angstrom)
+        print(
+            f"{time.process_time() - self._begun:7.0f} CPU s  {saved['stages'][-1]:7s}"
+            f"{len(saved['losses'][-1]):3d} iterations  +{added} -{dropped}  {len(saved['positions'])} atoms  "
+            f"recall {match.recall:.4f}  precision {match.precision:.4f}  {100 * match.rmsd_angstrom:.3f} pm  "
+            f"foci {', '.join(f'{focus:.1f}' for focus in foci)} Å",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def end_to_end_rows(atoms: int, settings: LocalOrbitalSettings = THOROUGH) -> list[Row]:
     """Return what a particle costs from its images to atoms, blind, on two threads, and how well it is found."""
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder) / "particle.npz", Path(folder) / "atoms.xyz"
         made = simulate_particle(file, atoms=atoms, semiangle_mrad=SEMIANGLE_MRAD)
         cpu, wall = time.process_time(), time.perf_counter()
-        found = local_orbital(Path(folder) / "s.zarr", settings, images=file, out=out, executor=ThreadExecutor(2))
+        with np.load(file) as members:
+            course = Course(Path(folder) / "s.zarr", settings, members["atoms_xyz_A"])
+        options = {"images": file, "out": out, "executor": ThreadExecutor(2), "progress": course}
+        found = local_orbital(Path(folder) / "s.zarr", settings, **options)
         spent = time.process_time() - cpu, time.perf_counter() - wall
         score: dict[str, Any] = stemtomo.score_atoms(out, file)
     name = f"{atoms} atoms, {made['diameter_angstrom']:.0f} Å"
@@ -90,6 +137,8 @@ WAYS = {"linear": ("linear", 1), "rigid": ("rigid", 1), "adaptive": ("adaptive",
 
 #: Atoms of a layer of 4 Å whose deviation is worth a row.
 _FEWEST = 20
+#: What the rows of a layer are called, before its depth.
+LAYER = "layer at "
 
 
 def way_rows(
@@ -131,6 +180,9 @@ def way_rows(
         "precision": (score["precision"], "share"),
         "work": (spent, "CPU s"),
     }
+    for depth, rmsd, count in zip(*(by_depth[key] for key in ("z_angstrom", "rmsd_pm", "atoms")), strict=True):
+        if count >= _FEWEST:
+            figures[f"{LAYER}{depth:g} Å"] = (rmsd, "pm")
     return [cost_row("local_orbital", f"{name}: {what}", *figure) for what, figure in figures.items()]
 
 
@@ -157,3 +209,34 @@ def rows_100000() -> list[Row]:
 def rows_epochs_100000() -> list[Row]:
     """An epoch of the paper's fourth particle."""
     return epoch_rows((100_000,))
+
+
+def draw_depth(rows: Sequence[Row], path: Path) -> None:
+    """Draw the deviation over depth of the four ways, a panel for every dose, from the rows of :func:`depth_rows`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        name, _, what = row.work.partition(": ")
+        if what.startswith(LAYER):
+            way, _, noise = (part.strip() for part in name.split(",", 2))
+            depth = float(what.removeprefix(LAYER).removesuffix(" Å"))
+            curves.setdefault(noise, {}).setdefault(way, []).append((depth, row.figure))
+    figure, panels = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.4), sharey=True, squeeze=False)
+    for panel, (noise, ways) in zip(panels[0], curves.items(), strict=True):
+        for way, points in ways.items():
+            panel.plot(*zip(*points, strict=True), marker="o", markersize=3, label=way)
+        panel.set(title=noise, xlabel="depth at tilt 0 / Å", yscale="log")
+    panels[0][0].set_ylabel("RMSD of the layer / pm")
+    panels[0][-1].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    # python -m tests.benchmarks local_orbital_depth --json ROWS; python -m tests.benchmarks.local_orbital ROWS PICTURE
+    draw_depth([Row(**row) for row in json.loads(Path(sys.argv[1]).read_text())["rows"]], Path(sys.argv[2]))

@@ -60,9 +60,14 @@ def store_of(folder: Path, edge: int) -> Store:
     return store
 
 
-def streamed(edge: int, limit_mib: int, iterations: int, folder: str | None = None) -> dict[str, Any]:
+def streamed(
+    edge: int, limit_mib: int, iterations: int, folder: str | None = None, method: str = "fista"
+) -> dict[str, Any]:
     """Reconstruct ``edge``^3 on two workers of ``limit_mib`` each; return what it took and what was planned."""
-    settings = TomographySettings(iterations=iterations, refine_shifts=False)
+    # Validated: the method comes from the command line.
+    settings = TomographySettings.model_validate(
+        {"method": method, "iterations": iterations, "refine_shifts": False, "stream": "always", "tv_weight_rad": 1e-4}
+    )
     with tempfile.TemporaryDirectory(dir=folder) as name, two_workers(limit_mib) as client:
         store, laps = store_of(Path(name), edge), Laps()
         planned = plan_tomography(store, settings, WORKERS, WORKERS * (limit_mib << 20))
@@ -95,4 +100,4 @@ def streamed_rows(edge: int = 512, limit_mib: int = 2048, iterations: int = 4) -
 
 
 if __name__ == "__main__":
-    print_result(streamed(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    print_result(streamed(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), method=[*sys.argv, "fista"][4]))

@@ -30,11 +30,11 @@ def test_without_overhead_a_step_is_the_patterns_of_a_tile():
 
 def test_with_a_slow_scheduler_a_step_is_its_tasks():
     slow = Costs(pattern_s=1e-9, task_s=1e-2, latency_s=0.0, bytes_per_s=1e15, scatter=0.0)
-    # 1 x 2 tiles: a gradient, a strip, a halo and a total for each, and one sum.
-    assert step_seconds((1, 2), 1, 1, 0.0, slow) == pytest.approx((4 * 2 + 1) * 1e-2, rel=0.35)
+    # 1 x 2 tiles: a gradient, a strip and a total for each, and one sum.
+    assert step_seconds((1, 2), 1, 1, 0.0, slow) == pytest.approx((3 * 2 + 1) * 1e-2, rel=0.35)
     many = step_seconds((4, 4), 8, 1, 0.0, slow)
-    neighbours = 4 * 3 + 8 * 5 + 4 * 8
-    assert many == pytest.approx(8 * (3 * 16 + neighbours + 1) * 1e-2, rel=0.1)
+    strips = 4 * 2 + 8 * 3 + 4 * 4
+    assert many == pytest.approx(8 * (2 * 16 + strips + 1) * 1e-2, rel=0.1)
 
 
 def test_groups_of_workers_do_better_than_all_on_one_tilt():

@@ -14,6 +14,7 @@ import numpy as np
 from stemtomo.algorithms.ptychography import solver
 from stemtomo.algorithms.ptychography.windows import object_grid
 from stemtomo.distributed.cluster import ClientExecutor
+from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.geometry import Detector, Optics, Pose, Scan
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
@@ -149,11 +150,15 @@ def scaling_rows(positions: int = 64, pixels: int = 256, more: int = 4) -> list[
 
 
 def overhead_rows(tiles: tuple[int, int] = (4, 2), batches: int = 8, more: int = 10) -> list[Row]:
-    """Return what a step of a tile costs beside its patterns: tiles so small that there is nothing else."""
-    steps, costs = math.prod(tiles) * batches * more, []
+    """Return what a step of a tile costs beside its patterns: tiles so small that there is little else.
+
+    What threads of one process take for the same steps is the computation; the rest of what scheduler, client and
+    workers take is the price of the cluster.
+    """
+    steps, costs, alone = math.prod(tiles) * batches * more, [], []
+    told = {"tiles": tiles, "frames": "memory", "batch_block": 1, "batches": batches, "settling_epochs": 0}
     with tempfile.TemporaryDirectory() as name, two_workers(1024) as client:
         store = make_store(Path(name) / "scan.zarr", 32, 16)
-        told = {"tiles": tiles, "frames": "memory", "batch_block": 1, "batches": batches, "settling_epochs": 0}
         for epochs in (2, 2, 2 + more):  # the first run compiles and loads
             settings = SETTINGS.model_copy(update={**told, "epochs": epochs, "seed": len(costs)})
             own, wall = time.process_time(), time.perf_counter()
@@ -161,18 +166,30 @@ def overhead_rows(tiles: tuple[int, int] = (4, 2), batches: int = 8, more: int =
                 client, lambda settings=settings: ptychography(store, settings, executor=ClientExecutor(client))
             )
             costs.append((time.process_time() - own, workers["cpu_s"], time.perf_counter() - wall))
+    with tempfile.TemporaryDirectory() as name:
+        store = make_store(Path(name) / "scan.zarr", 32, 16)
+        for epochs in (2, 2, 2 + more):
+            settings = SETTINGS.model_copy(update={**told, "epochs": epochs, "seed": len(alone)})
+            own = time.process_time()
+            ptychography(store, settings, executor=ThreadExecutor(1))
+            alone.append(time.process_time() - own)
     own, workers, wall = (1e3 * (last - first) / steps for first, last in zip(costs[1], costs[2], strict=True))
+    compute = 1e3 * (alone[2] - alone[1]) / steps
     work = f"a step of one of {math.prod(tiles)} tiles, 2 workers"
     return [
         Row("tiles", f"{work}: scheduler and client", own, "CPU ms"),
         Row("tiles", f"{work}: workers", workers, "CPU ms"),
+        Row("tiles", f"{work}: its computation, on a thread of one process", compute, "CPU ms"),
+        Row(
+            "tiles", f"{work}: scheduler, client and workers beside the computation", own + workers - compute, "CPU ms"
+        ),
         Row("tiles", f"{work}: everything", wall, "wall ms"),
     ]
 
 
 def benchmark() -> list[Row]:
     """Return the figures at a tenth of the size: minutes."""
-    return [*out_of_core_rows(128, 128, 640, more=8), *scaling_rows(), *overhead_rows()]
+    return [*out_of_core_rows(128, 128, 640, more=8), *scaling_rows(), *overhead_rows(), *overhead_rows((2, 1))]
 
 
 def cluster_rows(pattern_s: float | None = None, task_s: float = 5e-4) -> list[Row]:

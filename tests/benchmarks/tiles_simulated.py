@@ -23,8 +23,9 @@ from stemtomo.distributed.parts import Parts
 from stemtomo.geometry import Scan
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.solving import epochs_of, rule_of
+from stemtomo.pipeline.tile_bundles import SMALL_FAN_IN
 from stemtomo.pipeline.tile_layout import Room, chosen, groups_of
-from stemtomo.pipeline.tiles import SMALL_FAN_IN, Schedule, Standing, TiledRun
+from stemtomo.pipeline.tiles import Schedule, Standing, TiledRun
 from tests.benchmarks.measure import Row, cost_row
 
 SCAN, PIXELS, TILTS = Scan((800, 800), (0.2275, 0.2275)), 128, 36
@@ -107,22 +108,26 @@ def steps_of_group(
     work = [graph.add(first + n, s, []) for n, s in enumerate(busy)]
     ends = []
     for step in range(steps):
-        strips = {
-            (n, to): graph.add(first + n, light, [work[n]], strip_bytes) for n in range(len(work)) for to in near[n]
-        }
-        halos = [
-            graph.add(first + n, light, [work[n], *(strips[other, n] for other in near[n])]) for n in range(len(work))
+        # A strip for each side; corners lie in those above and below.
+        sides = {(n, _side(places[n], places[to])) for n in range(len(work)) for to in near[n]}
+        strips = {key: graph.add(first + key[0], light, [work[key[0]]], strip_bytes) for key in sorted(sides)}
+        inputs = [
+            [work[n], *(strips[other, _side(places[other], places[n])] for other in near[n])] for n in range(len(work))
         ]
-        nodes = [graph.add(first + n, 1e-4, [work[n], halo], 1e5) for n, halo in enumerate(halos)]
+        nodes = [graph.add(first + n, light, some, 1e5) for n, some in enumerate(inputs)]
         while True:
             groups = [nodes[n : n + SMALL_FAN_IN] for n in range(0, len(nodes), SMALL_FAN_IN)]
             nodes = [graph.add(graph.tasks[group[0]].worker, 1e-4, group, 1e5) for group in groups]
             if len(nodes) == 1:
                 break
         more = busy if step + 1 < steps else np.zeros(len(busy))
-        work = [graph.add(first + n, light + s, [work[n], nodes[0], halos[n]]) for n, s in enumerate(more)]
+        work = [graph.add(first + n, light + s, [nodes[0], *inputs[n]]) for n, s in enumerate(more)]
         ends.append(work)
     return ends
+
+
+def _side(of: tuple[int, int], to: tuple[int, int]) -> tuple[int, int]:
+    return (to[0] - of[0], 0) if to[0] != of[0] else (0, to[1] - of[1])
 
 
 def step_seconds(

@@ -123,6 +123,10 @@ class Slurm:
         told = self._call("squeue", "-h", "--steps", "-j", str(job), "-o", "%i").split()
         return sorted(step for step in told if step.partition(".")[2].isdecimal())
 
+    def running(self) -> list[str]:
+        """Return the jobs that run."""
+        return self._call("squeue", "-h", "-t", "RUNNING,COMPLETING", "-o", "%i").split()
+
     def cancel(self, what: str, *options: str) -> None:
         """Cancel a job or a step, or send it a signal."""
         self._call("scancel", *options, what)

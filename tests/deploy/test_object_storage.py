@@ -151,6 +151,7 @@ def test_what_a_bucket_cannot_hold_is_refused_before_the_work(proxy: FaultyProxy
 # -- stores -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_a_first_look_on_s3_equals_a_local_one(proxy: FaultyProxy, tmp_path: Path, frames: Path) -> None:
     for number, store in enumerate((url(tmp_path), tmp_path / "local.zarr")):
         stemtomo.run(write_series(tmp_path / str(number), frames, store), until="quicklook")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stemtomo.io.store import Store
 from tests.deploy.private_slurm import Slurm, why_not
@@ -24,6 +26,23 @@ pytestmark = [
 SCRIPTS = Path(__file__).parents[2] / "deploy" / "slurm"
 TILTS = 3
 UNTIL = ("--until", "tomography")
+#: What docs/clusters.md says to type, with a wait that shows whether workers came out of the queue.
+FROM_PYTHON = """
+import sys
+from dask_jobqueue import SLURMCluster
+from distributed import Client
+import stemtomo
+
+if __name__ == "__main__":
+    cluster = SLURMCluster(security=True)
+    cluster.adapt(minimum_jobs=2, maximum_jobs=2)
+    client = Client(cluster)
+    client.wait_for_workers(2, timeout=90)
+    stemtomo.run(sys.argv[1], until="tomography")
+    print(cluster.scheduler_address, {worker["host"] for worker in client.scheduler_info()["workers"].values()})
+    client.close()
+    cluster.close()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +171,24 @@ def test_an_array_over_tilts(slurm: Slurm, tmp_path: Path, frames: Path, undistu
     assert slurm.finished(last, 400) == "COMPLETED 0:0", told + log_of(toml.parent)
     assert len(Store.open(toml.parent / "series.zarr").members("ptychography")) == TILTS
     assert differing(toml.parent / "series.zarr", undisturbed) == []
+
+
+def test_workers_submitted_from_python(slurm: Slurm, tmp_path: Path, frames: Path, undisturbed: Path) -> None:
+    pytest.importorskip("dask_jobqueue")
+    toml = write_series(tmp_path / "run", frames)
+    told = yaml.safe_load((SCRIPTS / "jobqueue.yaml").read_text())
+    site = {"cores": 1, "processes": 1, "memory": "1500MB", "interface": "lo", "local-directory": str(tmp_path)}
+    told["jobqueue"]["slurm"] |= site | {"shared-temp-directory": str(tmp_path), "log-directory": str(tmp_path)}
+    (tmp_path / "jobqueue.yaml").write_text(yaml.safe_dump(told))
+    (tmp_path / "session.py").write_text(FROM_PYTHON)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "session.py"), str(toml)],
+        cwd=toml.parent, env={**slurm.environ, "DASK_CONFIG": str(tmp_path)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as session:  # fmt: skip
+        wait(lambda: len(slurm.running()) == 2 or session.poll() is not None)
+        printed, _ = session.communicate(timeout=240)
+    assert session.returncode == 0, printed
+    assert "tls://" in printed
+    assert differing(toml.parent / "series.zarr", undisturbed) == []
+    wait(lambda: not slurm.running())  # no job is left behind

@@ -227,14 +227,14 @@ def test_a_truncated_or_foreign_archive(tmp_path: Path) -> None:
     source = as_compressed_npz(tmp_path, counts(SHAPE), CANONICAL)
     data = source.path.read_bytes()
     source.path.write_bytes(data[: len(data) // 2])
-    refuse(FormatError, "is not an .npz archive, or is cut off", source.path, array="data")
+    refuse(FormatError, "cannot be read as an .npz archive .* is cut off", source.path, array="data")
     source.path.write_bytes(b"")
-    refuse(FormatError, "is not an .npz archive, or is cut off", source.path, array="data")
+    refuse(FormatError, "cannot be read as an .npz archive .* is cut off", source.path, array="data")
     with zipfile.ZipFile(source.path, "w") as archive:
         archive.writestr("data.npy", b"no numpy header")
-    refuse(FormatError, "does not begin like an .npy array", source.path, array="data")
+    refuse(FormatError, "does not begin like one", source.path, array="data")
     (tmp_path / "f.npy").write_bytes(b"\x93NUM")
-    refuse(FormatError, "does not begin like an .npy array", tmp_path / "f.npy")
+    refuse(FormatError, "does not begin like one", tmp_path / "f.npy")
 
 
 def test_a_member_shorter_than_its_header_says(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_damaged_member_is_found_before_its_last_block_is_given(tmp_path: Path
     source.path.write_bytes(data)
     blocks = source.blocks(5)
     assert [next(blocks)[:2] for _ in range(2)] == [(0, 0), (1, 0)]
-    with pytest.raises(FormatError, match=re.escape("f.npz[data]: is damaged (Bad CRC-32")):
+    with pytest.raises(FormatError, match=re.escape("f.npz[data]: cannot be read as a compressed array (Bad CRC-32")):
         next(blocks)
 
 

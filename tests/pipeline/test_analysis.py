@@ -129,6 +129,7 @@ def test_spinel_in_a_volume_blurred_by_the_missing_wedge():
 
 
 @needs("metallic_glass_models")
+@pytest.mark.heavy
 def test_scores_of_the_published_redeterminations():
     with np.load(FOLDER / "metallic_glass_models" / "models.npz") as models:
         known = (models["final_atoms_A"].astype(float), models["final_types"].astype(str))

@@ -1,6 +1,7 @@
 """Joint refinement of poses and volume: what was wrong by 3 px and 1.5 degrees comes back, also in blocks."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from stemtomo.algorithms.tomography.alignment import centre_of_mass, common_line
 from stemtomo.algorithms.tomography.poses import error_deg
 from stemtomo.algorithms.tomography.solver import Measurement
 from stemtomo.distributed.threads import ThreadExecutor
+from stemtomo.errors import ConfigurationError
 from stemtomo.geometry import TiltSeries
 from stemtomo.io.provenance import Provenance
 from stemtomo.physics.projection import TiltGeometry, render
@@ -20,7 +22,7 @@ from stemtomo.pipeline.config import AlignmentSettings, AtomSettings, Tomography
 from stemtomo.pipeline.descent import Problem
 from stemtomo.pipeline.joint_alignment import binned, refine_poses, scales_of
 from stemtomo.pipeline.progress import Silent
-from stemtomo.pipeline.projection_matching import match_projections
+from stemtomo.pipeline.projection_matching import match_atoms, match_projections
 from stemtomo.pipeline.reconstruction import reconstruct
 from stemtomo.pipeline.tomography import tomography
 from tests.algorithms.tomography import phantom
@@ -197,7 +199,7 @@ def test_scales_leave_48_to_128_pixels_and_coarse_pixels_know_where_they_are():
     assert at == pytest.approx((2.0 / phantom.PIXEL_ANGSTROM - offset[0]) / 3, abs=0.01)
 
 
-def _fept(noise):
+def _fept(noise, seed=0):
     """Return multislice images moved by whole pixels, with noise; the series; the shifts, found beside clean images."""
     with np.load(DATA / "data.npz") as data:
         clean, moved = (data[key].transpose(2, 1, 0)[:-1].astype(np.float32) for key in ("proj", "proj_misaligned"))
@@ -205,7 +207,7 @@ def _fept(noise):
     spectra = np.fft.fft2(moved) * np.conj(np.fft.fft2(clean))
     peaks = [np.unravel_index(np.argmax(image), image.shape) for image in np.fft.ifft2(spectra).real]
     shifts = np.array([[(x + 34) % 68 - 34, (y + 34) % 68 - 34] for y, x in peaks], float)
-    moved = moved + noise * moved.max() * np.random.default_rng(0).normal(size=moved.shape).astype(np.float32)
+    moved = moved + noise * moved.max() * np.random.default_rng(seed).normal(size=moved.shape).astype(np.float32)
     return moved, TiltSeries.from_degrees(theta, phi, psi), shifts
 
 
@@ -243,3 +245,47 @@ def test_projection_matching_finds_shifts_of_fept_under_noise_that_hides_its_col
     assert before[0] > 1.1
     assert after[0] < 0.8
     assert after[1] < 0.12
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the FePt series of the GENFIRE workshop (set STEMTOMO_DATA)")
+@pytest.mark.parametrize(("noise", "seed", "rms"), [(0.1, 0, 0.15), (0.2, 1, 0.25), (0.2, 2, 0.25)])
+def test_atoms_place_projections_of_fept_better_than_voxels(noise, seed, rms):
+    """The distance of the atoms, 7.2 px, is taken for 2.7 angstrom."""
+    moved, series, shifts = _fept(noise, seed)
+    valid, settings, executor = np.ones(moved.shape, bool), AlignmentSettings(), ThreadExecutor(1)
+    geometry = _from_masses(moved, series)
+    voxels = match_projections(moved, valid, geometry, settings, executor)
+    start = replace(geometry, shifts_px=voxels.shifts_px)
+    found = match_atoms(moved, valid, start, settings, executor, 0.375)
+    before, after = (
+        np.sqrt(np.mean(without_translation(each.shifts_px - shifts, series.rotations) ** 2))
+        for each in (voxels, found)
+    )
+    print(noise, seed, before, after)
+    assert after < rms
+    assert after < 0.75 * before
+
+
+@pytest.mark.heavy
+def test_align_places_noisy_atoms_by_atoms(tmp_path):
+    """A ball of 60 atoms under noise of 30 % of the brightest pixel: the store's shifts are better with atoms."""
+    atoms, _, shifts = _series(seed=5)
+    shifts *= 0.5
+    errors = []
+    for methods in (("centre_of_mass", "common_line"), ("centre_of_mass", "common_line", "atom_matching")):
+        store = projected_store(tmp_path / f"{len(methods)}.zarr", NOMINAL, atoms, shifts, (EDGE, EDGE), noise=0.3)
+        numbers = align(store, AlignmentSettings(methods=methods, largest_border_fraction=1.0))
+        assert numbers["method"] == "+".join(methods)
+        geometry = aligned_geometry(store.read("projections"), store.read("alignment"))
+        errors.append(np.sqrt(np.mean(without_translation(geometry.shifts_px - shifts, NOMINAL.rotations) ** 2)))
+    print(errors)
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_atoms_that_the_pixels_do_not_resolve_are_not_matched(tmp_path):
+    atoms, _, shifts = _series(seed=5)
+    store = projected_store(tmp_path / "s.zarr", NOMINAL, atoms, shifts, (EDGE, EDGE))
+    settings = AlignmentSettings(methods=("centre_of_mass", "atom_matching"), joint_bins=(2,))
+    with pytest.raises(ConfigurationError, match=r"are 2.1 pixels apart after binning by 2: bin less"):
+        align(store, settings)

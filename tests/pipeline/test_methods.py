@@ -132,6 +132,13 @@ def test_smoothing_lowers_the_total_variation_and_is_optimal():
         assert objective(np.maximum(smooth + 0.02 * rng.normal(size=values.shape), 0)) > least
 
 
+def test_smoothing_in_pieces_is_the_smoothing_of_the_whole_to_the_bit():
+    values = np.random.default_rng(4).random((70, 5, 6), dtype=np.float32)
+    for voxels in (1, 45 * 30, 10**6):
+        pieces = total_variation.smoothed_in_pieces(values, 0.1, piece_voxels=voxels)
+        np.testing.assert_array_equal(pieces, total_variation.smoothed(values, 0.1))
+
+
 @pytest.mark.parametrize("gridding", ["fft", "dft"])
 def test_grid_points_hold_the_transform_of_the_volume(gridding):
     """Against the Fourier transform of Gaussian atoms, written down."""

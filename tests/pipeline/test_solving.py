@@ -18,7 +18,6 @@ from stemtomo.geometry import Detector, Scan
 from stemtomo.io.provenance import Provenance
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.ptychography import build_model, ptychography
-from stemtomo.pipeline.solving import refuse_in_tiles
 from tests.algorithms.ptychography import test_positions as positions
 from tests.pipeline.series import DETECTOR, OPTICS, SCAN, make_series
 from tests.pipeline.test_mistilt import write
@@ -162,11 +161,6 @@ def test_bounds_that_cannot_be_are_refused():
         PtychographySettings(amplitude_limits=(0.9, 1.02))
 
 
-def test_tiles_refuse_what_needs_a_tilt_in_one_piece(store):
-    with pytest.raises(ConfigurationError, match=r"rule .*; kz_filter .*: not there for a tilt that is cut into tiles"):
-        run(store, rule="lbfgs", kz_filter=0.1, tiles=(2, 1))
-
-
 def test_tiles_and_one_piece_leave_out_the_same_pixels_and_keep_the_same_bounds(store, tmp_path):
     bad = np.zeros(DETECTOR.shape_yx, np.uint8)
     bad[20, 17] = 1
@@ -182,7 +176,9 @@ def test_tiles_and_one_piece_leave_out_the_same_pixels_and_keep_the_same_bounds(
     np.testing.assert_allclose(cut["loss"], whole["loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("asked", [{"rule": "lsqml"}, {"vacuum_percentile": 5.0}, {"probe_variations": 1}])
+@pytest.mark.parametrize(
+    "asked", [{"mistilt_map_smoothing_angstrom": 5.0, "slices": 3, "slice_thickness_angstrom": 5.0}]
+)
 def test_what_needs_a_tilt_in_one_piece_is_refused_in_tiles_before_anything_is_done(asked, tmp_path):
     one = make_series(tmp_path / "s.zarr", tilts=1)
     with pytest.raises(ConfigurationError, match=next(iter(asked))):
@@ -228,13 +224,11 @@ def test_slices_of_unequal_thickness_are_said_one_by_one(store):
     assert model.weights == pytest.approx([0.4, 0.8, 1.8])
 
 
-def test_a_list_of_slices_must_fit_and_has_no_tiles():
+def test_a_list_of_slices_must_fit():
     with pytest.raises(ValidationError, match="lists 2 slices, but slices is 3"):
         PtychographySettings(slices=3, slice_thickness_angstrom=[5.0, 6.0])
     with pytest.raises(ValidationError, match="kz_filter needs slices of one thickness"):
         PtychographySettings(slices=2, slice_thickness_angstrom=[5.0, 6.0], kz_filter=0.5)
-    with pytest.raises(ConfigurationError, match="slice_thickness_angstrom"):
-        refuse_in_tiles(PtychographySettings(slices=2, slice_thickness_angstrom=[5.0, 6.0]))
 
 
 def test_phase_and_loss_are_there_while_a_tilt_is_reconstructed(store, tmp_path):

@@ -45,13 +45,15 @@ def test_the_plain_gradient_and_a_wider_volume_go_through_files_too(tmp_path):
     np.testing.assert_allclose(volumes[1], volumes[0], rtol=0, atol=1e-6 * volumes[0].max())
 
 
-@pytest.mark.parametrize("method", ["sirt", "wbp"])
+@pytest.mark.parametrize("method", ["sirt", "wbp", "cgls", "fista_tv"])
 @pytest.mark.parametrize("series", [SINGLE, GENERAL], ids=["single axis", "general"])
-def test_balanced_steps_and_weighted_back_projection_go_through_files_too(tmp_path, method, series):
+def test_every_method_over_blocks_goes_through_files_too(tmp_path, method, series):
+    """The smoothing looks 13 rows into blocks of 11 rows; conjugate gradients sum over all blocks."""
     found = []
-    for stream in ("never", "always"):
+    for stream, blocks in (("never", 1), ("always", 3)):
         store, _ = _store(tmp_path / f"{stream}.zarr", series, noise=0.02)
-        numbers = tomography(store, TomographySettings(method=method, iterations=4, blocks=3, stream=stream))
+        settings = TomographySettings(method=method, iterations=4, blocks=blocks, stream=stream, tv_weight_rad=0.02)
+        numbers = tomography(store, settings)
         found.append((_volume(store), numbers["loss"], numbers["r1"]))
         assert not list(store.checkpoint_path("volume").rglob("*.npz"))
     np.testing.assert_allclose(found[1][0], found[0][0], rtol=0, atol=1e-5 * np.abs(found[0][0]).max())
@@ -84,9 +86,28 @@ def test_a_streamed_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
     np.testing.assert_array_equal(_volume(store), _volume(whole))
 
 
+@pytest.mark.parametrize("method", ["cgls", "fista_tv"])
+def test_any_method_that_was_stopped_goes_on_to_the_same_bits(tmp_path, method):
+    settings = STREAMED.model_copy(update={"method": method, "iterations": 5})
+    volumes = []
+    for name, after in (("whole", None), ("first", 1), ("later", 3)):
+        store, _ = _store(tmp_path / f"{name}.zarr", drift=1.0)
+        if after is not None:
+            with pytest.raises(KeyboardInterrupt):
+                tomography(store, settings, progress=Stop(after))
+            assert list((store.checkpoint_path("volume") / "files").glob("step-*/part-*"))
+            assert not list((store.checkpoint_path("volume") / "files").rglob("*.rough*"))
+        numbers = tomography(store, settings, executor=ThreadExecutor(2))
+        assert len(numbers["loss"]) == 5
+        volumes.append(_volume(store))
+    np.testing.assert_array_equal(volumes[1], volumes[0])
+    np.testing.assert_array_equal(volumes[2], volumes[0])
+
+
 def test_a_cluster_streams_the_bits_of_the_threads_though_a_worker_dies(tmp_path, client):
+    settings = STREAMED.model_copy(update={"method": "fista_tv", "iterations": 9})
     here, _ = _store(tmp_path / "threads.zarr", drift=1.0)
-    tomography(here, STREAMED, executor=ThreadExecutor(2))
+    tomography(here, settings, executor=ThreadExecutor(2))
     store, _ = _store(tmp_path / "cluster.zarr", drift=1.0)
 
     class Murder(Stop):
@@ -95,14 +116,16 @@ def test_a_cluster_streams_the_bits_of_the_threads_though_a_worker_dies(tmp_path
             if self.left == 0:
                 client.restart_workers(list(client.scheduler_info(n_workers=-1)["workers"])[:1])
 
-    tomography(store, STREAMED, executor=executor(client), progress=Murder(5))
+    tomography(store, settings, executor=executor(client), progress=Murder(4))
     np.testing.assert_array_equal(_volume(store), _volume(here))
 
 
 def test_methods_that_need_the_whole_volume_say_so(tmp_path):
     store, _ = _store(tmp_path / "s.zarr")
-    with pytest.raises(ConfigurationError, match="in files; take one of fista, resire, sirt, wbp"):
-        tomography(store, TomographySettings(method="cgls", stream="always"))
+    with pytest.raises(ConfigurationError, match="in files; take one of fista, fista_tv, resire, sirt, cgls, wbp"):
+        tomography(store, TomographySettings(method="genfire", stream="always"))
+    with pytest.raises(ConfigurationError, match=r"GiB, on one worker, which has 0.001 GiB; .* one of fista, fista_tv"):
+        tomography(store, TomographySettings(method="genfire", memory_gib=0.001))
 
 
 def _row(edge, memory_gib, **settings):
@@ -117,9 +140,13 @@ def test_the_plan_of_a_volume_beyond_the_memory_fits_two_workers_of_two_gib():
         assert row.bytes_written >= 200 * 4 * edge**3
         assert row.tasks >= 16
         assert row.seconds is not None
+    for method in ("cgls", "fista_tv"):
+        row = _row(1024, 4, method=method)
+        assert row.bytes_per_worker(2, 1) < 1.8 * GIB
+        assert row.bytes_written >= 200 * 2 * 4 * 1024**3
     assert _row(1024, 4, stream="never").bytes_per_worker(2, 1) > 4 * GIB
     assert _row(1024, 64).resident_bytes >= 8 * 1024**3  # it fits, and stays in memory
-    assert not streaming.streams(TomographySettings(method="cgls"), 1024**3, 36, 1024**2, GIB)
+    assert not streaming.streams(TomographySettings(method="genfire"), 1024**3, 36, 1024**2, GIB)
 
 
 def test_the_plan_knows_of_material_beside_the_images():

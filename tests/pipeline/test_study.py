@@ -43,6 +43,7 @@ def test_every_combination_is_a_simulation_with_the_same_field_and_as_many_tilts
     assert StudySettings().conditions(SIMULATION) == [({}, SIMULATION)]
 
 
+@pytest.mark.heavy
 def test_more_electrons_place_the_atoms_better(tmp_path):
     asked = StudySettings(dose_per_square_angstrom=(3e3, 1e6), ways=("joint",))
     found = study(tmp_path, ATOMS, asked, simulation=SIMULATION, stages=QUICK, executor=ThreadExecutor(2))

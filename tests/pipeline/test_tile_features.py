@@ -9,14 +9,25 @@ import pytest
 from stemtomo.algorithms.ptychography import held_out, solver
 from stemtomo.algorithms.ptychography.parameters import Background
 from stemtomo.algorithms.ptychography.tiles import cut_scan
+from stemtomo.algorithms.ptychography.variation import Variation
 from stemtomo.distributed import Checkpoint, Parts
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import ConfigurationError
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.solving import Tilt, epochs_of, refuse_in_tiles, solve_tilt
+from stemtomo.pipeline.solving import (
+    Tilt,
+    epochs_of,
+    filters_of,
+    pixelwise,
+    refuse_in_tiles,
+    solve_tilt,
+    variation_of,
+)
 from stemtomo.pipeline.tile_fields import Field, Resident
+from stemtomo.pipeline.tile_whole import WholeFilter
+from stemtomo.pipeline.tiled_ptychography import blur_object
 from stemtomo.pipeline.tiles import Schedule, TiledRun
-from tests.pipeline.test_tiles import CUTS, DOUBLE, SCAN, blurred, experiment, start_state
+from tests.pipeline.test_tiles import CUTS, DOUBLE, PIXEL, SCAN, experiment, start_state
 
 SETTINGS = PtychographySettings(epochs=8, settling_epochs=2, batches=3, probe_update_start_epoch=2, probe_modes=2)
 SEED = 7
@@ -25,6 +36,11 @@ FEATURES = {
     "background of pixels": {"background": "pixels", "background_from_epoch": 3, "refine_positions_from_epoch": 4},
     "total variation": {"tv_weight_rad": 0.02},
     "adam": {"rule": "adam", "step": 0.2},
+    "steps of least squares": {"rule": "lsqml", "step": 0.5},
+    "a probe that varies": {"probe_variations": 2, "probe_variations_from_epoch": 3, "held_out": 0.1},
+    "vacuum at zero, no raster": {"vacuum_percentile": 20.0, "notch_scan_raster": True},
+    "a filter along the beam": {"kz_filter": 0.3, "tv_weight_rad": 0.01, "object": "complex"},
+    "unequal slices": {"slices": 2, "slice_thickness_angstrom": (10.0, 40.0)},
     "held out": {"held_out": 0.1, "held_out_patience": 2, "refine_positions_from_epoch": 3},
     "all": {
         "background": "pixels",
@@ -37,27 +53,28 @@ FEATURES = {
 }
 
 
-def data(background):
+def data(background, settings=SETTINGS):
     model, probe, counts = experiment(DOUBLE)
+    model = replace(model, loss=settings.loss, kind=settings.object, weights=settings.slice_weights)
     lit = np.random.default_rng(3).poisson(2.0, counts.shape).astype(counts.dtype) if background else 0
     return model, probe, counts + lit
 
 
 def in_one_piece(settings):
-    model, probe, counts = data(settings.background != "none")
-    tilt = Tilt(replace(model, loss=settings.loss), counts, SCAN.positions(), 0.4, False, SEED)
+    model, probe, counts = data(settings.background != "none", settings)
+    tilt = Tilt(model, counts, SCAN.positions(), 0.4, False, SEED)
     return solve_tilt(tilt, solver.State.start(model, probe), settings)
 
 
 def build(tile, settings, members):
-    model, _, counts = data(settings.background != "none")
-    local = replace(model, grid=tile.grid, loss=settings.loss)
+    model, _, counts = data(settings.background != "none", settings)
+    local = replace(model, grid=tile.grid)
     told = SCAN.positions()[tile.where]
-    return Field(local, tile.where, members[tile.where], told, Resident(counts[tile.where]))
+    return Field(local, tile.where, members[tile.where], told, Resident(counts[tile.where]), SCAN.count)
 
 
 def in_tiles(settings, cut, checkpoint=None):
-    model, probe, _ = data(False)
+    model, probe, _ = data(False, settings)
     tiles = cut_scan(model.grid, SCAN.shape_yx, np.arange(SCAN.count), CUTS[cut], margin_px=2)
     used, _ = held_out.split(SCAN.count, settings.held_out, SEED)
     members = np.full(SCAN.count, -1)
@@ -72,11 +89,16 @@ def in_tiles(settings, cut, checkpoint=None):
         settings.probe_update_start_epoch,
         SEED,
         positions_from=settings.refine_positions_from_epoch,
-        regularise=blurred,
+        regularise=functools.partial(
+            blur_object, width=0.4, constraints=pixelwise(settings), weights=settings.slice_weights
+        ),
         background_from=None if settings.background == "none" else settings.background_from_epoch,
         uniform_background=settings.background == "uniform",
         tv_weight_rad=settings.tv_weight_rad,
         patience=settings.held_out_patience if settings.held_out else None,
+        variation=variation_of(settings, SEED),
+        variation_from=settings.probe_variations_from_epoch,
+        whole=WholeFilter(filters_of(settings, SCAN.positions(), PIXEL), model.grid.shape_yx),
     )
     run = TiledRun(workers, fields, [tile.window for tile in tiles], schedule)
     now = run.solve(run.start(start_state, probe), checkpoint=checkpoint, checkpoint_every=2)
@@ -97,6 +119,11 @@ def test_a_feature_in_tiles_is_the_one_in_one_piece(feature, cut):
             expected = whole.state.extra[Background.name]
             assert expected.max() > 0.5
             np.testing.assert_allclose(state.extra[Background.name], expected, atol=1e-12)
+        if settings.probe_variations:
+            mine, expected = state.extra[Variation.name], whole.state.extra[Variation.name]
+            assert np.abs(expected["weights"]).max() > 1e-3
+            np.testing.assert_allclose(mine["weights"], expected["weights"][tile.where], atol=1e-12)
+            assert np.abs(mine["modes"] - expected["modes"]).max() < 1e-12 * np.abs(expected["modes"]).max()
     np.testing.assert_allclose(now.losses, whole.losses, rtol=1e-12)
     np.testing.assert_allclose(now.held_out, whole.held_out, rtol=1e-12)
     assert run.best_epoch(now) == whole.best_epoch
@@ -105,7 +132,8 @@ def test_a_feature_in_tiles_is_the_one_in_one_piece(feature, cut):
 def test_the_features_change_the_result():
     plain = in_one_piece(SETTINGS).state.phase
     for name, changes in FEATURES.items():
-        assert np.abs(in_one_piece(SETTINGS.model_copy(update=changes)).state.phase - plain).max() > 1e-3, name
+        state = in_one_piece(SETTINGS.model_copy(update=changes)).state
+        assert np.abs(state.phase - plain).max() > 1e-3, name
 
 
 def test_patterns_held_out_end_a_run_and_outlive_a_checkpoint(tmp_path):
@@ -126,9 +154,7 @@ def test_patterns_held_out_end_a_run_and_outlive_a_checkpoint(tmp_path):
 
 def test_what_stays_refused_says_why():
     for changes, reason in (
-        ({"rule": "lsqml"}, "sums over the whole object"),
-        ({"probe_variations": 1}, "weights of all positions"),
-        ({"kz_filter": 0.1}, "transforms of the whole object"),
+        ({"rule": "lbfgs"}, "sums over the whole object"),
         ({"held_out": 0.1, "tile_mode": "stitch"}, "they end at different times"),
     ):
         with pytest.raises(ConfigurationError, match=reason):

@@ -86,7 +86,7 @@ def test_the_cost_model_is_the_patterns_over_the_threads_until_the_scheduler_is_
     assert found.busy > 0.99
     slow = estimate(SETTINGS, many, 400, Rates(2e-3, 5e-3, 1e12))
     assert slow.seconds > 2 * alone / 400
-    assert slow.tasks == slow.steps * 400 * 12
+    assert slow.tasks == slow.steps * (400 * 6 + 1)
 
 
 def test_what_cannot_fit_is_refused_with_the_number_and_what_would(tmp_path):

@@ -53,7 +53,7 @@ def assert_same(found, expected, tolerance=1e-5):
 def test_a_scan_that_fits_is_reconstructed_in_one_piece(whole):
     assert "tiles" not in whole.attrs
     assert whole["loss_map"].shape == SCAN.shape_yx
-    assert whole["loss_map"].values.mean() == pytest.approx(whole["loss"].values[-1], rel=0.1)
+    assert whole["loss_map"].values.mean() == pytest.approx(whole["loss"].values[-1], rel=1e-6)
 
 
 @pytest.mark.parametrize("tiles", [(2, 2), (3, 1), (9, 9)])
@@ -91,6 +91,27 @@ def test_a_search_for_the_mistilt_starts_all_tiles_alike(tmp_path):
 def test_batches_of_blocks_do_not_depend_on_the_cut(tmp_path):
     one = reconstructed(tmp_path, "one", batch_block=4, tiles=(1, 1))
     assert_same(reconstructed(tmp_path, "many", batch_block=4, tiles=(3, 3), frames="store"), one)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "slice_thickness_angstrom": (10.0, 30.0),
+            "rule": "lsqml",
+            "probe_variations": 1,
+            "probe_variations_from_epoch": 2,
+        },
+        {"kz_filter": 0.2, "vacuum_percentile": 10.0, "notch_scan_raster": True, "object": "complex"},
+    ],
+)
+def test_what_sums_over_the_whole_object_is_the_same_in_tiles(tmp_path, changes):
+    one = reconstructed(tmp_path, "one", **changes)
+    found = reconstructed(tmp_path, "tiles", tiles=(2, 2), **changes)
+    assert set(found.variables) == set(one.variables)
+    assert_same(found, one)
+    for name in set(found.variables) & {"variation_weights"}:
+        assert np.abs(found[name].values - one[name].values).max() < 1e-3 * np.abs(one[name].values).max()
 
 
 def test_a_cluster_gives_the_bits_of_threads(tmp_path, client):

@@ -175,18 +175,45 @@ class Counting(ThreadExecutor):
     def places(self, count):
         return tuple(f"worker {index * self.workers // count}" for index in range(count))
 
+    def threads_at(self, place):
+        return 1
+
     def submit_at(self, place, function, /, *args, urgent=False):
         self.tasks += 1
         return super().submit_at(place, function, *args, urgent=urgent)
 
 
-@pytest.mark.parametrize(("workers", "tasks"), [(1, 4), (4, 7)])
-def test_a_step_of_a_tile_is_a_handful_of_tasks(workers, tasks):
+@pytest.mark.parametrize(("workers", "tasks"), [(1, 0.2), (4, 1.0), (16, 5.2)])
+def test_a_step_is_a_handful_of_tasks_for_the_tiles_of_a_thread(workers, tasks):
     counted = []
     for epochs in (1, 2):
         counting = Counting(workers)
         _, run = tiled_run(counting, "4x4", SINGLE, epochs=epochs)
-        run = replace(run, schedule=replace(run.schedule, positions_from=None))
+        batches = [BATCHES * (4 if epoch else 1) for epoch in range(epochs)]
+        run = replace(run, schedule=replace(run.schedule, batches=batches, positions_from=None))
         run.solve(started(run, SINGLE))
         counted.append(counting.tasks)
-    assert (counted[1] - counted[0]) / (BATCHES * 16) <= tasks
+    # An epoch has one task more for each tile, and a few for all.
+    assert (counted[1] - counted[0] - 16 - 4) / (4 * BATCHES * 16) <= tasks
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_bundles_of_tiles_give_the_bits_of_tiles_on_their_own(threads):
+    states = []
+    for workers in (Counting(16), Bundled(threads)):
+        _, run = tiled_run(workers, "4x4", SINGLE, epochs=2)
+        states.append(run.solve(started(run, SINGLE)).states.gather())
+    for one, other in zip(*states, strict=True):
+        np.testing.assert_array_equal(one.phase, other.phase)
+        np.testing.assert_array_equal(one.probe, other.probe)
+
+
+class Bundled(Counting):
+    """Five workers of some threads."""
+
+    def __init__(self, threads):
+        super().__init__(5)
+        self.threads = threads
+
+    def threads_at(self, place):
+        return self.threads

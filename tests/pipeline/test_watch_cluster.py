@@ -48,6 +48,7 @@ def acquisition(folder: Path) -> tuple[np.ndarray, list[Callable[[], Any]]]:
     return data, steps + appended(names[1], data[1].tobytes(), [200000])
 
 
+@pytest.mark.heavy
 def test_two_processes_make_the_store_that_threads_make(tmp_path: Path, client: Client) -> None:
     data, steps = acquisition(tmp_path)
     config, count = watched(client, tmp_path, steps)

@@ -67,6 +67,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return [Store.open(path).frames(tilt)[:].astype("<u2").tobytes() for tilt in range(TILTS)]
 
 
+@pytest.mark.heavy
 def test_atoms_of_a_series_that_was_watched(tmp_path: Path, recorded: list[bytes]) -> None:
     (tmp_path / "in").mkdir()
     write_specimen(tmp_path / "truth.xyz", PARTICLE)

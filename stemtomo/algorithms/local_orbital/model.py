@@ -84,6 +84,8 @@ class Orbitals:
         (image, 2), x and y: what moves the projection onto the image.
     tilts_rad
         (image, 3): rotation vectors in the laboratory frame, after R^T.
+    species
+        (atom,), numbers of the kinds of atoms from 0, the faintest; all of one kind if not given.
     """
 
     positions: np.ndarray
@@ -93,6 +95,12 @@ class Orbitals:
     slice_thickness_angstrom: float
     shifts_angstrom: np.ndarray
     tilts_rad: np.ndarray
+    species: np.ndarray | None = None
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """Number of the kind of every atom, (atom,)."""
+        return np.zeros(len(self), dtype=np.int64) if self.species is None else self.species
 
     @property
     def slices(self) -> int:
@@ -109,15 +117,18 @@ class Orbitals:
             positions=self.positions[good],
             intensity=self.intensity[good],
             width_angstrom=self.width_angstrom[good],
+            species=None if self.species is None else self.species[good],
         )
 
     def with_atoms(self, positions: np.ndarray, intensity: np.ndarray, width_angstrom: np.ndarray) -> Orbitals:
-        """Return the model with these atoms behind its own."""
+        """Return the model with these atoms, of the faintest kind, behind its own."""
+        unknown = np.zeros(len(positions), dtype=np.int64)
         return replace(
             self,
             positions=np.concatenate([self.positions, positions]),
             intensity=np.concatenate([self.intensity, intensity]),
             width_angstrom=np.concatenate([self.width_angstrom, width_angstrom]),
+            species=None if self.species is None else np.concatenate([self.species, unknown]),
         )
 
 

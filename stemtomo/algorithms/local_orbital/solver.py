@@ -23,6 +23,8 @@ Evaluate = Callable[[Orbitals, bool], Sums]
 
 _LARGEST = {"positions": 0.15, "width_angstrom": 0.03, "shifts_angstrom": 0.2, "tilts_rad": 3e-3}
 _NARROWEST_ANGSTROM = 0.15
+#: Iterations over which a search is seen to stand still.
+_WATCHED = 5
 _FAINTEST_FREQUENCY = 3e-3
 #: An inserted atom stands out by so many standard deviations; at most this share of the atoms come at once, or so many.
 _SIGNIFICANT, _MOST_INSERTED, _FEWEST = 4.0, 0.05, 20
@@ -47,7 +49,7 @@ class Free:
 
     positions: bool = True
     intensity: bool = True
-    width: Literal["none", "shared", "atom"] = "shared"
+    width: Literal["none", "shared", "species", "atom"] = "shared"
     probes: bool = False
     shifts: bool = False
     tilts: bool = False
@@ -73,6 +75,22 @@ class Result:
     losses: list[float] = field(default_factory=list)
 
 
+class _Rest:
+    """Whether atoms have come to rest since they were looked at last."""
+
+    def __init__(self, positions: np.ndarray, still_angstrom: float) -> None:
+        self._positions = positions
+        self._still = still_angstrom
+
+    def reached(self, iteration: int, positions: np.ndarray) -> bool:
+        if iteration % _WATCHED:
+            return False
+        way = np.sqrt(((positions - self._positions) ** 2).sum(axis=1).mean())
+        self._positions = positions
+        # A search that has just begun goes slowly, too.
+        return bool(way < self._still) and iteration > _WATCHED
+
+
 def gradient_power(images: np.ndarray, pixel_angstrom: float) -> np.ndarray:
     """Return the sum over every image (image, y, x) of its squared gradient along one direction, per Å²."""
     along = [((images[:, 1:] - images[:, :-1]) ** 2).sum(axis=(1, 2)), (np.diff(images, axis=2) ** 2).sum(axis=(1, 2))]
@@ -87,36 +105,44 @@ def refine(
     iterations: int,
     on_iteration: Callable[[int, float], None] | None = None,
     still: float = 1e-5,
+    still_angstrom: float = 0.0,
 ) -> Result:
-    """Search for the smallest loss over what is ``free``; ends early where the loss falls by less than ``still``.
+    """Search for the smallest loss over what is ``free``; ends early where that is reached.
 
     Parameters
     ----------
     still
         Relative fall of the loss over 5 iterations at which the search ends.
+    still_angstrom
+        Root mean square of the atoms' way over 5 iterations at which it ends, too.
     """
     names, losses = free.names(), []
+    kinds = _alike(model, free)
+    watched = _Rest(model.positions, still_angstrom)
     scales, raising = _inverse_curvature(model, geometry), _raising(model, geometry.pixel_angstrom)
 
     def evaluate_at(point: Point) -> tuple[float, Point]:
-        found = evaluate(_at(model, names, raising, point), free.probes)
-        return found.loss, tuple(_gradient(found, name, free, raising) for name in names)
+        found = evaluate(_at(model, names, raising, point, kinds), free.probes)
+        return found.loss, tuple(_gradient(found, name, raising, kinds) for name in names)
 
     def follow(iterate: Iterate) -> bool:
         losses.append(iterate.loss)
         if on_iteration is not None:
             on_iteration(len(losses), iterate.loss)
-        return len(losses) > 5 and losses[-6] - losses[-1] < still * losses[-6]
+        if free.positions and watched.reached(len(losses), iterate.point[names.index("positions")]):
+            return True
+        return len(losses) > _WATCHED and losses[-1 - _WATCHED] - losses[-1] < still * losses[-1 - _WATCHED]
 
     found = minimise(
         evaluate_at,
-        tuple(_value(model, name, free) for name in names),
-        tuple(_scale(scales[name], name, free) for name in names),
+        tuple(_value(model, name, kinds) for name in names),
+        tuple(_scale(scales[name], name, kinds) for name in names),
         iterations,
         largest_step=[_LARGEST.get(name) for name in names],
+        singly=True,
         on_iteration=follow,
     )
-    refined = _at(model, names, raising, found.point)
+    refined = _at(model, names, raising, found.point, kinds)
     if free.probes or free.shifts:
         refined = without_gauges(
             refined, geometry.rotations, geometry.sections, geometry.numbers, geometry.pixel_angstrom
@@ -135,8 +161,8 @@ def position_uncertainty(model: Orbitals, geometry: Geometry, variance: float) -
 
 
 def pruned(model: Orbitals, faintest: float, minimum_distance_angstrom: float) -> tuple[Orbitals, int]:
-    """Return the model without atoms below ``faintest`` of the median, or fainter than a close neighbour; how many."""
-    good = model.intensity > faintest * np.median(model.intensity)
+    """Return the model without atoms below ``faintest`` of the typical, or fainter than a close neighbour; how many."""
+    good = model.intensity > faintest * typical_intensities(model).min()
     pairs = cKDTree(model.positions).query_pairs(minimum_distance_angstrom, output_type="ndarray")
     for first, second in pairs:
         if good[first] and good[second]:
@@ -161,16 +187,17 @@ def extended(
     Parameters
     ----------
     insertion
-        Smallest intensity at which an atom is inserted, in those of the median atom. It must stand out of what the
-        residual holds elsewhere in the gaps, too, and no more come at once than a share of those there are: what is
-        left of atoms that are not in their places yet looks like many small ones.
+        Smallest intensity at which an atom is inserted, in those of the median atom of the faintest kind. It must stand
+        out of what the residual holds elsewhere in the gaps, too, and no more come at once than a share of those there
+        are: what is left of atoms that are not in their places yet looks like many small ones.
     """
     sites = _gaps(model.positions, minimum_distance_angstrom, spacing_angstrom)
     if len(sites) == 0:
         return model, 0
     width = np.full(len(sites), np.median(model.width_angstrom))
     trial = model.with_atoms(sites, np.zeros(len(sites)), width)
-    typical = float(np.median(model.intensity))
+    every = typical_intensities(model)
+    typical = float(every.min())
     scale = _inverse_curvature(replace(trial, intensity=np.full(len(trial), typical)), geometry)["intensity"]
     new = slice(len(model), None)
     strength = -evaluate(trial, False).intensity[new] * scale[new] / typical
@@ -190,7 +217,7 @@ def extended(
             taken[near.query_ball_point(sites[site], minimum_distance_angstrom)] = True
     if not chosen:
         return model, 0
-    start = typical * np.clip(strength[chosen], 0.5, 1.0)
+    start = typical * np.clip(strength[chosen], 0.5, every.max() / typical)
     return model.with_atoms(sites[chosen], start, width[chosen]), len(chosen)
 
 
@@ -205,28 +232,47 @@ def _gaps(positions: np.ndarray, distance: float, spacing: float) -> np.ndarray:
     return grid[(nearest > distance) & (nearest < 1.6 * neighbour)]
 
 
-def _value(model: Orbitals, name: str, free: Free) -> np.ndarray:
+def typical_intensities(model: Orbitals) -> np.ndarray:
+    """Return the median intensity of every kind of atoms that there are."""
+    return np.array([np.median(model.intensity[model.kinds == kind]) for kind in np.unique(model.kinds)])
+
+
+def summed_by_kind(values: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """Return sums of ``values`` (atom,) over the atoms of each kind, (kind,)."""
+    return np.bincount(kinds, values)
+
+
+def _alike(model: Orbitals, free: Free) -> np.ndarray | None:
+    """Return which atoms share a width, (atom,), or None where each has its own."""
+    if free.width == "atom":
+        return None
+    return model.kinds if free.width == "species" else np.zeros(len(model), dtype=np.int64)
+
+
+def _value(model: Orbitals, name: str, kinds: np.ndarray | None) -> np.ndarray:
     if name == "probes":
         return np.zeros_like(model.probes)
     value = np.asarray(getattr(model, name), dtype=np.float64)
-    return value.mean(keepdims=True) if name == "width_angstrom" and free.width == "shared" else value
+    if name != "width_angstrom" or kinds is None:
+        return value
+    return summed_by_kind(value, kinds) / np.maximum(np.bincount(kinds), 1)
 
 
-def _at(model: Orbitals, names: Sequence[str], raising: np.ndarray, point: Point) -> Orbitals:
+def _at(model: Orbitals, names: Sequence[str], raising: np.ndarray, point: Point, kinds: np.ndarray | None) -> Orbitals:
     values = dict(zip(names, point, strict=True))
     if "width_angstrom" in values:
         width = np.maximum(values["width_angstrom"], _NARROWEST_ANGSTROM)
-        values["width_angstrom"] = np.broadcast_to(width, model.width_angstrom.shape).copy()
+        values["width_angstrom"] = width if kinds is None else width[kinds]
     if "probes" in values:
         values["probes"] = model.probes + _raised(values["probes"], raising)
     return replace(model, **values)
 
 
-def _gradient(found: Sums, name: str, free: Free, raising: np.ndarray) -> np.ndarray:
+def _gradient(found: Sums, name: str, raising: np.ndarray, kinds: np.ndarray | None) -> np.ndarray:
     if name == "probes":
         return _raised(found.probes, raising)
     if name == "width_angstrom":
-        return found.width.sum(keepdims=True) if free.width == "shared" else found.width
+        return found.width if kinds is None else summed_by_kind(found.width, kinds)
     fields = {"shifts_angstrom": "shifts", "tilts_rad": "tilts"}
     gradient: np.ndarray = getattr(found, fields.get(name, name))
     return gradient
@@ -245,10 +291,10 @@ def _raised(change: np.ndarray, raising: np.ndarray) -> np.ndarray:
     return np.asarray(np.fft.ifft2(np.fft.fft2(change) * raising).real)
 
 
-def _scale(scale: np.ndarray, name: str, free: Free) -> np.ndarray:
-    if name == "width_angstrom" and free.width == "shared":
-        return 1 / (1 / scale).sum(keepdims=True)
-    return scale
+def _scale(scale: np.ndarray, name: str, kinds: np.ndarray | None) -> np.ndarray:
+    if name != "width_angstrom" or kinds is None:
+        return scale
+    return 1 / np.maximum(summed_by_kind(1 / scale, kinds), np.finfo(np.float64).tiny)
 
 
 def _inverse_curvature(model: Orbitals, geometry: Geometry) -> dict[str, np.ndarray]:

@@ -75,7 +75,8 @@ def focal_tilt_series(
     *,
     shape_yx: tuple[int, int],
     pixel_angstrom: float,
-    width_angstrom: float = 0.35,
+    width_angstrom: float | np.ndarray = 0.35,
+    intensity: float | np.ndarray = 1.0,
     electrons_per_atom: float | None = None,
     window_px: int = 48,
     seed: int = 0,
@@ -90,7 +91,9 @@ def focal_tilt_series(
     defocus_angstrom
         (section,): what is added to C10.
     width_angstrom
-        Standard deviation of an atom: thermal motion and the size of its scattering.
+        Standard deviation of an atom: thermal motion and the size of its scattering; one for all, or (atom,).
+    intensity
+        Signal of an atom in the images' unit, one for all, or (atom,).
     electrons_per_atom
         Electrons that one atom scatters to the detector in an image, for Poisson noise; none if not given. Images are
         in units of one atom's signal.
@@ -107,8 +110,8 @@ def focal_tilt_series(
     count = len(positions)
     model = Orbitals(
         positions,
-        np.ones(count),
-        np.full(count, width_angstrom),
+        np.broadcast_to(np.asarray(intensity, dtype=np.float64), count),
+        np.broadcast_to(np.asarray(width_angstrom, dtype=np.float64), count),
         start_probes(optics, defocus_angstrom, slices, _FINE_ANGSTROM, window_px, pixel_angstrom),
         _FINE_ANGSTROM,
         np.zeros((len(series), 2)),

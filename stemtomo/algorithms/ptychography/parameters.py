@@ -67,6 +67,10 @@ class Parameter:
         """
         return sums if self.shared else None
 
+    def some(self, value: Any, where: np.ndarray) -> Any:
+        """Return the value for the positions ``where`` alone."""
+        return value if self.shared else value[where]
+
     def step(self, value: Array, sums: Any, memory: Any, positions: int) -> tuple[Array, Any]:
         """Return the next value and what is to be remembered, from the ``sums`` over ``positions`` positions."""
         return value, memory

@@ -7,7 +7,9 @@ which apply it to their windows stay equal where they overlap.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
 
 from stemtomo.algorithms.ptychography.model import Gradients, State
 from stemtomo.backend import Array, array_namespace, real_dtype
@@ -19,17 +21,30 @@ _ADAM_RADIAN, _ADAM_PROBE, _ADAM_FLOOR = 0.4, 0.3, 1e-3
 class Rule(Protocol):
     """What the loop asks of an update rule."""
 
+    #: Whether the step needs :meth:`along` of the whole object.
+    sums_along: ClassVar[bool]
+
     def largest(self, state: State, sums: Gradients) -> float:
         """Return the largest number in the object that the step is scaled by: of a part, if ``sums`` hold a part."""
         ...
 
+    def along(self, sums: Gradients, peak: float, owned: Array | None = None) -> Array | None:
+        """Return what the length of the step is made of, (layer, 2), if any: sums over the pixels ``owned`` (Y, X)."""
+        ...
+
     def object_step(
-        self, state: State, sums: Gradients, peak: float, slices: int, largest: float | None = None
+        self,
+        state: State,
+        sums: Gradients,
+        peak: float,
+        slices: int,
+        largest: float | None = None,
+        along: Array | None = None,
     ) -> State:
         """Return the state with the object moved.
 
         ``peak`` is max N of the whole object, ``slices`` their number; ``largest`` is that of :meth:`largest` over the
-        whole object where ``sums`` hold a part.
+        whole object where ``sums`` hold a part, ``along`` the sum of :meth:`along`.
         """
         ...
 
@@ -53,12 +68,24 @@ class Nesterov:
     damping: float = 0.1
     curvature: float = 1.0
 
+    sums_along: ClassVar[bool] = False
+
     def largest(self, state: State, sums: Gradients) -> float:
         """Return zero: nothing but the peak illumination scales the step."""
         return 0.0
 
+    def along(self, sums: Gradients, peak: float, owned: Array | None = None) -> Array | None:
+        """Return nothing: the length of the step is known."""
+        return None
+
     def object_step(
-        self, state: State, sums: Gradients, peak: float, slices: int, largest: float | None = None
+        self,
+        state: State,
+        sums: Gradients,
+        peak: float,
+        slices: int,
+        largest: float | None = None,
+        along: Array | None = None,
     ) -> State:
         """Return the state with the object moved."""
         # A layer that k slices share has k times the gradient of one, and k² times its curvature.
@@ -96,24 +123,40 @@ class LeastSquares:
     damping: float = 0.1
     curvature: float = 1.0
 
+    sums_along: ClassVar[bool] = True
+
     def largest(self, state: State, sums: Gradients) -> float:
-        """Return zero: parts cannot take this step."""
+        """Return zero: nothing but the peak illumination and :meth:`along` scale the step."""
         return 0.0
 
+    def along(self, sums: Gradients, peak: float, owned: Array | None = None) -> Array:
+        """Return <G, D> and <D, N D> of every layer, (layer, 2), over the pixels ``owned``."""
+        xp = array_namespace(sums.phase)
+        slope, lit = sums.phase, sums.illumination
+        direction = -precondition(sums, self.damping, peak, self.curvature)
+        if owned is not None:
+            direction = direction * owned
+        found = [
+            (float(xp.vdot(g, along).real), float(xp.vdot(along * lit, along).real))
+            for g, along in zip(slope, direction, strict=True)
+        ]
+        return np.array(found)
+
     def object_step(
-        self, state: State, sums: Gradients, peak: float, slices: int, largest: float | None = None
+        self,
+        state: State,
+        sums: Gradients,
+        peak: float,
+        slices: int,
+        largest: float | None = None,
+        along: Array | None = None,
     ) -> State:
         """Return the state with the object moved."""
         xp = array_namespace(state.phase)
         shared = slices // len(state.phase)
         direction = -precondition(sums, self.damping, peak, self.curvature)
-        length = [
-            _ratio(
-                -float(xp.vdot(slope, along).real),
-                2 * self.curvature * float(xp.vdot(along * sums.illumination, along).real),
-            )
-            for slope, along in zip(sums.phase, direction, strict=True)
-        ]
+        along = self.along(sums, peak) if along is None else along
+        length = [_ratio(-float(above), 2 * self.curvature * float(below)) for above, below in along]
         factors = xp.asarray(length, dtype=real_dtype(state.phase))[:, None, None]
         phase = state.phase + (self.step / (slices * shared)) * factors * direction
         return replace(state, phase=phase)
@@ -141,12 +184,24 @@ class Adam:
     second: float = 0.95
     dark: float = 0.01
 
+    sums_along: ClassVar[bool] = False
+
     def largest(self, state: State, sums: Gradients) -> float:
         """Return the largest root mean square of the object's gradient."""
         return float(self._moments(sums.phase, state.memory.get("object"))[2].max())
 
+    def along(self, sums: Gradients, peak: float, owned: Array | None = None) -> Array | None:
+        """Return nothing: the length of the step is known."""
+        return None
+
     def object_step(
-        self, state: State, sums: Gradients, peak: float, slices: int, largest: float | None = None
+        self,
+        state: State,
+        sums: Gradients,
+        peak: float,
+        slices: int,
+        largest: float | None = None,
+        along: Array | None = None,
     ) -> State:
         """Return the state with the object moved."""
         change, memory = self._change(sums.phase, state.memory.get("object"), largest)

@@ -30,7 +30,7 @@ from stemtomo.algorithms.ptychography.model import (
 from stemtomo.algorithms.ptychography.parameters import Chunk, Parameter
 from stemtomo.algorithms.ptychography.rules import Nesterov, Rule
 from stemtomo.algorithms.ptychography.windows import spread_batches
-from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of, together_bytes
+from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of, to_host, together_bytes
 from stemtomo.kernels import patches
 from stemtomo.physics import multislice
 from stemtomo.physics.propagation import prepared
@@ -58,7 +58,12 @@ __all__ = [
 
 
 def gradients(
-    state: State, model: Model, counts: Array, batch: np.ndarray, parameters: Sequence[Parameter] = ()
+    state: State,
+    model: Model,
+    counts: Array,
+    batch: np.ndarray,
+    parameters: Sequence[Parameter] = (),
+    losses: np.ndarray | None = None,
 ) -> Gradients:
     """Return the sums of the loss and its gradients over the positions ``batch``.
 
@@ -70,8 +75,10 @@ def gradients(
         Indices of positions.
     parameters
         Parameters beside object and probe, whose values are in ``state.extra``.
+    losses
+        (position,) of the part, in host memory: takes the loss of each position of the batch.
     """
-    return gradients_of(state, model, [(batch, counts, batch)], parameters)
+    return gradients_of(state, model, [(batch, counts, batch)], parameters, losses)
 
 
 def gradients_of(
@@ -79,6 +86,7 @@ def gradients_of(
     model: Model,
     groups: Iterable[tuple[np.ndarray, Array, np.ndarray]],
     parameters: Sequence[Parameter] = (),
+    losses: np.ndarray | None = None,
 ) -> Gradients:
     """Return :func:`gradients` over positions whose patterns come in groups.
 
@@ -113,7 +121,10 @@ def gradients_of(
         patches.illuminate(waves, corners, lit)
         spectra, incident = multislice.forward(waves, transmission, corners, propagators)
         # A number of the device: reading it here would make the host wait for every chunk.
-        loss = loss + _residual(spectra, counts, rows, state, model, parameters, extra).sum()
+        each = _residual(spectra, counts, rows, state, model, parameters, extra)
+        loss = loss + each.sum()
+        if losses is not None:
+            losses[where] = to_host(each)
         on_gap = _watcher(state, model, where, parameters, extra)
         back = multislice.adjoint(spectra, incident, transmission, corners, propagators, transmission_gradient, on_gap)
         for parameter in parameters:
@@ -137,6 +148,7 @@ def update(
     slices: int | None = None,
     parameters: Sequence[Parameter] = (),
     largest: float | None = None,
+    along: Array | None = None,
 ) -> State:
     """Return the state after one step of ``rule`` from the ``sums`` over all parts.
 
@@ -148,11 +160,11 @@ def update(
         Slices that the layers of the object stand for; as many as layers unless given.
     parameters
         Those that take a step, with their own rule.
-    largest
-        What :meth:`Rule.largest` is over the whole object where ``sums`` hold only a window of it.
+    largest, along
+        What :meth:`Rule.largest` and :meth:`Rule.along` are over the whole object where ``sums`` hold only a window.
     """
     peak = float(sums.illumination.max()) if peak_illumination is None else peak_illumination
-    state = rule.object_step(state, sums, peak, slices or len(state.phase), largest)
+    state = rule.object_step(state, sums, peak, slices or len(state.phase), largest, along)
     if update_probe:
         state = rule.probe_step_of(state, sums)
     for parameter in parameters:
@@ -179,6 +191,7 @@ def solve(
     where: np.ndarray | None = None,
     on_epoch: Callable[[int, float, State], bool | None] | None = None,
     first_epoch: int = 0,
+    last_losses: np.ndarray | None = None,
 ) -> tuple[State, list[float]]:
     """Run one epoch per rule on one part that holds all positions; return the last state and the loss per epoch.
 
@@ -199,6 +212,8 @@ def solve(
         Called after every epoch; the loop ends early where it returns True.
     first_epoch
         Epoch to begin with, when ``state`` comes from a checkpoint.
+    last_losses
+        (position,): takes the loss of every position as the last of ``rules`` meets it.
     """
     losses: list[float] = []
     taking_part = np.arange(len(counts)) if where is None else where
@@ -210,7 +225,8 @@ def solve(
         moving = parameters if epoch >= parameters_start else ()
         total, seen = 0.0, 0
         for batch in spread_batches(len(taking_part), count, seed + epoch):
-            sums = gradients(state, model, counts, taking_part[batch], parameters)
+            told = last_losses if epoch + 1 == len(rules) else None
+            sums = gradients(state, model, counts, taking_part[batch], parameters, told)
             state = update(state, sums, rule, epoch >= probe_start, slices=model.slices, parameters=moving)
             if regularise is not None:
                 state = regularise(state, epoch)

@@ -135,6 +135,23 @@ def with_halo(
     return found
 
 
+def out_to_edges(tiles: Sequence[Tile], grid: ObjectGrid) -> list[Tile]:
+    """Return ``tiles`` with outermost windows that reach the edges of the object, which no pattern may reach.
+
+    Together they then hold what filters of the whole object spread out there.
+    """
+    outer = [(min(low for low, _ in spans), max(high for _, high in spans)) for spans in
+             zip(*(tile.scan for tile in tiles), strict=True)]  # fmt: skip
+    found = []
+    for tile in tiles:
+        y, x = (
+            (0 if scan[0] == first else window[0], length if scan[1] == last else window[1])
+            for scan, window, (first, last), length in zip(tile.scan, tile.window, outer, grid.shape_yx, strict=True)
+        )
+        found.append(_on(grid, tile.scan, tile.where, (y, x)))
+    return found
+
+
 @functools.lru_cache(maxsize=4)
 def batch_of(members: int, batches: int, seed: int) -> np.ndarray:
     """Return the batch, (member,) int32, of each of ``members``: the batches of ``spread_batches``, read-only.
@@ -156,6 +173,10 @@ def _tile(grid: ObjectGrid, scan: Rectangle, where: np.ndarray, margin_px: int) 
         reach = grid.corners[where].max(axis=0) + np.asarray(grid.window_yx) + margin_px
         last = np.minimum(reach, np.asarray(grid.shape_yx))
         window = ((int(first[0]), int(last[0])), (int(first[1]), int(last[1])))
+    return _on(grid, scan, where, window)
+
+
+def _on(grid: ObjectGrid, scan: Rectangle, where: np.ndarray, window: Rectangle) -> Tile:
     local = replace(
         grid,
         shape_yx=(window[0][1] - window[0][0], window[1][1] - window[1][0]),

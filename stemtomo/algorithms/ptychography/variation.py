@@ -14,7 +14,10 @@ import numpy as np
 
 from stemtomo.algorithms.ptychography.model import CURVATURE, Model, probes_adjoint, probes_at
 from stemtomo.algorithms.ptychography.parameters import Chunk, Parameter
-from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of
+from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of, to_host
+
+#: Number of positions, and the sums of their weights (k,) and of the products of these (k, k).
+_Moments = tuple[float, np.ndarray, np.ndarray]
 
 
 class Variation(Parameter):
@@ -31,7 +34,7 @@ class Variation(Parameter):
     """
 
     name = "variation"
-    # Weights belong to positions; parts of one tilt would have to share the modes alone.
+    # Weights belong to positions; the modes are the same in all parts.
     shared = False
 
     def __init__(self, modes: int = 1, step_size: float = 0.5, loss: str = "anscombe", seed: int = 0) -> None:
@@ -47,7 +50,12 @@ class Variation(Parameter):
         modes = xp.stack([xp.fft.ifft2(1j * spectrum * factor) for factor in factors])
         weights = 1e-3 * np.random.default_rng(self.seed).normal(size=(positions, len(modes)))
         value = {"modes": modes.astype(probe.dtype), "weights": to_device_of(weights, probe)}
-        return self._tidy(value, float(xp.linalg.norm(probe[0])))
+        moments = (float(len(weights)), weights.sum(axis=0), weights.T @ weights)
+        return self._tidy(value, moments, float(xp.linalg.norm(probe[0])))
+
+    def some(self, value: Any, where: np.ndarray) -> Any:
+        """Return the modes, and the weights of the positions ``where``."""
+        return {**value, "weights": value["weights"][where]}
 
     def probes(self, value: Any, probes: Array, model: Model, where: np.ndarray) -> Array:
         """Return the modes with what the weights of the positions ``where`` add to the strongest."""
@@ -77,31 +85,58 @@ class Variation(Parameter):
         weighted = weights[:, :, None, None] * gradient[:, None]
         sums["modes"] += probes_adjoint(weighted, model.grid, chunk.where)
 
+    def over_parts(self, value: Any, sums: Any) -> Any:
+        """Return the gradient of the modes, and moments of weights and their gradients: all that turns them."""
+        xp = array_namespace(value["modes"])
+        met = sums["met"] > 0
+        weights, slopes = to_host(value["weights"]), to_host(sums["weights"])
+        return {
+            "modes": sums["modes"],
+            "power": to_host(xp.square(value["weights"][met]).sum(axis=0)),
+            "met": float(met.sum()),
+            "count": float(len(weights)),
+            "sum": weights.sum(axis=0),
+            "slope": slopes.sum(axis=0),
+            "square": weights.T @ weights,
+            "cross": weights.T @ slopes,
+            "slopes": slopes.T @ slopes,
+        }
+
     def step(self, value: Any, sums: Any, memory: Any, positions: int) -> tuple[Any, Any]:
         """Return modes and weights after a damped step with the curvature that they have behind |t| = 1."""
         xp = array_namespace(value["modes"])
-        met = xp.flatnonzero(sums["met"])
+        over = sums.get("over_parts") or self.over_parts(value, sums)
         norm = float(xp.linalg.norm(value["modes"][0]))
         factor = self.step_size / (2 * self.curvature)
-        power = xp.square(value["weights"][met]).sum(axis=0)
-        floor = power.mean() + 1e-6 * len(met)
-        modes = value["modes"] - (factor * sums["modes"] / (power + floor)[:, None, None]).astype(value["modes"].dtype)
-        weights = value["weights"].copy()
-        weights[met] -= factor * sums["weights"][met] / norm**2
-        return self._tidy({"modes": modes, "weights": weights}, norm), memory
+        floor = over["power"].mean() + 1e-6 * over["met"]
+        scale = to_device_of((factor / (over["power"] + floor))[:, None, None], value["modes"])
+        modes = value["modes"] - (scale * over["modes"]).astype(value["modes"].dtype)
+        # Those that were not met have no gradient.
+        along = factor / norm**2
+        weights = value["weights"] - along * sums["weights"]
+        total = over["sum"] - along * over["slope"]
+        square = over["square"] - along * (over["cross"] + over["cross"].T) + along**2 * over["slopes"]
+        return self._tidy({"modes": modes, "weights": weights}, (over["count"], total, square), norm), memory
 
-    def _tidy(self, value: dict[str, Array], norm: float) -> dict[str, Array]:
-        """Orthonormal modes times ``norm``, strongest first, the same probes; weights of no mean."""
+    def _tidy(self, value: dict[str, Array], moments: _Moments, norm: float) -> dict[str, Array]:
+        """Orthonormal modes times ``norm``, strongest first, the same probes; weights of no mean.
+
+        ``moments`` are those of all weights, where these are of a part.
+        """
         xp = array_namespace(value["modes"])
         flat = value["modes"].reshape(len(value["modes"]), -1).astype(np.complex128)
         # Weights are real, so the change of basis must be: that of the real inner product.
         real = xp.concatenate([flat.real, flat.imag], axis=1)
         left, sizes, right = xp.linalg.svd(real, full_matrices=False)
-        weights = value["weights"] @ (left * sizes) / norm
-        weights = weights - weights.mean(axis=0)
-        turn, strengths, basis = xp.linalg.svd(weights, full_matrices=False)
-        del turn, strengths
-        right, weights = basis @ right, weights @ basis.T
+        change = to_host(left * sizes) / norm
+        count, total, square = moments
+        mean = total @ change / count
+        _, vectors = np.linalg.eigh(change.T @ square @ change - count * np.outer(mean, mean))
+        basis = vectors[:, ::-1].T
+        weights = (value["weights"] @ to_device_of(change, flat) - to_device_of(mean, flat)) @ to_device_of(
+            basis.T, flat
+        )
+        right = to_device_of(basis, flat) @ right
         # Signs are free; keeping each mode along the old one lets nothing jump.
         sign = xp.sign((real * right).sum(axis=1)) if len(real) == len(right) else 1.0
         sign = xp.where(sign == 0, 1.0, sign)

@@ -14,6 +14,7 @@ import numpy as np
 from stemtomo.errors import AcquisitionError, FormatError
 from stemtomo.io.formats.records import Run, placed
 from stemtomo.io.provenance import file_identity
+from stemtomo.io.untrusted import reading
 
 _SIDE = 128
 _ROWS = 130
@@ -109,10 +110,8 @@ def open_empad(path: Path) -> EmpadFrames:
     """
     if path.suffix.lower() != ".xml":
         return EmpadFrames(path, path)
-    try:
+    with reading(path, "well-formed XML", "copy the file again"):
         root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise FormatError(f"{path}: is not well-formed XML ({error}); copy the file again") from error
     named = root.find("raw_file")
     name = named.get("filename", "") if named is not None else ""
     if not name:
@@ -124,10 +123,11 @@ def open_empad(path: Path) -> EmpadFrames:
             "with format = 'empad' and scan.shape"
         )
     series = root.findtext("scan_parameters/series_count")
-    if series is not None:
-        return EmpadFrames(path, raw, None, int(series))
     x, y = root.findtext("pix_x"), root.findtext("pix_y")
     in_name = re.search(r"_x(\d+)_y(\d+)", raw.name)
-    if x is not None and y is not None:
-        return EmpadFrames(path, raw, (int(y), int(x)))
+    with reading(path, "an .xml of EMPAD", "a number of positions is none; copy the file again, or give the .raw"):
+        if series is not None:
+            return EmpadFrames(path, raw, None, int(series))
+        if x is not None and y is not None:
+            return EmpadFrames(path, raw, (int(y), int(x)))
     return EmpadFrames(path, raw, (int(in_name[2]), int(in_name[1])) if in_name else None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stemtomo.errors import FormatError
+from stemtomo.io.untrusted import reading
 
 EXTRA = "pip install 'stemtomo[formats]'"
 
@@ -45,11 +46,8 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         hint = "it is damaged, still being written or copied, or compressed with a filter that is not installed"
     except ImportError:
         hint = f"it may be compressed, and hdf5plugin is not installed ({EXTRA}); or it is damaged or still copied"
-    try:
-        with _opened(h5py, path) as file:
-            yield file
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read as HDF5 ({error}); {hint}") from error
+    with reading(path, "HDF5", hint), _opened(h5py, path) as file:
+        yield file
 
 
 def _opened(h5py: Any, path: Path) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 from stemtomo.errors import FormatError
 from stemtomo.io.formats.optional import require
 from stemtomo.io.provenance import file_identity
+from stemtomo.io.untrusted import reading
 
 PREFIX = "rosettasciio"
 
@@ -46,7 +47,8 @@ class Signal:
     def open(self) -> Iterator[Any]:
         """Yield the signal's array: a Dask array if the reader is lazy, computed where it is sliced."""
         array = _read(self.path, self.plugin, self.lazy)[self.number]["data"]
-        yield _Computed(array.reshape(self.shape))
+        with reading(self.where, f"what RosettaSciIO's reader {self.plugin} takes"):
+            yield _Computed(array.reshape(self.shape))
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the file, and the signal in it."""

@@ -13,6 +13,7 @@ import zarr
 
 from stemtomo.errors import FormatError
 from stemtomo.io.provenance import file_identity
+from stemtomo.io.untrusted import reading
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")
 
@@ -34,7 +35,8 @@ class ZarrArray:
     @contextmanager
     def open(self) -> Iterator[Any]:
         """Yield the opened array."""
-        yield zarr.open_array(store=str(_folder(self.path, self.name)), mode="r")
+        with reading(self.where, "a Zarr array", passing=(OSError,)):  # storage has errors of its own
+            yield zarr.open_array(store=str(_folder(self.path, self.name)), mode="r")
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the array's metadata: its chunks may be millions of files."""

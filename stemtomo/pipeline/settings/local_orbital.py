@@ -34,18 +34,30 @@ class LocalOrbitalSettings(Section):
     width_angstrom: Positive = Field(
         default=0.45, description="Standard deviation in Å of an atom, to begin with: motion and size."
     )
-    widths: Literal["none", "shared", "atom"] = Field(
-        default="shared", description="Refine no width, one for all atoms, or one for each."
+    species: Count = Field(
+        default=1, description="Kinds of atoms, told apart by their intensities; numbered from the faintest."
+    )
+    widths: Literal["none", "shared", "species", "atom"] = Field(
+        default="shared", description="Refine no width, one for all atoms, for each species, or for each atom."
     )
     minimum_distance_angstrom: Positive = Field(default=1.6, description="Closest pair of atoms in Å.")
     insertion: float = Field(
-        default=0.3, gt=0, description="Intensity in the residual at which an atom is inserted, of the median atom."
+        default=0.3,
+        gt=0,
+        description="Intensity in the residual at which an atom is inserted, of the median atom of the faintest "
+        "species.",
     )
-    pruning: float = Field(default=0.4, ge=0, lt=1, description="Faintest atom that is kept, of the median atom.")
+    pruning: float = Field(
+        default=0.4, ge=0, lt=1, description="Faintest atom that is kept, of the median atom of the faintest species."
+    )
     rounds: int = Field(default=8, ge=0, description="Most rounds in which atoms come and go, before the probes.")
     atom_iterations: Count = Field(default=12, description="Iterations of each search over the atoms.")
     probe_searches: int = Field(default=3, ge=0, description="Searches over atoms and probes together.")
-    probe_iterations: Count = Field(default=25, description="Iterations of each of these.")
+    probe_iterations: Count = Field(default=15, description="Iterations of each of these.")
+    last_iterations: Count = Field(default=40, description="Most iterations of the last search, over all that is free.")
+    still_pm: NonNegative = Field(
+        default=0.02, description="Root mean square of the atoms' way over 5 iterations at which a search ends, in pm."
+    )
     refine_shifts: bool = Field(default=True, description="Refine where each image lies.")
     refine_angles: bool = Field(default=False, description="Refine how each image is turned, at the end.")
     tilt_iterations: Count = Field(default=25, description="Iterations of that search.")
@@ -53,6 +65,9 @@ class LocalOrbitalSettings(Section):
         default=0.0, ge=0, lt=0.5, description="Share of the images that only test the model; their misfit is reported."
     )
     images_per_part: Count = Field(default=12, description="Images that a worker sums over at once.")
+    atoms_per_block: Count = Field(
+        default=65536, description="Atoms whose derivatives are summed over the parts at once."
+    )
     precision: Literal["single", "double"] = Field(default="single", description="Of images and convolutions.")
 
 

@@ -206,6 +206,11 @@ class PtychographySettings(Section):
             return None
         return tuple(each / self.mean_slice_angstrom for each in told)
 
+    @property
+    def filters_whole_object(self) -> bool:
+        """Whether something looks at the whole object after an epoch."""
+        return self.kz_filter > 0 or self.vacuum_percentile is not None or self.notch_scan_raster
+
     def with_mean_slice(self, angstrom: float) -> PtychographySettings:
         """Return these settings with slices of that mean thickness, in the same proportions."""
         weights = self.slice_weights

@@ -94,14 +94,17 @@ class AlignmentSettings(Section):
     """[alignment]: shifts of the projections against one another."""
 
     enabled: bool = Field(default=True, description="Estimate the shifts; else they are zero.")
-    methods: tuple[Literal["centre_of_mass", "common_line", "projection_matching"], ...] = Field(
+    methods: tuple[Literal["centre_of_mass", "common_line", "projection_matching", "atom_matching"], ...] = Field(
         default=("centre_of_mass", "common_line"),
-        description="Estimates in the order they are applied; projection_matching, the slowest, is for noise as strong "
-        "as the specimen.",
+        description="Estimates in the order they are applied; projection_matching is slow and for noise as strong "
+        "as the specimen, atom_matching behind it for specimens of atoms.",
+    )
+    atom_distance_angstrom: Positive = Field(
+        default=1.7, description="Least distance of two atoms in Å (atom_matching)."
     )
     matching_rounds: Count = Field(default=18, description="Rounds of projection_matching, a volume each.")
     matching_reach_px: Positive = Field(
-        default=4.0, description="How far projection_matching looks around the shifts before it, in (binned) pixels."
+        default=4.0, description="How far both matchings look around the shifts before them, in (binned) pixels."
     )
     largest_border_fraction: float = Field(
         default=0.1,
@@ -216,7 +219,7 @@ class TomographySettings(Section):
     )
     stream: Literal["auto", "always", "never"] = Field(
         default="auto",
-        description="Keep the volume in files, a few blocks at a time in memory (fista, resire, sirt, wbp): where it "
+        description="Keep the volume in files, a few blocks at a time in memory (all methods but genfire): where it "
         "would fill most of the workers' memory, always, never.",
     )
     memory_gib: Positive | None = Field(

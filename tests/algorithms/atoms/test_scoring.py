@@ -111,6 +111,7 @@ def test_published_scores_of_a_silicon_particle_are_reproduced(member, recall, r
 
 @needs_glass
 @pytest.mark.parametrize(("run", "matched", "rmsd_pm"), [("1p7e4", 17922, 20.82), ("5p6e4", 18015, 17.28)])
+@pytest.mark.heavy
 def test_published_scores_of_a_metallic_glass_are_reproduced(run, matched, rmsd_pm):
     # The published match is of nearest neighbours; one to one, a handful of pairs fall out.
     models = np.load(DATA / "metallic_glass_models" / "models.npz")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
+from stemtomo.algorithms.atoms.classification import classify
 from stemtomo.algorithms.local_orbital.model import Orbitals, images_of, slices_for, sums, weighted_residual
 from stemtomo.algorithms.local_orbital.probes import (
     depth_of_focus,
@@ -23,6 +24,7 @@ from stemtomo.algorithms.local_orbital.solver import (
     position_uncertainty,
     pruned,
     refine,
+    summed_by_kind,
 )
 from stemtomo.algorithms.local_orbital.specimens import amorphous_particle, focal_tilt_series
 from stemtomo.errors import ConfigurationError
@@ -170,10 +172,108 @@ def test_false_atoms_of_the_last_insertion_do_not_stay(particle):
     assert rms_pm(found, particle) < 2
 
 
+def test_what_unfinished_probes_leave_is_not_taken_for_atoms(particle):
+    """Sections a depth of field out of focus, of which the model knows nothing at first; no atom is missing."""
+    series, _ = series_of(particle, 3)
+    start, steps = model_of(particle, series, np.zeros(3)), []
+    schedule = Schedule(
+        atom_iterations=2, probe_iterations=2, probe_searches=3, last_iterations=2, rounds=0, shifts=False
+    )
+    evaluate, geometry = (lambda m, p: sums(m, series, None, p)), geometry_of(series)
+    solve(start, evaluate, geometry, schedule, lambda number, step, model: steps.append(step))
+    # The list stands, so that probes are not looked for again and again but to the end, once.
+    assert [step.stage for step in steps] == ["start", "probes", "last"]
+    assert not any(step.added or step.dropped for step in steps)
+
+
+WIDTHS, SIGNALS = np.array([0.33, 0.46]), np.array([1.0, 2.2])
+
+
+@pytest.fixture(scope="module")
+def alloy(particle):
+    """A particle of two species of different brightness and width, and a focal series of it."""
+    kinds = (np.random.default_rng(5).random(COUNT) < 0.4).astype(int)
+    truth = replace(
+        model_of(particle, series_of(particle)[0], np.zeros(1)),
+        intensity=SIGNALS[kinds],
+        width_angstrom=WIDTHS[kinds],
+        species=kinds,
+    )
+    series = focal_tilt_series(
+        particle,
+        OPTICS,
+        ROTATIONS,
+        np.zeros(1),
+        shape_yx=series_of(particle)[0].images.shape[1:],
+        pixel_angstrom=PIXEL,
+        window_px=24,
+        width_angstrom=WIDTHS[kinds],
+        intensity=SIGNALS[kinds],
+        dtype=np.float64,
+    )
+    return truth, series
+
+
+def test_species_are_told_apart_and_each_has_its_width(alloy, particle):
+    truth, series = alloy
+    moved = particle + np.random.default_rng(0).normal(0, 0.1, particle.shape)
+    start = replace(truth, positions=moved, intensity=np.ones(COUNT), width_angstrom=np.full(COUNT, 0.4), species=None)
+    start = start.kept(np.arange(COUNT) >= 3)
+    evaluate, geometry = (lambda m, p: sums(m, series, None, p)), geometry_of(series)
+    options = {"probe_searches": 0, "shifts": False, "rounds": 3, "atom_iterations": 15, "last_iterations": 40}
+    schedule, kinds_of = Schedule(width="species", **options), lambda intensity: classify(intensity, 2).labels
+    found = solve(start, evaluate, geometry, schedule, kinds_of=kinds_of)
+    index = cKDTree(found.positions).query(particle)[1]
+    assert len(np.unique(index)) == len(found) == COUNT
+    np.testing.assert_array_equal(found.kinds[index], truth.kinds)
+    for kind in range(2):
+        own = found.kinds == kind
+        assert np.ptp(found.width_angstrom[own]) == 0
+        assert found.width_angstrom[own][0] == pytest.approx(WIDTHS[kind], abs=0.01)
+        assert np.median(found.intensity[own]) == pytest.approx(SIGNALS[kind], rel=0.02)
+    together = refine(found, evaluate, geometry, Free(width="shared"), 30)
+    assert together.losses[-1] > 2 * sums(found, series, None, False).loss
+    assert rms_pm(found, particle) < 0.7 * rms_pm(together.model, particle)
+
+
+def test_the_derivative_in_a_width_of_a_species_is_that_of_the_loss(alloy):
+    truth, series = alloy
+    model, step = replace(truth, intensity=truth.intensity * 1.1), 1e-5
+    derivative = summed_by_kind(sums(model, series, None, False).width, model.kinds)
+    assert derivative.shape == (2,)
+    for kind in range(2):
+        change = step * (model.kinds == kind)
+        ends = [
+            sums(replace(model, width_angstrom=model.width_angstrom + sign * change), series, None, False).loss
+            for sign in (1, -1)
+        ]
+        assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(derivative[kind], rel=1e-6)
+
+
+def test_the_faintest_species_says_what_is_too_faint(alloy, particle):
+    truth, _ = alloy
+    false = truth.with_atoms(np.array([[0.0, 0.0, 40.0]]), np.array([0.3]), np.array([0.4]))
+    bright = replace(false, intensity=np.where(false.kinds == 1, 5.0, false.intensity))
+    kept, dropped = pruned(bright, 0.4, 1.6)
+    assert dropped == 1
+    np.testing.assert_array_equal(kept.positions, particle)
+    np.testing.assert_array_equal(kept.kinds, truth.kinds)
+
+
+def test_a_search_ends_where_its_atoms_come_to_rest(particle):
+    series, defocus = series_of(particle, 1)
+    truth = model_of(particle, series, defocus)
+    series = replace(series, images=images_of(truth, series))
+    start = replace(truth, positions=particle + 0.05)
+    evaluate, geometry = (lambda m, p: sums(m, series, None, p)), geometry_of(series)
+    lengths = [len(refine(start, evaluate, geometry, Free(), 60, None, 0.0, rest).losses) for rest in (1e-2, 1e-4)]
+    assert 10 == lengths[0] < lengths[1] < 60
+
+
 def test_the_foci_of_sections_are_found_from_none(particle):
     series, defocus = series_of(particle, 3)
     start = model_of(particle + np.random.default_rng(1).normal(0, 0.1, particle.shape), series, np.zeros(3))
-    schedule = Schedule(rounds=0, probe_searches=2, shifts=False)
+    schedule = Schedule(rounds=0, probe_searches=1, last_iterations=15, shifts=False)
     found = solve(start, lambda m, p: sums(m, series, None, p), geometry_of(series), schedule)
     assert rms_pm(found, particle) < 1
     focus = depth_of_focus(found.probes, THICKNESS)
@@ -232,12 +332,11 @@ def test_an_interrupted_schedule_goes_on_to_the_same_model(particle):
     series, defocus = series_of(particle, 1)
     start = model_of(particle[:-2] + 0.05, series, defocus)
     evaluate, geometry = (lambda m, p: sums(m, series, None, p)), geometry_of(series)
-    schedule = Schedule(atom_iterations=4, probe_iterations=4, probe_searches=2, rounds=1, shifts=False)
+    options = {"probe_searches": 2, "rounds": 1, "last_iterations": 4, "shifts": False}
+    schedule = Schedule(atom_iterations=4, probe_iterations=4, **options)
     kept = []
     whole = solve(start, evaluate, geometry, schedule, lambda number, step, model: kept.append((number, step, model)))
-    number, _, model = kept[1]
-    lowest = min(step.losses[-1] for _, step, _ in kept[:2])
-    again = solve(model, evaluate, geometry, schedule, done=number, lowest=lowest)
+    again = solve(kept[1][2], evaluate, geometry, schedule, before=[step for _, step, _ in kept[:2]])
     np.testing.assert_array_equal(again.positions, whole.positions)
     np.testing.assert_array_equal(again.probes, whole.probes)
     assert len(kept) <= schedule.searches

@@ -10,9 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
-from stemtomo.errors import AcquisitionError, FormatError
+from stemtomo.errors import AcquisitionError, FormatError, StoreError
 from stemtomo.io.sources import check_complete, open_frames
+from stemtomo.io.volume_files import read_volume
 from tests.io.formats import files
+from tests.pipeline.series import make_series
 
 SCAN = (3, 4)
 RECORD = 384 + 4 * 256
@@ -131,7 +133,7 @@ def test_empad_that_is_cut_short_or_not_there(tmp_path: Path) -> None:
     raw.unlink()
     refuse(FormatError, "names a.raw, which is not beside it", path)
     path.write_text("<root>")
-    refuse(FormatError, "is not well-formed XML", path)
+    refuse(FormatError, "cannot be read as well-formed XML", path)
 
 
 # -- DECTRIS ----------------------------------------------------------------------------------------------------------
@@ -310,3 +312,32 @@ def test_a_row_of_frames_in_an_array_that_does_not_fit_or_is_compressed(tmp_path
     refuse(FormatError, "is truncated: 900 bytes, 1088 expected", tmp_path / "a.npy", **options)
     np.savez_compressed(tmp_path / "a.npz", a=np.zeros((15, 5, 6), "u2"))
     refuse(FormatError, "is compressed; input.skip and input.flyback need numpy.savez", tmp_path / "a.npz", **options)
+
+
+# -- headers that ask for too much -------------------------------------------------------------------------------------
+
+
+def test_a_frame_larger_than_any_camera_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:  # takes no room: nothing is written
+        file.create_dataset("frames", (2, 2, 40_000, 40_000), "u2", chunks=(1, 1, 100, 100))
+    refuse(FormatError, "at most 1.07e.09 are read", tmp_path / "a.h5", axes=("y", "x", "ky", "kx"))
+
+
+def test_an_array_shorter_than_its_header_says_is_not_allocated(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**6,) * 3})
+    with pytest.raises(FormatError, match="is truncated: 128 bytes, 8000000000000000128 expected"):
+        read_volume(tmp_path / "a.npy", 1.0)
+
+
+def test_a_damaged_shard_of_a_store_is_named(tmp_path: Path) -> None:
+    store = make_series(tmp_path / "s.zarr")
+    shard = next(
+        path for path in sorted((store.path / "tilt" / "001").rglob("*")) if path.is_file() and path.parent.name == "0"
+    )
+    data = bytearray(shard.read_bytes())
+    data[-20] ^= 0xFF  # where the chunks lie is at the end
+    shard.write_bytes(data)
+    store.read_frames(0)
+    with pytest.raises(StoreError, match=r"tilt 1: .*remove the folder of this tilt and run ingest again"):
+        store.read_frames(1)
