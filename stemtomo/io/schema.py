@@ -196,7 +196,7 @@ GROUPS: dict[str, GroupSchema] = {
             "focus_change_angstrom": _optional(_TILT, "Å", "what C1 of a tilt is larger by than said"),
         },
         attrs=("voxel_angstrom", "sigma_rad_per_volt_angstrom"),
-        revision=2,
+        revision=3,
     ),
     "focal_series": GroupSchema(
         stage="focal_series",
@@ -240,7 +240,7 @@ GROUPS: dict[str, GroupSchema] = {
             "width_angstrom": Variable(_ATOM, "Å", "real", "standard deviation of the fitted Gaussian"),
             "fit_residual": Variable(_ATOM, "1", "real", "relative residual of the fit"),
         },
-        revision=6,
+        revision=7,
     ),
     "order": GroupSchema(
         stage="order",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ GROUP = "atoms"
 
 #: Share of the projections' variance below which Gaussian atoms are no model of them, and traced positions are kept.
 _LEAST_EXPLAINED = 0.6
+#: Width of the running mean that projections are compared without, in widths of an atom.
+_BACKGROUND_WIDTHS = 3.0
 
 
 def find_atoms(
@@ -186,6 +189,10 @@ def _refined_model(
     projected = _projected(store) if source == "volume" else _projected_jointly(store)
     width = float(np.median(traced.width_angstrom))
     width = max(0.5 * projected.pixel_angstrom, np.sqrt(max(width**2 - settings.smoothing_angstrom**2, 0.0)))
+    slow = _BACKGROUND_WIDTHS * width if settings.background_angstrom is None else settings.background_angstrom
+    # A joint volume has all frequencies, those of the potentials' tails too; of measured projections the residual says.
+    judged = settings.background_angstrom is None and source == "volume"
+    projected = replace(projected, background_angstrom=0.0 if judged else slow)
     count = settings.species if isinstance(settings.species, int) else len(settings.species)
     rules = CompletionRules(
         insertion=settings.insertion_fraction,
@@ -207,6 +214,7 @@ def _refined_model(
         intensity_spread=settings.intensity_spread,
         weigh=settings.weigh_noise,
         widths=settings.widths,
+        background_angstrom=slow if judged else 0.0,
     )
     refined, old = found.refined, found.origin >= 0
     moved = np.linalg.norm(refined.positions[old] - traced.positions[found.origin[old]], axis=1)
@@ -318,6 +326,7 @@ def _dataset(model: _Model, classes: Classes, names: tuple[str, ...] | None) -> 
         "added": int(added.sum()),
         "misfit_rad": refined.loss[1] if refined else None,
         "explained_variance": refined.explained if refined else None,
+        "background_angstrom": refined.background_angstrom if refined else None,
     }
     return xr.Dataset(variables, attrs=attrs)
 

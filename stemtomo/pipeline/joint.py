@@ -24,10 +24,9 @@ from stemtomo.io.store import Store
 from stemtomo.physics.electron import interaction_parameter
 from stemtomo.pipeline.joint_epochs import epochs_of, reconstruct
 from stemtomo.pipeline.joint_hand import compare_hands
-from stemtomo.pipeline.joint_parts import box_for, tilts_of, voxels_per_slice
+from stemtomo.pipeline.joint_parts import box_for, joint_grid, tilts_of, voxels_per_slice
 from stemtomo.pipeline.joint_steps import FOCUS, JointRun, Standing
 from stemtomo.pipeline.progress import Progress, Silent
-from stemtomo.pipeline.ptychography import grid_of
 from stemtomo.pipeline.settings.joint import JointSettings
 
 GROUP = "joint"
@@ -122,11 +121,12 @@ def plan_row(
     workers: int = 1,
 ) -> PlanRow:
     """Say the same for a series that is not ingested yet, with frames of ``itemsize`` bytes per pixel."""
-    box = box_for(scan, float(np.mean(detector.object_pixel_angstrom_yx)), poses, settings)
-    tilts, window, schedule = len(poses), math.prod(detector.shape_yx), epochs_of(settings)
-    frames = scan.count * window * itemsize
+    grid = joint_grid(scan, detector, settings)
+    box = box_for(scan, float(np.mean(grid.pixel_angstrom_yx)), poses, settings)
+    tilts, window, schedule = len(poses), math.prod(grid.window_yx), epochs_of(settings)
+    frames = scan.count * math.prod(detector.shape_yx) * itemsize
     slices = 1 if settings.single_slice else -(-box.shape_zyx[0] // voxels_per_slice(settings, box, optics))
-    voxels, area = math.prod(box.shape_zyx), math.prod(grid_of(scan, detector).shape_yx)
+    voxels, area = math.prod(box.shape_zyx), math.prod(grid.shape_yx)
     # The volume, its look-ahead and gradient, and while it is turned its complex copies; slices, their gradients, and
     # transmissions with theirs.
     value = 4 if settings.precision == "single" else 8

@@ -98,7 +98,8 @@ def _from_sequential(store: Store, run: JointRun) -> Standing:
     if abs(float(volume.attrs["voxel_angstrom"]) - box.voxel_angstrom) > 1e-4 * box.voxel_angstrom:
         raise ConfigurationError(
             f"{store.path}: the volume has voxels of {volume.attrs['voxel_angstrom']} Å, the objects pixels of"
-            f" {box.voxel_angstrom} Å; start the joint reconstruction from zero"
+            f" {box.voxel_angstrom} Å; set ptychography.detector_padding and joint.detector_padding alike, or start the"
+            " joint reconstruction from zero"
         )
     sigma = interaction_parameter(store.optics(0).energy_ev)
     start = _fitted_into(volume["potential"].values * sigma * box.voxel_angstrom, box)

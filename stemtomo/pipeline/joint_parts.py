@@ -17,7 +17,7 @@ from stemtomo.algorithms.ptychography.windows import ObjectGrid, tile
 from stemtomo.backend import Array
 from stemtomo.distributed.windows import Window
 from stemtomo.errors import ConfigurationError
-from stemtomo.geometry import Optics, Pose, Scan
+from stemtomo.geometry import Detector, Optics, Pose, Scan
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.probe import probe_wave
@@ -39,9 +39,15 @@ class Tilt:
     single: View
     view: View
     grid: ObjectGrid
+    detector_yx: tuple[int, int]
     recorded: np.ndarray
     tiles: tuple[np.ndarray, ...]
     optics: Optics
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all its patterns."""
+        return len(self.recorded) * math.prod(self.detector_yx)
 
     @property
     def windows(self) -> list[Window]:
@@ -67,19 +73,24 @@ def tilts_of(store: Store, settings: JointSettings) -> list[Tilt]:
     box = box_of(store, settings)
     found = []
     for number in range(store.tilt_count):
-        scan, detector, optics = store.scan(number), store.detector(number), store.optics(number)
-        grid = grid_of(scan, detector)
+        detector, optics = store.detector(number), store.optics(number)
+        grid = joint_grid(store.scan(number), detector, settings)
         recorded = np.flatnonzero(store.valid(number))
         grid = replace(grid, corners=grid.corners[recorded], shifts_px=grid.shifts_px[recorded])
         pose = store.pose(number)
         per_slice = voxels_per_slice(settings, box, optics)
         single = View.whole(pose, box, grid.shape_yx, box.shape_zyx[0])
         view = single if settings.single_slice else View.whole(pose, box, grid.shape_yx, per_slice)
-        work = len(recorded) * math.prod(detector.shape_yx) * view.slices
+        work = len(recorded) * math.prod(grid.window_yx) * view.slices
         tiles = settings.tiles or max(1, work // _PIXEL_SLICES_PER_PART)
         cuts = tuple(part for part in np.array_split(np.arange(len(recorded)), tiles) if part.size)
-        found.append(Tilt(str(store.path), number, single, view, grid, recorded, cuts, optics))
+        found.append(Tilt(str(store.path), number, single, view, grid, detector.shape_yx, recorded, cuts, optics))
     return found
+
+
+def joint_grid(scan: Scan, detector: Detector, settings: JointSettings) -> ObjectGrid:
+    """Return the object grid of a tilt: windows are larger than the detector by the padding, and pixels smaller."""
+    return grid_of(scan, detector, settings.detector_padding)
 
 
 def box_of(store: Store, settings: JointSettings) -> Box:
@@ -91,7 +102,8 @@ def box_of(store: Store, settings: JointSettings) -> Box:
             " same square pixel at every tilt: crop the patterns to a square with one reciprocal pixel"
         )
     poses = [store.pose(i) for i in range(store.tilt_count)]
-    return box_for(store.scan(0), float(pixels.mean()), poses, settings)
+    grid = joint_grid(store.scan(0), store.detector(0), settings)
+    return box_for(store.scan(0), float(np.mean(grid.pixel_angstrom_yx)), poses, settings)
 
 
 def box_for(scan: Scan, voxel_angstrom: float, poses: Sequence[Pose], settings: JointSettings) -> Box:
@@ -157,7 +169,7 @@ def tile_gradients(
     wavelength = wavelength_angstrom(tilt.optics.energy_ev)
     dtype = np.dtype(probe.dtype)
     gaps = tuple(backend.to_device_of(gap, probe) for gap in view.propagators(tilt.grid.window_yx, wavelength, dtype))
-    model = Model(state["grid"], gaps, loss, "phase")  # type: ignore[arg-type]
+    model = Model(state["grid"], gaps, loss, "phase", tilt.detector_yx)  # type: ignore[arg-type]
     counts = state["counts"] if "counts" in state else _counts(tilt, state["numbers"])
     sums = gradients(Patterns(model, counts, state["numbers"]), slices, probe, batch)
     assert sums is not None

@@ -25,6 +25,7 @@ from stemtomo.algorithms.joint.pose import (
     shift_changes,
     turn_changes,
 )
+from stemtomo.algorithms.joint.transfer import frequency_gain
 from stemtomo.algorithms.joint.view import View, slices_adjoint
 from stemtomo.algorithms.ptychography.solver import CURVATURE, illumination
 from stemtomo.algorithms.ptychography.windows import spread_batches
@@ -103,7 +104,8 @@ class JointRun:
             view = self._view(index, poses[index], single)
             view_handle = self.executor.submit(_fitted, view, volume)
             visit = self._visit(index, view_handle, volume, probes[index], rule, int(rng.integers(1 << 31)))
-            volume = self.executor.submit(_close, volume, visit, view_handle, self.constraint, step)
+            rest = (self.constraint, step, self.settings.vacuum_level)
+            volume = self.executor.submit(_close, volume, visit, view_handle, *rest)
             losses.append(self.executor.submit(getitem, visit, "loss"))
             if self.settings.probe != "fixed":
                 self._refine_probe(probes, index, visit, view_handle)
@@ -145,8 +147,7 @@ class JointRun:
             slices = self.executor.submit(_sliced, volume, view, self.constraint)
             sums = self._sums(index, view, slices, now.probes[index], None)
             found.append(self.executor.submit(getitem, sums, "loss"))
-        pixels = [len(tilt.recorded) * int(np.prod(tilt.grid.window_yx)) for tilt in self.tilts]
-        return np.array(self.executor.gather(found), dtype=float) / pixels
+        return np.array(self.executor.gather(found), dtype=float) / [tilt.pixels for tilt in self.tilts]
 
     @property
     def pixels(self) -> int:
@@ -173,11 +174,13 @@ class JointRun:
         peak = None
         if self.settings.whole_illumination:
             peak = self.executor.submit(_peak, probe, view, self.tilts[index])
-        count = len(self.tilts[index].recorded)
+        count, most = len(self.tilts[index].recorded), self.settings.low_frequency_gain
+        shape = self.tilts[index].grid.shape_yx
+        gain = self.executor.submit(frequency_gain, probe, shape, most) if most > 1 else None
         for wanted in spread_batches(count, rule.batches or count, seed):
             slices = self.executor.submit(getitem, state, "slices")
             sums = self._sums(index, view, slices, probe, None if rule.batches == 1 else wanted)
-            state = self.executor.submit(_descend, state, sums, rule, self._curvature, peak)
+            state = self.executor.submit(_descend, state, sums, rule, self._curvature, peak, gain)
         return state
 
     def _sums(self, index: int, view: Handle, slices: Handle, probe: Handle, wanted: np.ndarray | None) -> Handle:
@@ -250,7 +253,7 @@ class JointRun:
 
     @property
     def _pixels(self) -> int:
-        return sum(len(tilt.recorded) * int(np.prod(tilt.grid.window_yx)) for tilt in self.tilts)
+        return sum(tilt.pixels for tilt in self.tilts)
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
@@ -278,9 +281,14 @@ def _open(volume: dict[str, Any], view: View, constraint: solver.Constraint) -> 
 
 
 def _descend(
-    state: dict[str, Any], sums: dict[str, Any], rule: solver.SweepRule, curvature: float, peak: float | None
+    state: dict[str, Any],
+    sums: dict[str, Any],
+    rule: solver.SweepRule,
+    curvature: float,
+    peak: float | None,
+    gain: np.ndarray | None,
 ) -> dict[str, Any]:
-    slices = solver.descended(state["slices"], sums, rule, curvature, peak)
+    slices = solver.descended(state["slices"], sums, rule, curvature, peak, gain)
     summed = {key: state[key] + sums[key] for key in ("loss", "probe", "positions", "phase")}
     return {**state, **summed, "slices": slices, "light": state["light"] + sums["illumination"]}
 
@@ -298,9 +306,15 @@ def _joined(windows: dict[str, Any], totals: dict[str, Any]) -> dict[str, Any]:
 
 
 def _close(
-    volume: dict[str, Any], visit: dict[str, Any], view: View, constraint: solver.Constraint, share: float
+    volume: dict[str, Any],
+    visit: dict[str, Any],
+    view: View,
+    constraint: solver.Constraint,
+    share: float,
+    levelled: bool,
 ) -> dict[str, Any]:
-    change = visit["slices"] - visit["start"]
+    slices = solver.without_level(visit["slices"], visit["light"]) if levelled else visit["slices"]
+    change = slices - visit["start"]
     found = solver.turned_back(volume["coefficients"], change, view, constraint, volume["support"], share)
     return {"coefficients": found, "support": volume["support"]}
 

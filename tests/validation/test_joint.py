@@ -24,8 +24,9 @@ pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1200)]  # a minute or two o
 EXAMPLES = Path(__file__).parents[2] / "examples"
 #: As the published set was made: 333 electrons per pattern in an aperture of whole pixels, no counting noise.
 AS_MADE = {"loss": "amplitude", "electrons_per_pattern": 333, "soft_edge": False}
-#: As it was reconstructed: slices of a voxel, from the first sweep on.
+#: As it was reconstructed: slices of a voxel, from the first sweep on, and plain steps.
 AS_PUBLISHED = {**AS_MADE, "single_slice_epochs": 0, "settling_sweeps": 0, "slice_thickness_angstrom": 0.4}
+AS_PUBLISHED |= {"low_frequency_gain": 1, "vacuum_level": False}
 
 
 def store_of(name, member, path, *overrides):

@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 from stemtomo.algorithms.atoms.classification import classify
 from stemtomo.algorithms.atoms.gaps import REACH, residual_peaks
 from stemtomo.algorithms.atoms.peaks import separate
-from stemtomo.algorithms.atoms.projected import AtomModel, ProjectedImages, noise_weights
+from stemtomo.algorithms.atoms.projected import AtomModel, ProjectedImages, noise_weights, without_slow
 from stemtomo.algorithms.atoms.refinement import RefinedAtoms, refine_atoms
 from stemtomo.algorithms.atoms.splitting import elongation
 from stemtomo.algorithms.atoms.thresholds import bright_level
@@ -124,6 +124,7 @@ def complete_atoms(
     intensity_spread: float | None = None,
     weigh: bool = True,
     widths: Literal["class", "atom"] = "class",
+    background_angstrom: float = 0.0,
 ) -> CompletedAtoms:
     """Refine ``positions`` (atom, 3) in Å while atoms are added and dropped, to convergence.
 
@@ -141,8 +142,9 @@ def complete_atoms(
         When atoms are added and dropped.
     iterations, refine_shifts, intensity_spread, widths
         Of the last refinement; see :func:`~stemtomo.algorithms.atoms.refinement.refine_atoms`.
-    weigh
-        Weigh pixels by their noise in the last refinement.
+    weigh, background_angstrom
+        Weigh pixels by their noise in the last refinement; leave out the running mean over this width where atoms leave
+        something slow behind, 0 for never.
     """
     rules = rules or CompletionRules()
     state = _State.start(np.asarray(positions, dtype=np.float64), labels, width_angstrom)
@@ -151,6 +153,8 @@ def complete_atoms(
     for phase in _PHASES:
         state, changes = state.alternated(coarse, projected, classes, rules, phase)
         history += changes
+        if background_angstrom:
+            projected, coarse = (without_slow(state.model, each, background_angstrom) for each in (projected, coarse))
     if not state.known_intensity:
         state, refined = state.refined(projected, classes, rules.iterations)
     projected = replace(projected, weights=noise_weights(state.model, projected)) if weigh else projected

@@ -3,7 +3,7 @@
 Model: projection k is a level plus one Gaussian per atom, C_k(x) = c_k + sum_i I_i g_b(x - q_ik), where q_ik are the
 first two coordinates of R_k^T r_i plus the tilt's shift (after Yang et al., Nature 592, 60 (2021), who refine positions
 and B factors against projections). The loss is sum_k |M_k (C_k - P_k)|² over the measured pixels M_k; the levels c_k
-follow from the rest in closed form.
+follow from the rest in closed form. With a background, the running mean of every residual takes the place of the level.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from stemtomo.algorithms.atoms.background import RunningMean
 from stemtomo.backend import Array, array_namespace, to_host
 from stemtomo.errors import FormatError
 from stemtomo.kernels.atoms import gather, render
@@ -21,6 +22,8 @@ from stemtomo.kernels.atoms import gather, render
 _WINDOW_WIDTHS = 4.5  # half of an atom's window, in widths: 4e-5 of the peak is cut off
 _NARROWEST_PX = 0.3
 _LEAST_VARIANCE = 0.1
+#: Power of running means over that of white noise from where something slow is in the images.
+_SLOW_EXCESS = 1.5
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class ProjectedImages:
     shifts_angstrom: np.ndarray
     pixel_angstrom: float
     weights: Array | None = None
+    background_angstrom: float = 0.0
+    """Width (sigma) of the running mean that residuals are compared without; 0 for their mean over the image alone."""
 
     def __post_init__(self) -> None:
         tilts = len(self.images)
@@ -106,6 +111,19 @@ class ProjectedImages:
             pixel_angstrom=pixel,
             weights=None if self.weights is None else averaged(self.weights),
         )
+
+    def slow_removed(self, image: Array, tilt: int) -> Array:
+        """Return ``image`` (y, x) of ``tilt`` without its level or running mean, zero where nothing was measured."""
+        if not self.background_angstrom:
+            return without_level(image, self.valid[tilt], None if self.weights is None else self.weight(tilt))
+        return self._mean(image).removed(image, self.valid[tilt])
+
+    def slow_removed_adjoint(self, image: Array, tilt: int) -> Array:
+        """Adjoint of :meth:`slow_removed` where it counts: of weighted residuals, whose level is zero."""
+        return self._mean(image).removed_adjoint(image, self.valid[tilt]) if self.background_angstrom else image
+
+    def _mean(self, image: Array) -> RunningMean:
+        return RunningMean.of(image, self.background_angstrom / self.pixel_angstrom)
 
     def seen(self, positions: np.ndarray) -> np.ndarray:
         """Return where atoms at ``positions`` (atom, 3) are seen, (tilt, atom, 2): columns and rows in pixels."""
@@ -170,7 +188,8 @@ def loss(model: AtomModel, projected: ProjectedImages, radius_px: int | None = N
     for tilt, (residual, table) in enumerate(_residuals(model, projected, radius_px)):
         weighted = residual * projected.weight(tilt)
         total += float((weighted * residual).sum(dtype=np.float64))
-        derivatives = [to_host(part).astype(np.float64) for part in gather(2 * weighted, *table, radius_px)]
+        pulled = projected.slow_removed_adjoint(weighted, tilt)
+        derivatives = [to_host(part).astype(np.float64) for part in gather(2 * pulled, *table, radius_px)]
         d_intensity, d_u, d_v, d_width = derivatives
         by_intensity += d_intensity / pixel**2
         by_position += np.stack([d_u, d_v], axis=-1) @ projected.rotations[tilt][:, :2].T / pixel
@@ -192,9 +211,10 @@ def explained_share(model: AtomModel, projected: ProjectedImages) -> float:
     """
     sigma = float(model.width_angstrom.mean()) / projected.pixel_angstrom
     missed = measured = 0.0
-    for residual, image, valid in zip(residuals(model, projected), projected.images, projected.valid, strict=True):
+    unweighted = replace(projected, weights=None)
+    for tilt, residual in enumerate(residuals(model, projected)):
         missed += float((gaussian_filter(to_host(residual), sigma).astype(np.float64) ** 2).sum())
-        flat = to_host(without_level(image, valid))
+        flat = to_host(unweighted.slow_removed(projected.images[tilt], tilt))
         measured += float((gaussian_filter(flat, sigma).astype(np.float64) ** 2).sum())
     return 1 - missed / measured if measured else 0.0
 
@@ -204,6 +224,21 @@ def without_level(image: Array, valid: Array, weight: Array | None = None) -> Ar
     weight = valid if weight is None else weight
     level = float((image * weight).sum(dtype=np.float64)) / max(float(weight.sum(dtype=np.float64)), 1e-30)
     return (image - image.dtype.type(level)) * valid
+
+
+def without_slow(model: AtomModel, projected: ProjectedImages, background_angstrom: float) -> ProjectedImages:
+    """Return ``projected`` with a background of that width if ``model`` leaves slow residuals, else without.
+
+    The running means of white noise have a known share of its variance; where they have clearly more, the images hold
+    something slow that Gaussian atoms cannot explain. White noise alone is better fitted as it is.
+    """
+    plain = replace(projected, background_angstrom=0.0, weights=None)
+    slow = total = 0.0
+    for residual, valid in zip(residuals(model, plain), projected.valid, strict=True):
+        mean = RunningMean.of(residual, background_angstrom / projected.pixel_angstrom)
+        slow += float((mean.blurred(residual * valid) ** 2).sum(dtype=np.float64))
+        total += float((residual**2).sum(dtype=np.float64)) * mean.share_of_white
+    return replace(projected, background_angstrom=background_angstrom if slow > _SLOW_EXCESS * total else 0.0)
 
 
 def noise_weights(model: AtomModel, projected: ProjectedImages) -> Array:
@@ -244,6 +279,5 @@ def _residuals(
         v = xp.asarray(seen[:, 1] / pixel + rows // 2, dtype=dtype)
         image = xp.zeros((rows, columns), dtype)
         render(image, u, v, intensity, width, radius_px)
-        weight = None if projected.weights is None else projected.weight(tilt)
-        residual = without_level(image - projected.images[tilt], projected.valid[tilt], weight)
+        residual = projected.slow_removed(image - projected.images[tilt], tilt)
         yield residual, (u, v, intensity, width)

@@ -18,7 +18,6 @@ from stemtomo.algorithms.atoms.projected import (
     explained_share,
     loss,
     residuals,
-    without_level,
 )
 from stemtomo.backend import to_host
 
@@ -57,6 +56,8 @@ class RefinedAtoms:
     shifts_angstrom: np.ndarray
     loss: tuple[float, float]
     explained: float
+    background_angstrom: float = 0.0
+    """Width of the running mean that the images were compared without."""
 
     @property
     def positions(self) -> np.ndarray:
@@ -142,12 +143,12 @@ def class_factors(
     classes = int(labels.max()) + 1
     normal, target = np.zeros((classes, classes)), np.zeros(classes)
     unit = AtomModel(positions, np.ones(len(labels)), width)
-    blank = replace(projected, images=np.zeros_like(projected.images))
+    blank = replace(projected, images=np.zeros_like(projected.images), weights=None)
     drawn = [residuals(unit[labels == label], blank) for label in range(classes)]
-    for image, valid, *ones in zip(projected.images, projected.valid, *drawn, strict=True):
+    for tilt, ones in enumerate(zip(*drawn, strict=True)):
         columns = np.stack([to_host(one).ravel().astype(np.float64) for one in ones])
         normal += columns @ columns.T
-        target += columns @ to_host(without_level(image, valid)).ravel()
+        target += columns @ to_host(blank.slow_removed(projected.images[tilt], tilt)).ravel()
     return np.linalg.lstsq(normal, target, rcond=1e-9)[0]
 
 
@@ -256,6 +257,7 @@ def _refined(model: AtomModel, labels: np.ndarray, projected: ProjectedImages, f
         projected.shifts_angstrom,
         loss=(float(np.sqrt(first / measured)), float(np.sqrt(last / measured))),
         explained=explained_share(model, projected),
+        background_angstrom=projected.background_angstrom,
     )
 
 

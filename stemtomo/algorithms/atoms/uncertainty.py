@@ -54,7 +54,9 @@ def position_uncertainty(
     iterations
         Of the refinement of each half.
     """
-    projected = replace(projected, shifts_angstrom=refined.shifts_angstrom)
+    projected = replace(
+        projected, shifts_angstrom=refined.shifts_angstrom, background_angstrom=refined.background_angstrom
+    )
     sigma = np.sqrt(np.einsum("nii->ni", position_covariance(refined.model, projected)))
     if len(projected) < 4:
         return sigma

@@ -18,9 +18,14 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from stemtomo.algorithms.joint.transfer import amplified
 from stemtomo.algorithms.joint.view import View, slices_adjoint, slices_of
 from stemtomo.algorithms.ptychography import solver
+from stemtomo.algorithms.ptychography.phase import observed, vacuum_background
 from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of, to_host
+
+#: Part of the typical illumination where a phase counts as observed, and the blur before its vacuum is looked for.
+_LIT, _LEVEL_BLUR_PX = 0.5, 2.0
 
 
 @dataclass(frozen=True)
@@ -131,11 +136,19 @@ def gradients(
     return sums._asdict()
 
 
-def descended(slices: Array, sums: dict[str, Any], rule: SweepRule, curvature: float, peak: float | None) -> Array:
+def descended(
+    slices: Array,
+    sums: dict[str, Any],
+    rule: SweepRule,
+    curvature: float,
+    peak: float | None,
+    gain: np.ndarray | None = None,
+) -> Array:
     """Return ``slices`` (slice, Y, X) after one preconditioned step along ``sums``.
 
     All slices of a pixel move together at worst, so that the step is shared between them. ``peak`` is the peak
     illumination of the whole scan, which then preconditions all pixels alike; ``None`` for that of the batch.
+    ``gain`` (ky, kx // 2 + 1) is that of :func:`~stemtomo.algorithms.joint.transfer.frequency_gain`.
     """
     weight: Any
     if peak is not None:
@@ -144,7 +157,28 @@ def descended(slices: Array, sums: dict[str, Any], rule: SweepRule, curvature: f
         illumination = sums["illumination"]
         highest = float(illumination.max())
         weight = 2 * curvature * ((1 - rule.damping) * illumination + rule.damping * highest)
-    return slices - (slices.dtype.type(rule.step / len(slices)) * sums["phase"] / weight).astype(slices.dtype)
+    length = slices.dtype.type(rule.step / len(slices))
+    if gain is None:
+        return slices - (length * sums["phase"] / weight).astype(slices.dtype)
+    # Half of the weight on either side: the preconditioner is symmetric and positive, so that this descends.
+    root = array_namespace(slices).sqrt(weight)
+    return slices - (length * amplified(sums["phase"] / root, gain) / root).astype(slices.dtype)
+
+
+def without_level(slices: Array, illumination: Array) -> Array:
+    """Return ``slices`` (slice, Y, X) without the phase of their vacuum, where ``illumination`` (Y, X) reaches.
+
+    No pattern knows the mean phase of a view, and positivity lets it only grow: a haze would fill the box. Vacuum is
+    what most of the dark part of the projection agrees on; without any, it is the lower envelope.
+    """
+    xp = array_namespace(slices)
+    lit = observed(to_host(illumination), _LIT)
+    seen, share = (
+        ndimage.gaussian_filter(part, _LEVEL_BLUR_PX) for part in (to_host(slices.sum(axis=0)) * lit, 1.0 * lit)
+    )
+    projection = seen / np.maximum(share, 1e-3)
+    level = float(vacuum_background(projection, lit, "level")[0, 0])
+    return slices - xp.where(to_device_of(lit, slices), slices.dtype.type(level / len(slices)), 0)
 
 
 def turned_back(

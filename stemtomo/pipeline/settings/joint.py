@@ -44,6 +44,11 @@ class JointSettings(Section):
     damping: float = Field(
         default=0.1, gt=0, le=1, description="Share of the peak illumination in the preconditioner; slows dark pixels."
     )
+    low_frequency_gain: float = Field(
+        default=10.0,
+        ge=1,
+        description="Most by which steps of low frequencies, which patterns hardly tell, are lengthened; 1 for none.",
+    )
     whole_illumination: bool = Field(
         default=False, description="Precondition with the illumination of all positions (published), not the batch's."
     )
@@ -52,6 +57,13 @@ class JointSettings(Section):
     )
     electrons_per_pattern: Positive | None = Field(
         default=None, description="Electrons of the probe; the mean of the patterns if not given."
+    )
+    detector_padding: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share by which the waves' windows are at least larger than the detector, and voxels smaller, so "
+        "that what scatters beyond it does not fold back.",
     )
     soft_edge: bool = Field(default=True, description="Aperture whose edge pixels count by their area inside.")
     probe: Literal["fixed", "shared", "free"] = Field(
@@ -64,6 +76,10 @@ class JointSettings(Section):
         default=False, description="Refine the three angles of every tilt, while tilts are cut into slices."
     )
     positivity: bool = Field(default=True, description="Keep the potential non-negative.")
+    vacuum_level: bool = Field(
+        default=True,
+        description="Take the phase of its vacuum off every tilt: no pattern knows it, and a haze would fill the box.",
+    )
     soft_threshold_rad: NonNegative = Field(
         default=0.0, description="Penalty on every voxel in rad per sweep: takes a faint haze away."
     )

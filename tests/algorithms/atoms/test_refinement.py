@@ -87,11 +87,12 @@ def test_pixels_that_were_not_measured_do_not_count(atoms):
     assert np.abs(refined.positions - positions)[inside].max() < 5e-3
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_the_gradient_is_that_of_the_loss(atoms, weighted):
+@pytest.mark.parametrize(("weighted", "background"), [(False, 0.0), (True, 0.0), (False, 1.0), (True, 1.0)])
+def test_the_gradient_is_that_of_the_loss(atoms, weighted, background):
     positions, labels = atoms
     rng = np.random.default_rng(5)
-    measured = projections(positions, labels, noise=0.02)
+    measured = replace(projections(positions, labels, noise=0.02), background_angstrom=background)
+    measured.valid[:, :, 30:34] = not background
     if weighted:
         measured = replace(measured, weights=rng.uniform(0.5, 2, measured.images.shape))
     start = AtomModel(positions + rng.normal(0, 0.05, positions.shape), INTENSITIES[labels], WIDTHS[labels] + 0.03)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from stemtomo.algorithms.joint import solver
+from stemtomo.algorithms.joint.transfer import frequency_gain
 from stemtomo.algorithms.joint.view import Box, View, slices_adjoint
 from stemtomo.algorithms.ptychography.model import Model, State, patterns
 from stemtomo.algorithms.ptychography.windows import object_grid
@@ -43,6 +44,61 @@ def test_the_gradient_in_the_volume_is_the_slope_of_the_loss(loss):
     h = 1e-6
     slope = (loss_at(volume + h * direction, seen)["loss"] - loss_at(volume - h * direction, seen)["loss"]) / (2 * h)
     assert np.vdot(gradient, direction) == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.mark.parametrize("single_slice", [False, True])
+def test_the_gradient_behind_a_window_that_is_larger_than_the_detector_is_the_slope(single_slice):
+    grid = object_grid(Scan((3, 3), (1.7, 1.3)).positions(), (20, 20), (0.32, 0.32))
+    view = View.whole(Pose(0.5, phi_rad=0.1), Box((20, 20, 20), 0.32), grid.shape_yx, 20 if single_slice else 5)
+    probe = probe_wave(OPTICS, (20, 20), (0.32, 0.32), intensity=500.0, dtype=np.complex128)[None]
+    gaps = view.propagators((20, 20), WAVELENGTH, np.dtype(complex))
+    model = Model(grid, gaps, "anscombe", "phase", detector_yx=(16, 16))
+    truth = np.random.default_rng(0).random(view.box.shape_zyx) * 0.05
+    slices = solver.start_slices(truth, view, solver.Constraint())
+    counts = patterns(State(slices, probe), model, np.arange(9))
+    assert counts.shape == (9, 16, 16)
+    seen = solver.Patterns(model, counts, np.arange(9))
+
+    def sums(volume):
+        return solver.gradients(seen, solver.start_slices(volume, view, solver.Constraint()), probe)
+
+    assert sums(truth)["loss"] == pytest.approx(0, abs=1e-9)
+    gradient = slices_adjoint(sums(0.7 * truth)["phase"], view)
+    direction, h = np.random.default_rng(5).normal(size=truth.shape), 1e-6
+    slope = (sums(0.7 * truth + h * direction)["loss"] - sums(0.7 * truth - h * direction)["loss"]) / (2 * h)
+    assert np.vdot(gradient, direction) == pytest.approx(slope, rel=1e-6)
+
+
+def test_amplified_steps_lower_the_loss_and_find_low_frequencies_sooner():
+    grid = object_grid(Scan((8, 8), (1.6, 1.6)).positions(), (16, 16), (0.4, 0.4))
+    view = View.whole(Pose(0.0), Box((1, *grid.shape_yx), 0.4), grid.shape_yx, 1)
+    model = Model(grid, (), "amplitude", "phase")
+    y, x = np.indices(grid.shape_yx) - np.array(grid.shape_yx)[:, None, None] // 2
+    hill = 0.3 * np.exp(-(y**2 + x**2) / (2 * 8.0**2))[None]
+    every = np.arange(64)
+    seen = solver.Patterns(model, patterns(State(hill, PROBE), model, every), every)
+    left = []
+    for gain in (None, frequency_gain(PROBE, grid.shape_yx, 10.0)):
+        slices, losses = np.zeros_like(hill), []
+        for _ in range(12):
+            sums = solver.gradients(seen, slices, PROBE)
+            losses.append(sums["loss"])
+            slices = solver.descended(slices, sums, solver.SweepRule(), 1.0, None, gain)
+        assert losses == sorted(losses, reverse=True)
+        centre, rim = slices[0, view.object_yx[0] // 2, view.object_yx[1] // 2], slices[0, 10:-10, 10].mean()
+        left.append(abs(1 - (centre - rim) / (hill[0].max() - hill[0, 10:-10, 10].mean())))
+    assert left[1] < 0.5 * left[0]
+
+
+def test_vacuum_around_a_specimen_has_no_phase():
+    y, x = np.indices((40, 40)) - 20
+    specimen = np.where(y**2 + x**2 < 64, 0.5, 0.0)
+    light = np.where(np.maximum(abs(y), abs(x)) < 17, 10.0, 0.0)
+    slices = np.stack([specimen, specimen]) + 0.1 * (light > 0)
+    found = solver.without_level(slices, light)
+    np.testing.assert_allclose(found[:, abs(y)[:, 0] < 10][:, :, :6], 0, atol=0.01)
+    np.testing.assert_allclose(found[:, 20, 20], 0.5, atol=0.02)
+    assert not found[:, light == 0].any()
 
 
 def test_elements_are_their_own_adjoint_and_keep_the_total():
