@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,24 +23,74 @@ _SHORTEN = 0.4
 _SHORTEST = 1e-3
 
 
+#: What a search moves: a :data:`Point`, or whatever its :class:`Vectors` know to add and to multiply.
+Vector = Any
+
+
+class Vectors(Protocol):
+    """What a search does with its vectors."""
+
+    def dot(self, a: Vector, b: Vector) -> float:
+        """Return the real part of the product."""
+        ...
+
+    def add(self, a: Vector, b: Vector, factor: float) -> Vector:
+        """Return ``a + factor b``."""
+        ...
+
+    def scaled(self, a: Vector, diagonal: Vector, factor: float) -> Vector:
+        """Return ``factor`` times ``a`` times ``diagonal``, element by element."""
+        ...
+
+    def allowed(self, direction: Vector, largest_step: Sequence[float | None] | None) -> float:
+        """Return the share of ``direction``, one at most, by which no element moves more than it may."""
+        ...
+
+
+class Arrays:
+    """Vectors that are points: arrays of one process."""
+
+    def dot(self, a: Point, b: Point) -> float:
+        """Return the real part of the product."""
+        return sum(float(array_namespace(x).vdot(x, y).real) for x, y in zip(a, b, strict=True))
+
+    def add(self, a: Point, b: Point, factor: float) -> Point:
+        """Return ``a + factor b``."""
+        return tuple(x + _like(factor, x) * y for x, y in zip(a, b, strict=True))
+
+    def scaled(self, a: Point, diagonal: Point, factor: float) -> Point:
+        """Return ``factor`` times ``a`` times ``diagonal``, element by element."""
+        return tuple(_like(factor, x) * (x * d) for x, d in zip(a, diagonal, strict=True))
+
+    def allowed(self, direction: Point, largest_step: Sequence[float | None] | None) -> float:
+        """Return the share of ``direction``, one at most, by which no element moves more than it may."""
+        step = 1.0
+        for array, largest in zip(direction, largest_step or (None,) * len(direction), strict=True):
+            if largest is not None:
+                reach = float(array_namespace(array).abs(array).max())
+                step = min(step, largest / reach) if reach > 0 else step
+        return step
+
+
 class Iterate(NamedTuple):
     """What the search has reached."""
 
-    point: Point
+    point: Vector
     loss: float
     evaluations: int
 
 
 def minimise(
-    evaluate: Callable[[Point], tuple[float, Point]],
-    start: Point,
-    inverse_curvature: Point,
+    evaluate: Callable[[Vector], tuple[float, Vector]],
+    start: Vector,
+    inverse_curvature: Vector,
     iterations: int,
     *,
     largest_step: Sequence[float | None] | None = None,
     singly: bool = False,
     memory: int = 8,
     on_iteration: Callable[[Iterate], bool] | None = None,
+    vectors: Vectors | None = None,
 ) -> Iterate:
     """Return the last iterate of a search with backtracking; every iterate is lower than the one before.
 
@@ -57,23 +107,26 @@ def minimise(
         astray among many hold nobody up.
     on_iteration
         Called after every iteration; True ends the search.
+    vectors
+        How vectors are added and multiplied; they are arrays unless given.
     """
+    by = Arrays() if vectors is None else vectors
     point = start
     loss, gradient = evaluate(point)
-    pairs: deque[tuple[Point, Point, float]] = deque(maxlen=memory)
+    pairs: deque[tuple[Vector, Vector, float]] = deque(maxlen=memory)
     evaluations = 1
     for _ in range(iterations):
-        direction = _direction(gradient, pairs, inverse_curvature)
-        slope = _dot(gradient, direction)
+        direction = _direction(by, gradient, pairs, inverse_curvature)
+        slope = by.dot(gradient, direction)
         if slope >= 0:
             pairs.clear()
-            direction = _direction(gradient, pairs, inverse_curvature)
-            slope = _dot(gradient, direction)
+            direction = _direction(by, gradient, pairs, inverse_curvature)
+            slope = by.dot(gradient, direction)
         if singly:
-            direction, slope = _cut(direction, slope, gradient, largest_step)
-        step = _allowed(direction, largest_step)
+            direction, slope = _cut(by, direction, slope, gradient, largest_step)
+        step = by.allowed(direction, largest_step)
         while True:
-            trial = _add(point, direction, step)
+            trial = by.add(point, direction, step)
             trial_loss, trial_gradient = evaluate(trial)
             evaluations += 1
             if trial_loss <= loss + _SUFFICIENT_DECREASE * step * slope or step < _SHORTEST:
@@ -81,8 +134,8 @@ def minimise(
             step *= _SHORTEN
         if trial_loss > loss:
             break
-        change, turn = _add(trial, point, -1.0), _add(trial_gradient, gradient, -1.0)
-        curvature = _dot(change, turn)
+        change, turn = by.add(trial, point, -1.0), by.add(trial_gradient, gradient, -1.0)
+        curvature = by.dot(change, turn)
         if curvature > 0:
             pairs.append((change, turn, 1 / curvature))
         point, loss, gradient = trial, trial_loss, trial_gradient
@@ -91,34 +144,27 @@ def minimise(
     return Iterate(point, loss, evaluations)
 
 
-def _direction(gradient: Point, pairs: Sequence[tuple[Point, Point, float]], inverse_curvature: Point) -> Point:
+def _direction(
+    by: Vectors, gradient: Vector, pairs: Sequence[tuple[Vector, Vector, float]], inverse_curvature: Vector
+) -> Vector:
     """The two-loop recursion, with the newest pair scaling the inverse diagonal."""
     found, along = gradient, []
     for change, turn, inverse in reversed(pairs):
-        along.append(inverse * _dot(change, found))
-        found = _add(found, turn, -along[-1])
+        along.append(inverse * by.dot(change, found))
+        found = by.add(found, turn, -along[-1])
     scale = 1.0
     if pairs:
         change, turn, inverse = pairs[-1]
-        scale = 1 / (inverse * _dot(turn, _scaled(turn, inverse_curvature, 1.0)))
-    found = _scaled(found, inverse_curvature, -scale)
+        scale = 1 / (inverse * by.dot(turn, by.scaled(turn, inverse_curvature, 1.0)))
+    found = by.scaled(found, inverse_curvature, -scale)
     for (change, turn, inverse), amount in zip(pairs, reversed(along), strict=True):
         # The sign is turned already: `found` is downhill from here on.
-        found = _add(found, change, -amount - inverse * _dot(turn, found))
+        found = by.add(found, change, -amount - inverse * by.dot(turn, found))
     return found
 
 
-def _allowed(direction: Point, largest_step: Sequence[float | None] | None) -> float:
-    step = 1.0
-    for array, largest in zip(direction, largest_step or (None,) * len(direction), strict=True):
-        if largest is not None:
-            reach = float(array_namespace(array).abs(array).max())
-            step = min(step, largest / reach) if reach > 0 else step
-    return step
-
-
 def _cut(
-    direction: Point, slope: float, gradient: Point, largest_step: Sequence[float | None] | None
+    by: Vectors, direction: Point, slope: float, gradient: Point, largest_step: Sequence[float | None] | None
 ) -> tuple[Point, float]:
     """Return the direction with no element above the largest step, and its slope; as it was if that leads uphill."""
     limits = largest_step or (None,) * len(direction)
@@ -126,20 +172,8 @@ def _cut(
         array if limit is None else array_namespace(array).clip(array, -limit, limit)
         for array, limit in zip(direction, limits, strict=True)
     )
-    cut = _dot(gradient, within)
+    cut = by.dot(gradient, within)
     return (within, cut) if cut < 0 else (direction, slope)
-
-
-def _dot(a: Point, b: Point) -> float:
-    return sum(float(array_namespace(x).vdot(x, y).real) for x, y in zip(a, b, strict=True))
-
-
-def _add(a: Point, b: Point, factor: float) -> Point:
-    return tuple(x + _like(factor, x) * y for x, y in zip(a, b, strict=True))
-
-
-def _scaled(a: Point, diagonal: Point, factor: float) -> Point:
-    return tuple(_like(factor, x) * (x * d) for x, d in zip(a, diagonal, strict=True))
 
 
 def _like(factor: float, array: Array) -> np.floating:

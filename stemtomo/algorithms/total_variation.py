@@ -13,7 +13,7 @@ from stemtomo.backend import Array, array_namespace
 
 INNER_ITERATIONS = 12
 REACH = INNER_ITERATIONS + 1
-BYTES_PER_VOXEL = 64
+BYTES_PER_VOXEL = 48
 """What :func:`smoothed` holds, of float32."""
 PIECE_VOXELS = 1 << 22
 """Voxels that :func:`smoothed_in_pieces` works on at once, margins included."""
@@ -26,16 +26,23 @@ def smoothed(values: Array, weight: float, positive: bool = True) -> Array:
         return _kept(values, positive)
     xp = array_namespace(values)
     real = values.dtype.type
-    dual = xp.zeros((3, *values.shape), values.dtype)
-    point, momentum = dual, 1.0
+    # Three fields and two images are all that is ever held: new arrays of this size would cost more than the sums.
+    dual, following, point = (xp.zeros((3, *values.shape), values.dtype) for _ in range(3))
+    primal, length = xp.empty_like(values), xp.empty_like(values)
+    momentum = 1.0
     for _ in range(INNER_ITERATIONS):
-        primal = _kept(values + real(weight) * _divergence(point), positive)
-        following = point + real(_STEP / weight) * _gradient(primal)
-        following /= xp.maximum(1, xp.sqrt(xp.sum(following * following, axis=0)))
+        _primal(values, weight, point, positive, primal)
+        _gradient(primal, following)
+        following *= real(_STEP / weight)
+        following += point
+        _shorten(following, length, primal)
         after = (1 + math.sqrt(1 + 4 * momentum * momentum)) / 2
-        point = following + real((momentum - 1) / after) * (following - dual)
-        dual, momentum = following, after
-    return _kept(values + real(weight) * _divergence(dual), positive)
+        xp.subtract(following, dual, out=dual)
+        dual *= real((momentum - 1) / after)
+        dual += following
+        dual, following, point, momentum = following, point, dual, after
+    _primal(values, weight, dual, positive, primal)
+    return primal
 
 
 def smoothed_in_pieces(values: Array, weight: float, positive: bool = True, piece_voxels: int = PIECE_VOXELS) -> Array:
@@ -61,7 +68,8 @@ def smoothed_in_pieces(values: Array, weight: float, positive: bool = True, piec
 def total_variation(values: Array) -> float:
     """Return the isotropic total variation of ``values`` (z, y, x)."""
     xp = array_namespace(values)
-    gradient = _gradient(values)
+    gradient = xp.empty((3, *values.shape), values.dtype)
+    _gradient(values, gradient)
     return float(xp.sum(xp.sqrt(xp.sum(gradient * gradient, axis=0)), dtype=float))
 
 
@@ -69,25 +77,43 @@ def _kept(values: Array, positive: bool) -> Array:
     return array_namespace(values).maximum(values, 0) if positive else values
 
 
-def _gradient(values: Array) -> Array:
-    """Return forward differences along each axis, zero at the far end."""
-    xp = array_namespace(values)
-    out = xp.zeros((3, *values.shape), values.dtype)
-    for axis in range(3):
-        inner = [slice(None)] * 3
-        inner[axis] = slice(None, -1)
-        out[axis][tuple(inner)] = xp.diff(values, axis=axis)
-    return out
+def _primal(values: Array, weight: float, field: Array, positive: bool, out: Array) -> None:
+    """Write the volume that belongs to the dual ``field`` to ``out``."""
+    _divergence(field, out)
+    out *= values.dtype.type(weight)
+    out += values
+    if positive:
+        array_namespace(values).maximum(out, 0, out=out)
 
 
-def _divergence(field: Array) -> Array:
-    """Return minus the adjoint of :func:`_gradient`."""
+def _shorten(field: Array, length: Array, scratch: Array) -> None:
+    """Make the vectors of ``field`` no longer than one."""
     xp = array_namespace(field)
-    out = xp.zeros(field.shape[1:], field.dtype)
+    xp.multiply(field[0], field[0], out=length)
+    for component in field[1:]:
+        xp.multiply(component, component, out=scratch)
+        length += scratch
+    xp.sqrt(length, out=length)
+    xp.maximum(length, 1, out=length)
+    field /= length
+
+
+def _gradient(values: Array, out: Array) -> None:
+    """Write forward differences along each axis, zero at the far end, to ``out``."""
+    xp = array_namespace(values)
+    for axis in range(3):
+        before, after, last = ([slice(None)] * 3 for _ in range(3))
+        before[axis], after[axis], last[axis] = slice(None, -1), slice(1, None), slice(-1, None)
+        xp.subtract(values[tuple(after)], values[tuple(before)], out=out[axis][tuple(before)])
+        out[axis][tuple(last)] = 0
+
+
+def _divergence(field: Array, out: Array) -> None:
+    """Write minus the adjoint of :func:`_gradient` to ``out``."""
+    out[...] = 0
     for axis in range(3):
         before, after = [slice(None)] * 3, [slice(None)] * 3
         before[axis], after[axis] = slice(None, -1), slice(1, None)
         inner = field[axis][tuple(before)]
         out[tuple(before)] += inner
         out[tuple(after)] -= inner
-    return out

@@ -27,13 +27,22 @@ from stemtomo.pipeline.settings.local_orbital import LocalOrbitalSettings
 Tree = dict[str, Any]
 
 
+#: Derivatives that belong to atoms, and so are summed in blocks of them.
+_OF_ATOMS = ("positions", "intensity", "width")
+
+
 @dataclass(frozen=True)
 class Sums:
-    """Sums over all images, which stay in parts on their workers; only models and sums travel."""
+    """Sums over all images, which stay in parts on their workers; only models and sums travel.
+
+    Derivatives of atoms are summed over the parts in blocks of ``atoms_per_block``, each by itself, so that no sum
+    holds those of all atoms several times over, and spread over the workers. Where they are cut changes no bit.
+    """
 
     executor: Executor
     parts: Parts
     images: int
+    atoms_per_block: int
 
     @classmethod
     def over(
@@ -42,13 +51,20 @@ class Sums:
         """Read the images ``numbers`` of the store at ``path`` into parts of whole tilts, in order."""
         cuts = np.array_split(numbers, -(-len(numbers) // settings.images_per_part))
         parts = Parts.create(executor, load_part, cuts, str(path), settings.precision)
-        return cls(executor, parts, images)
+        return cls(executor, parts, images, settings.atoms_per_block)
 
     def __call__(self, model: Orbitals, with_probes: bool = True) -> orbital.Sums:
         """Return the sums at ``model``; images of other parts count nothing for a shift or tilt."""
         handle = self.executor.broadcast(model)
-        total = self.executor.gather(self.parts.map(part_sums, handle, with_probes, self.images).sum())
-        return orbital.Sums(**total)
+        found = self.parts.map(part_sums, handle, with_probes, self.images, self.atoms_per_block)
+        starts = range(0, len(model), self.atoms_per_block)
+        sums = [found.map(_block, number).sum() for number in range(len(starts))]
+        total = self.executor.gather(found.pick("rest").sum())
+        whole: Tree = {name: np.empty((len(model), *([3] if name == "positions" else []))) for name in _OF_ATOMS}
+        for start, block in zip(starts, sums, strict=True):
+            for name, values in self.executor.gather(block).items():
+                whole[name][start : start + self.atoms_per_block] = values
+        return orbital.Sums(**total, **whole)
 
     def variance(self, model: Orbitals) -> float:
         """Return the residual's variance where the specimen is."""
@@ -67,15 +83,27 @@ def load_part(numbers: np.ndarray, path: str, precision: str) -> Tree:
     }
 
 
-def part_sums(part: Tree, model: Orbitals, with_probes: bool, images: int) -> Tree:
-    """Return the sums over a part; shifts and tilts for all ``images``, zero where they are not its own."""
+def part_sums(part: Tree, model: Orbitals, with_probes: bool, images: int, atoms_per_block: int) -> Tree:
+    """Return the sums over a part: ``atoms``, derivatives of blocks of atoms, and the ``rest``.
+
+    Shifts and tilts are those of all ``images``, zero where they are not its own.
+    """
     series = FocalSeries(part["images"], *part["rest"])
     found = orbital.sums(model, series, part["numbers"], with_probes)._asdict()
     for name, width in (("shifts", 2), ("tilts", 3)):
         whole = np.zeros((images, width))
         whole[part["numbers"]] = found[name]
         found[name] = whole
-    return found
+    of_atoms = {name: found.pop(name) for name in _OF_ATOMS}
+    blocks = [
+        {name: values[start : start + atoms_per_block] for name, values in of_atoms.items()}
+        for start in range(0, len(model), atoms_per_block)
+    ]
+    return {"atoms": blocks, "rest": found}
+
+
+def _block(sums: Tree, number: int) -> Tree:
+    return sums["atoms"][number]
 
 
 def part_residual(part: Tree, model: Orbitals) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from stemtomo.algorithms.local_orbital.convolution import padded_shape
 from stemtomo.algorithms.local_orbital.model import slices_for
 from stemtomo.distributed import PlanRow
+from stemtomo.distributed.parts import FAN_IN
 from stemtomo.pipeline.settings.local_orbital import LocalOrbitalSettings
 
 #: Processor seconds of one core per image: for a pair of slices n log2(n) of its n pixels, and for an atom. Measured
@@ -61,8 +62,13 @@ def plan_for(size: Size, settings: LocalOrbitalSettings | None = None) -> PlanRo
     itemsize = 4 if settings.precision == "single" else 8
     slices = 2 * -(-slices_of(settings, size.diameter_angstrom + 4) // 2)
     pixels = math.prod(size.shape_yx)
-    # The slices, their spectra, those of one section's probes and of their gradient; a table of ten per atom.
+    tasks = -(-size.images // settings.images_per_part)
+    # The slices, their spectra, those of one section's probes and of their gradient; a table of ten per atom, and what
+    # is summed: a part's own derivatives, then some parts' derivatives of a block of atoms.
+    derivatives = 8 * _FLOATS_PER_ATOM * size.atoms
+    added = 8 * _FLOATS_PER_ATOM * min(settings.atoms_per_block, size.atoms) * (min(FAN_IN, tasks) + 1)
     working = _padded(size, settings) * itemsize * slices * 4 + 10 * 8 * size.atoms
+    working += max(derivatives, added)
     probes = size.sections * slices * window_px(settings, size.pixel_angstrom) ** 2
     search = 8 * _COPIES * (_FLOATS_PER_ATOM * size.atoms + probes)
     passes = settings.atom_iterations * (1 + settings.rounds)
@@ -70,12 +76,13 @@ def plan_for(size: Size, settings: LocalOrbitalSettings | None = None) -> PlanRo
     passes += settings.tilt_iterations * settings.refine_angles + settings.last_iterations
     return PlanRow(
         stage="local_orbital",
-        tasks=-(-size.images // settings.images_per_part),
+        tasks=tasks,
         bytes_per_task=working,
         bytes_read=size.images * pixels * 4,
         bytes_written=10 * 8 * size.atoms,
         seconds=passes * epoch_seconds(size, settings),
-        resident_bytes=size.images * pixels * itemsize + search,
+        # Every part's derivatives wait until the last of those that they are added to are there.
+        resident_bytes=size.images * pixels * itemsize + search + tasks * derivatives,
     )
 
 

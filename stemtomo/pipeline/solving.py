@@ -170,7 +170,8 @@ def refuse_in_tiles(settings: PtychographySettings) -> None:
         Naming the settings that a tilt in tiles cannot have.
     """
     unlike = {
-        "rule (a search whose steps are many sums over the whole object, one after another)": settings.rule == "lbfgs",
+        "rule = lbfgs with tiles that are stitched (a search is of one object)": settings.rule == "lbfgs"
+        and settings.tile_mode == "stitch",
         "mistilt_map_smoothing_angstrom (a search over all positions)": bool(settings.mistilt_map_smoothing_angstrom),
         "held_out with tiles that are stitched (they end at different times)": settings.held_out > 0
         and settings.tile_mode == "stitch",

@@ -28,6 +28,7 @@ from stemtomo.errors import ConfigurationError
 from stemtomo.physics.projection import TiltGeometry, Window, backproject, render
 from stemtomo.pipeline.config import ResourceSettings, TomographySettings
 from stemtomo.pipeline.descent import Blocks, Descent, Iterate, smoothed_inside, useful_blocks, voxel_scales
+from stemtomo.pipeline.plan import worker_limits
 
 METHODS = ("fista", "fista_tv", "resire", "sirt", "cgls", "wbp")
 """Those whose volume can lie in files; genfire transforms all of it at once."""
@@ -322,9 +323,23 @@ def require_streamable(settings: TomographySettings) -> None:
         )
 
 
+def require_room(cube_bytes: int, worker_bytes: int) -> None:
+    """Refuse a Fourier iteration whose padded cube does not fit the one worker that holds it."""
+    if cube_bytes > worker_bytes:
+        raise ConfigurationError(
+            "tomography.method = 'genfire' holds its padded volume, "
+            f"{cube_bytes / 2**30:.3g} GiB, on one worker, which has {worker_bytes / 2**30:.3g} GiB; "
+            "take a smaller tomography.oversampling, a larger worker, or one of "
+            f"{', '.join(METHODS)}, whose volume may be larger than the memory"
+        )
+
+
 def memory_of(executor: Executor, memory_gib: float | None = None) -> int:
     """Return the bytes of memory of all workers of ``executor`` together, or ``memory_gib`` if given."""
-    from stemtomo.pipeline.plan import worker_limits
-
     limit, workers, _ = worker_limits(executor, ResourceSettings(memory_gib=memory_gib))
     return limit * workers
+
+
+def memory_of_one(executor: Executor, memory_gib: float | None = None) -> int:
+    """Return the bytes of memory of one worker of ``executor``, of which ``memory_gib`` is that of all, if given."""
+    return worker_limits(executor, ResourceSettings(memory_gib=memory_gib))[0]

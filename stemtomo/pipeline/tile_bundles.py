@@ -172,6 +172,15 @@ class Bundles:
             )
         return found
 
+    def each(
+        self, to: Executor, function: Any, work: Sequence[Handle], sums: Handle, told: Any, others: Any, fields: Parts
+    ) -> list[Handle]:
+        """Return handles of ``function(work, halos, sums, told, others, fields)`` of every bundle."""
+        return [
+            self._submit(to, n, function, work[n], halos, sums, told, others[n], self._fixed(n, fields, ())[0])
+            for n, halos in enumerate(self._halos)
+        ]
+
     def apart(self, to: Executor, work: Sequence[Handle], places: Sequence[Place]) -> Parts:
         """Return the items of all bundles as parts of their own."""
         handles = [
@@ -183,7 +192,7 @@ class Bundles:
 
     def _fixed(self, number: int, fields: Parts, moving: Sequence[Any]) -> tuple[list[Handle], list[Any]]:
         tiles = self._tiles[number]
-        return [fields.handles[t] for t in tiles], [moving[t] for t in tiles]
+        return [fields.handles[t] for t in tiles], [moving[t] for t in tiles] if moving else []
 
     def _submit(self, to: Executor, number: int, function: Any, *args: Any, urgent: bool = False) -> Handle:
         return to.submit_at(self._places[number], function, *args, urgent=urgent)

@@ -261,7 +261,9 @@ def need_of(
     patterns = mine * largest * pattern if resident else 0
     # What is being read and what is being worked on, each with a copy whose zero frequency goes to the corner.
     buffer = 4 * (GROUP_BYTES + math.prod(CHUNK) * pattern)
-    held = mine * (pixels * (4 * layer + 8) + probes)
+    # A search remembers changes and turns of eight iterations, and works with some vectors more.
+    vectors = 4 if settings.rule != "lbfgs" else 4 + 2 * 8 + 6
+    held = mine * (pixels * (vectors * layer + 8) + probes)
     running = pixels * (2 * layer + 16 * settings.slices + 8) + buffer + _BUFFERS
     whole = math.prod(grid.shape_yx)
     if settings.filters_whole_object:  # one task holds all of it, and transforms a mirrored stack in double precision

@@ -94,6 +94,11 @@ def tile_gradients(
     return {"state": state, "halo": halo, "total": total, "own": own}
 
 
+def tile_untied(state: solver.State, part: Field) -> solver.State:
+    """Return the state of a tile with a layer for every slice."""
+    return solver.untied(state, part.model.slices, part.model.weights)
+
+
 def tile_totals(work: dict[str, Any], rule: solver.Rule, halo: dict[str, Array]) -> dict[str, Any]:
     """Return what a tile adds to the sums over all tiles, and the largest numbers of its window."""
     sums = solver.Gradients(halo["phase"], work["total"]["probe"], halo["illumination"], 0.0, 0)

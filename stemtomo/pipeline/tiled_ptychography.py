@@ -38,6 +38,7 @@ from stemtomo.pipeline.stitching import Apart
 from stemtomo.pipeline.tile_fields import Field, Patterns, Resident, Streamed
 from stemtomo.pipeline.tile_layout import MARGIN_PX, Layout
 from stemtomo.pipeline.tile_results import publish_tiles, tile_result
+from stemtomo.pipeline.tile_search import Search
 from stemtomo.pipeline.tile_whole import WholeFilter
 from stemtomo.pipeline.tiles import Schedule, Standing, TiledRun
 
@@ -69,7 +70,7 @@ def reconstruct_tiled(job: Job, layout: Layout, executor: Executor, progress: Pr
     kept = {"tiles": np.array(layout.tiles_yx)}
     pixels = float(np.prod(store.detector(job.tilt).shape_yx))
     name = f"{job.group}, {len(tiles)} tiles"
-    progress.start(name, schedule.epochs, "epoch")
+    progress.start(name, job.settings.epochs, "epoch")
 
     def on_epoch(_: int, loss: float) -> None:
         progress.advance(loss=loss / pixels)
@@ -165,7 +166,15 @@ def _schedule(layout: Layout, facts: dict[str, Any]) -> Schedule:
         variation_of(settings, settings.seed + layout.tilt),
         max(settings.probe_variations_from_epoch, alone),
         _whole_filter(layout, store.scan(layout.tilt)),
+        _search(settings, width),
     )
+
+
+def _search(settings: PtychographySettings, width_slices: float) -> Search | None:
+    if settings.rule != "lbfgs":
+        return None
+    moves_probe = settings.probe_update_start_epoch < settings.epochs
+    return Search(settings.settling_of(settings.epochs), width_slices, moves_probe, settings.damping)
 
 
 def _whole_filter(layout: Layout, scan: Scan) -> WholeFilter | None:

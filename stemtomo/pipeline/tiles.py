@@ -24,6 +24,7 @@ from stemtomo.algorithms.total_variation import REACH
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
 from stemtomo.distributed.windows import bounding_window, grown
 from stemtomo.pipeline.tile_bundles import Bundles
+from stemtomo.pipeline.tile_search import Search, settled
 from stemtomo.pipeline.tile_steps import (
     Batch,
     Share,
@@ -38,6 +39,7 @@ from stemtomo.pipeline.tile_steps import (
     tile_saved_positions,
     tile_state,
     tile_tree,
+    tile_untied,
     tile_with_positions,
     tiles_epoch_loss,
     usual_curvature,
@@ -72,6 +74,8 @@ class Schedule:
         How the probe may vary along the scan, and the first epoch that refines it.
     whole
         What is done to the whole object after every epoch.
+    search
+        What follows the epochs.
     """
 
     rules: Sequence[solver.Rule]
@@ -90,11 +94,18 @@ class Schedule:
     variation: Variation | None = None
     variation_from: int = 0
     whole: WholeFilter | None = None
+    search: Search | None = None
 
     @property
     def epochs(self) -> int:
         """Number of epochs."""
         return len(self.rules)
+
+    def beside(self, epoch: int) -> tuple[Background | None, Variation | None]:
+        """Return what moves background and variation of the probe in an epoch."""
+        lit = self.background_from is not None and epoch >= self.background_from
+        varied = self.variation if epoch >= self.variation_from else None
+        return Background(uniform=self.uniform_background) if lit else None, varied
 
     def steps(self, epoch: int) -> Iterator[Batch]:
         """Yield the steps of an epoch."""
@@ -102,10 +113,8 @@ class Schedule:
         for number in range(count):
             share = Share(number, self.batches[epoch], self.members, self.seed + epoch)
             moves_probe, last = epoch >= self.probe_start, number + 1 == count
-            lit = self.background_from is not None and epoch >= self.background_from
-            background = Background(uniform=self.uniform_background) if lit else None
-            varied = self.variation if epoch >= self.variation_from else None
-            told = epoch + 1 == self.epochs and self.patience is None
+            background, varied = self.beside(epoch)
+            told = epoch + 1 == self.epochs and self.patience is None and self.search is None
             yield Batch(share, self.rules[epoch], moves_probe, epoch, self.regularise, last, background, told, varied)
 
 
@@ -178,9 +187,35 @@ class TiledRun:
             if on_epoch is not None:
                 on_epoch(epoch, now.losses[-1])
             done = epoch + 1
-            if checkpoint and done % checkpoint_every == 0 and done < self.schedule.epochs:
+            more = done < self.schedule.epochs or self.schedule.search is not None
+            if checkpoint and done % checkpoint_every == 0 and more:
                 now = self.save(now, checkpoint)
+        now = self._searched(now, on_epoch)
         return now if now.best is None else replace(now, states=now.best)
+
+    def _searched(self, now: Standing, on_epoch: Callable[[int, float], None] | None) -> Standing:
+        """Return the standing behind the search over all positions, if there is one."""
+        schedule = self.schedule
+        if schedule.search is None or self.over(now):
+            return now
+        rule = schedule.rules[-1] if schedule.rules else solver.Nesterov()
+        background, varied = schedule.beside(schedule.epochs - 1)
+        share = Share(0, 1, schedule.members, 0)
+        batch = Batch(share, rule, False, schedule.epochs, None, False, background, False, varied)
+        states = now.states if schedule.tied else now.states.map(tile_untied, each=[self.fields])
+        found = replace(now, states=states)
+
+        def follow(states: Parts, loss: float) -> bool:
+            nonlocal found
+            found = self.held(replace(found, states=states, losses=[*found.losses, loss]))
+            if on_epoch is not None:
+                on_epoch(len(found.losses) - 1, found.losses[-1])
+            return self.over(found)
+
+        ended = settled(
+            schedule.search, states, self.fields, self._moving(now), self.bundles, self.windows, batch, follow
+        )
+        return replace(found, states=ended)
 
     def over(self, now: Standing) -> bool:
         """Return whether the patterns held out say that it is enough."""

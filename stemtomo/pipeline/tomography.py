@@ -37,6 +37,8 @@ _PLAIN = ("wbp", "genfire")
 #: docs/performance.md.
 _SECONDS_PER_VOXEL_TILT = (1.5e-9, 12e-9)
 _FILE_BYTES_PER_S = 1e9
+_SECONDS_PER_SMOOTHED_VOXEL = 3e-7
+"""CPU seconds of a step of the total variation per voxel of slabs of 32 rows, margins included; measured there too."""
 
 
 def tomography(
@@ -50,7 +52,8 @@ def tomography(
 
     The volume is cut into slabs along y that never leave their workers; per iteration only projections travel. It
     continues from its last checkpoint, to the same bits. Shifts are refined where the alignment found the specimen
-    wholly in view: what enters and leaves the view as it tilts would pull at them otherwise.
+    wholly in view: what enters and leaves the view as it tilts would pull at them otherwise. Those that were matched
+    under noise stay, unless ``settings.refine_shifts`` is true.
 
     Returns
     -------
@@ -65,7 +68,8 @@ def tomography(
     StoreError
         If projections or alignment are missing.
     ConfigurationError
-        If the projections do not say how phase and potential are related.
+        If the projections do not say how phase and potential are related, or the method needs a volume in memory that
+        does not fit.
     """
     store = Store.of(store)
     settings = settings or TomographySettings()
@@ -178,7 +182,10 @@ def _seconds(settings: TomographySettings, voxels: int, rotations: np.ndarray, w
     about_y = np.abs(rotations[:, 1] - np.array([0.0, 1.0, 0.0])).max(axis=1) < 1e-12
     passes = settings.iterations + (solver.POWER_ITERATIONS if settings.method.startswith("fista") else 0)
     per_voxel = np.where(about_y, *_SECONDS_PER_VOXEL_TILT).sum()
-    return float(passes * voxels * per_voxel / max(1, min(workers, useful_blocks(voxels, len(rotations)))))
+    smoothing = settings.iterations * _SECONDS_PER_SMOOTHED_VOXEL if settings.method == "fista_tv" else 0.0
+    return float(
+        voxels * (passes * per_voxel + smoothing) / max(1, min(workers, useful_blocks(voxels, len(rotations))))
+    )
 
 
 def _problem(store: Store, settings: TomographySettings) -> Problem:
@@ -200,7 +207,8 @@ def _problem(store: Store, settings: TomographySettings) -> Problem:
     width = 0.0 if plain else settings.element_width_px
     measured = solver.Measurement(images, projections["valid"].values, weights, width)
     sigma = float(attrs["sigma_rad_per_volt_angstrom"])
-    return Problem(measured, geometry, pixel, sigma, bool(alignment.attrs["wholly_in_view"]))
+    matched = "_matching" in alignment.attrs.get("method", "")
+    return Problem(measured, geometry, pixel, sigma, bool(alignment.attrs["wholly_in_view"]), matched)
 
 
 def _files(
@@ -210,6 +218,9 @@ def _files(
     shape, tilts = problem.geometry.volume_shape, len(problem.geometry)
     pixels = math.prod(problem.geometry.image_shape)
     streaming.require_streamable(settings)
+    if settings.method == "genfire":
+        cube = genfire.peak_bytes(genfire.edge_of((*shape, *problem.geometry.image_shape), settings.oversampling))
+        streaming.require_room(cube, streaming.memory_of_one(executor, settings.memory_gib))
     memory_bytes = streaming.memory_of(executor, settings.memory_gib)
     if not streaming.streams(settings, math.prod(shape), tilts, pixels, memory_bytes):
         return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,8 @@ WAYS = {"linear": ("linear", 1), "rigid": ("rigid", 1), "adaptive": ("adaptive",
 
 #: Atoms of a layer of 4 Å whose deviation is worth a row.
 _FEWEST = 20
+#: What the rows of a layer are called, before its depth.
+LAYER = "layer at "
 
 
 def way_rows(
@@ -176,6 +180,9 @@ def way_rows(
         "precision": (score["precision"], "share"),
         "work": (spent, "CPU s"),
     }
+    for depth, rmsd, count in zip(*(by_depth[key] for key in ("z_angstrom", "rmsd_pm", "atoms")), strict=True):
+        if count >= _FEWEST:
+            figures[f"{LAYER}{depth:g} Å"] = (rmsd, "pm")
     return [cost_row("local_orbital", f"{name}: {what}", *figure) for what, figure in figures.items()]
 
 
@@ -202,3 +209,34 @@ def rows_100000() -> list[Row]:
 def rows_epochs_100000() -> list[Row]:
     """An epoch of the paper's fourth particle."""
     return epoch_rows((100_000,))
+
+
+def draw_depth(rows: Sequence[Row], path: Path) -> None:
+    """Draw the deviation over depth of the four ways, a panel for every dose, from the rows of :func:`depth_rows`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        name, _, what = row.work.partition(": ")
+        if what.startswith(LAYER):
+            way, _, noise = (part.strip() for part in name.split(",", 2))
+            depth = float(what.removeprefix(LAYER).removesuffix(" Å"))
+            curves.setdefault(noise, {}).setdefault(way, []).append((depth, row.figure))
+    figure, panels = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.4), sharey=True, squeeze=False)
+    for panel, (noise, ways) in zip(panels[0], curves.items(), strict=True):
+        for way, points in ways.items():
+            panel.plot(*zip(*points, strict=True), marker="o", markersize=3, label=way)
+        panel.set(title=noise, xlabel="depth at tilt 0 / Å", yscale="log")
+    panels[0][0].set_ylabel("RMSD of the layer / pm")
+    panels[0][-1].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    # python -m tests.benchmarks local_orbital_depth --json ROWS; python -m tests.benchmarks.local_orbital ROWS PICTURE
+    draw_depth([Row(**row) for row in json.loads(Path(sys.argv[1]).read_text())["rows"]], Path(sys.argv[2]))

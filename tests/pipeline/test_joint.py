@@ -142,6 +142,7 @@ def test_tiles_of_a_tilt_give_what_the_whole_gives(series, tmp_path, tiles):
     np.testing.assert_allclose(*losses, rtol=1e-12)
 
 
+@pytest.mark.heavy
 def test_two_worker_processes_give_the_bits_of_threads(series, tmp_path, client):
     other = copy_of(series, tmp_path / "cluster.zarr")
     joint(series, QUICK)

@@ -15,6 +15,7 @@ from stemtomo.io.store import Store
 from stemtomo.pipeline import local_orbital as module
 from stemtomo.pipeline.focal_series import add_focal_series, read_focal_series, simulate_particle
 from stemtomo.pipeline.local_orbital import local_orbital, plan_local_orbital
+from stemtomo.pipeline.local_orbital_parts import Sums, read_images
 from stemtomo.pipeline.settings.local_orbital import LocalOrbitalSettings
 
 QUICK = LocalOrbitalSettings(
@@ -25,6 +26,7 @@ QUICK = LocalOrbitalSettings(
     rounds=2,
     slice_thickness_angstrom=5,
     window_angstrom=8,
+    atoms_per_block=25,
 )
 
 
@@ -104,6 +106,39 @@ def test_more_parts_sum_to_the_same(file, tmp_path, blind):
     losses = [local_orbital(tmp_path / f"{n}.zarr", s, images=file)["loss"] for n, s in enumerate((finer, coarser))]
     np.testing.assert_allclose(losses[0][:5], losses[1][:5], rtol=1e-9)
     np.testing.assert_allclose(losses[0][:3], numbers["loss"][:3], rtol=1e-3)
+
+
+def test_where_derivatives_of_atoms_are_cut_into_blocks_changes_no_bit(file, tmp_path):
+    store = add_focal_series(tmp_path / "s.zarr", file)
+    series = read_images(store, "single")
+    model = module._first(store, series, QUICK, ThreadExecutor(1))
+    found = []
+    for atoms, images in ((1, 12), (25, 12), (1000, 12), (25, 1000)):
+        settings = QUICK.model_copy(update={"atoms_per_block": atoms, "images_per_part": images})
+        found.append(Sums.over(ThreadExecutor(1), store.path, np.arange(len(series)), settings, len(series))(model))
+    for name in found[0]._fields:
+        first = getattr(found[0], name)
+        for other in found[1:3]:
+            np.testing.assert_array_equal(getattr(other, name), first)
+        np.testing.assert_allclose(getattr(found[3], name), first, atol=1e-5 * np.abs(first).max())
+
+
+def test_no_sum_holds_more_than_a_block_of_atoms(file, tmp_path, monkeypatch):
+    from stemtomo.distributed import parts
+
+    store = add_focal_series(tmp_path / "s.zarr", file)
+    series = read_images(store, "single")
+    model = module._first(store, series, QUICK, ThreadExecutor(1))
+    largest, add = [], parts.sum_trees
+
+    def watched(trees):
+        largest.append(max(len(tree["positions"]) for tree in trees) if "positions" in trees[0] else 0)
+        return add(trees)
+
+    monkeypatch.setattr(parts, "sum_trees", watched)
+    settings = QUICK.model_copy(update={"atoms_per_block": 16, "images_per_part": 5})
+    Sums.over(ThreadExecutor(1), store.path, np.arange(len(series)), settings, len(series))(model)
+    assert max(largest) == 16 < len(model)
 
 
 def test_held_out_images_test_the_model(file, tmp_path):

@@ -31,6 +31,15 @@ def test_a_million_atoms_fit_into_a_few_gigabytes():
     assert 3600 < row.seconds < 12 * 3600
 
 
+def test_blocks_of_atoms_cap_what_a_sum_holds():
+    many = SETTINGS.model_copy(update={"images_per_part": 2})
+    whole = many.model_copy(update={"atoms_per_block": 1_000_000})
+    capped, uncapped = (plan_for(size(1_000_000), s).bytes_per_task for s in (many, whole))
+    # Five arrays of five numbers per atom, four to add and their sum, instead of a part's own.
+    assert uncapped - capped == pytest.approx(4 * 5 * 8 * 1_000_000)
+    assert plan_for(size(1_000_000), many).resident_bytes > 36 * 5 * 8 * 1_000_000
+
+
 def test_one_slice_and_fixed_probes_cost_less():
     flat = SETTINGS.model_copy(update={"model": "linear"})
     rigid = SETTINGS.model_copy(update={"model": "rigid"})

@@ -64,6 +64,15 @@ def test_the_error_to_the_truth_is_not_larger_at_seams(pictures):
     assert other.step_ratio <= 1.05 * one.step_ratio
 
 
+def test_up_to_a_ramp_of_the_whole_object_seams_are_those_of_one_piece_with_a_probe_of_its_own(pictures):
+    untiled, _, stitched, truth, lines = pictures
+    noise = (untiled - truth - (untiled - truth).mean()).std()
+    assert seams(stitched, *lines, untiled, without_ramp=True).difference_rms <= 0.1 * noise
+    one, other = (seams(picture, *lines, truth, without_ramp=True) for picture in (untiled, stitched))
+    assert other.difference_ratio <= 1.01 * one.difference_ratio
+    assert other.difference_rms <= 1.02 * one.difference_rms
+
+
 def test_there_is_no_peak_at_the_period_of_the_tiles(pictures):
     untiled, _, stitched, _, lines = pictures
     assert seams(stitched, *lines).period_peak <= max(3, 1.1 * seams(untiled, *lines).period_peak)

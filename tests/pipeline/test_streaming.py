@@ -124,6 +124,8 @@ def test_methods_that_need_the_whole_volume_say_so(tmp_path):
     store, _ = _store(tmp_path / "s.zarr")
     with pytest.raises(ConfigurationError, match="in files; take one of fista, fista_tv, resire, sirt, cgls, wbp"):
         tomography(store, TomographySettings(method="genfire", stream="always"))
+    with pytest.raises(ConfigurationError, match=r"GiB, on one worker, which has 0.001 GiB; .* one of fista, fista_tv"):
+        tomography(store, TomographySettings(method="genfire", memory_gib=0.001))
 
 
 def _row(edge, memory_gib, **settings):

@@ -25,7 +25,7 @@ from stemtomo.pipeline.solving import (
 )
 from stemtomo.pipeline.tile_fields import Field, Resident
 from stemtomo.pipeline.tile_whole import WholeFilter
-from stemtomo.pipeline.tiled_ptychography import blur_object
+from stemtomo.pipeline.tiled_ptychography import _search, blur_object
 from stemtomo.pipeline.tiles import Schedule, TiledRun
 from tests.pipeline.test_tiles import CUTS, DOUBLE, PIXEL, SCAN, experiment, start_state
 
@@ -41,6 +41,13 @@ FEATURES = {
     "vacuum at zero, no raster": {"vacuum_percentile": 20.0, "notch_scan_raster": True},
     "a filter along the beam": {"kz_filter": 0.3, "tv_weight_rad": 0.01, "object": "complex"},
     "unequal slices": {"slices": 2, "slice_thickness_angstrom": (10.0, 40.0)},
+    "a search": {"rule": "lbfgs", "settling_epochs": 4},
+    "a search, patterns held out": {
+        "rule": "lbfgs",
+        "settling_epochs": 4,
+        "held_out": 0.1,
+        "probe_update_start_epoch": 99,
+    },
     "held out": {"held_out": 0.1, "held_out_patience": 2, "refine_positions_from_epoch": 3},
     "all": {
         "background": "pixels",
@@ -98,6 +105,7 @@ def in_tiles(settings, cut, checkpoint=None):
         patience=settings.held_out_patience if settings.held_out else None,
         variation=variation_of(settings, SEED),
         variation_from=settings.probe_variations_from_epoch,
+        search=_search(settings, 0.4),
         whole=WholeFilter(filters_of(settings, SCAN.positions(), PIXEL), model.grid.shape_yx),
     )
     run = TiledRun(workers, fields, [tile.window for tile in tiles], schedule)
@@ -154,7 +162,7 @@ def test_patterns_held_out_end_a_run_and_outlive_a_checkpoint(tmp_path):
 
 def test_what_stays_refused_says_why():
     for changes, reason in (
-        ({"rule": "lbfgs"}, "sums over the whole object"),
+        ({"rule": "lbfgs", "tile_mode": "stitch"}, "a search is of one object"),
         ({"held_out": 0.1, "tile_mode": "stitch"}, "they end at different times"),
     ):
         with pytest.raises(ConfigurationError, match=reason):

@@ -102,6 +102,7 @@ def test_batches_of_blocks_do_not_depend_on_the_cut(tmp_path):
             "probe_variations": 1,
             "probe_variations_from_epoch": 2,
         },
+        {"rule": "lbfgs", "settling_epochs": 2},
         {"kz_filter": 0.2, "vacuum_percentile": 10.0, "notch_scan_raster": True, "object": "complex"},
     ],
 )

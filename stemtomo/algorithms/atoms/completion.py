@@ -34,8 +34,12 @@ _HALF_WAY, _RATIO = 0.04, 1.5
 _SPLIT_HALF, _SPLIT_REACH = 0.6, 0.25
 #: Atoms fainter than this many light ones are seldom two: they are split by one standard deviation more.
 _BRIGHTER = 1.1
+#: The least half distance while atoms still come and go: what is not at its place yet is elongated too.
+_FAR_REACH = 0.34
 #: Share of the atoms that may still come or go when the alternation ends.
 _SETTLED = 2e-4
+#: In that many last rounds of a phase atoms are split even if this share still comes and goes: many never settle.
+_LATE_ROUNDS, _NEARLY_SETTLED = 4, 5e-3
 
 
 class _Phase(NamedTuple):
@@ -241,9 +245,11 @@ class _State:
             state, _ = state.refined(coarse, classes, rules.iterations)
             state, dropped = state.pruned(rules, phase)
             state, added = state.extended(coarse, rules, phase)
+            settled, late = added + dropped <= _SETTLED * len(state.labels), rules.rounds - number <= _LATE_ROUNDS
+            nearly = late and added + dropped <= _NEARLY_SETTLED * len(state.labels)
             # The second part of an atom split in the last round would never be refined.
-            if added + dropped <= _SETTLED * len(state.labels) and number + 1 < rules.rounds:
-                state, split = state.split(projected, rules, phase)
+            if (settled or nearly) and number + 1 < rules.rounds:
+                state, split = state.split(projected, rules, phase, _SPLIT_REACH if settled else _FAR_REACH)
                 added += split
             history.append((added, dropped))
             if added + dropped <= _SETTLED * len(state.labels):
@@ -279,8 +285,13 @@ class _State:
         chosen = {name: getattr(self, name)[good] for name in ("model", "labels", "origin", "fresh")}
         return replace(self, **chosen)
 
-    def split(self, projected: ProjectedImages, rules: CompletionRules, phase: _Phase) -> tuple[_State, int]:
-        """Return the state with atoms that the projections show elongated replaced by two, and how many."""
+    def split(
+        self, projected: ProjectedImages, rules: CompletionRules, phase: _Phase, reach: float
+    ) -> tuple[_State, int]:
+        """Return the state with atoms that the projections show elongated replaced by two, and how many.
+
+        ``reach`` is the least half distance that an atom is split for, in minimum distances.
+        """
         # In one species there is no brighter one that two could be taken for.
         if not (rules.splitting and np.isfinite(phase.split)) or (self.labels == self.labels[0]).all():
             return self, 0
@@ -288,7 +299,7 @@ class _State:
         found = elongation(model, projected)
         bright = model.intensity > _BRIGHTER * self.light(rules)
         chosen = found.significance > np.where(bright, phase.split, phase.split + 1)
-        chosen &= found.half_distance_angstrom > _SPLIT_REACH * rules.minimum_distance_angstrom
+        chosen &= found.half_distance_angstrom > reach * rules.minimum_distance_angstrom
         if len(self.divided):
             chosen &= cKDTree(self.divided).query(model.positions)[0] > rules.minimum_distance_angstrom / 2
         which = np.flatnonzero(chosen)

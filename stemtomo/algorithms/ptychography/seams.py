@@ -48,6 +48,7 @@ def seams(
     columns: Sequence[int],
     reference: np.ndarray | None = None,
     band_px: int = 8,
+    without_ramp: bool = False,
 ) -> Seams:
     """Return what the seams of ``picture`` (y, x), real, show.
 
@@ -59,6 +60,9 @@ def seams(
         The same picture without seams: the truth, or a reconstruction in one piece.
     band_px
         Pixels on either side of a seam that count as its band.
+    without_ramp
+        Compare with ``reference`` up to a plane, not to a constant alone: a ramp of the whole object against one of the
+        probe is all but free where the probe is unknown, and projections are freed from it.
 
     Raises
     ------
@@ -88,10 +92,20 @@ def seams(
         band[max(0, line - band_px) : line + band_px] = True
     for line in columns:
         band[:, max(0, line - band_px) : line + band_px] = True
-    squared = (picture - reference - (picture - reference).mean()) ** 2
+    off = picture - reference
+    squared = (off - (_plane(off) if without_ramp else off.mean())) ** 2
     inside = float(np.sqrt(squared[band].mean())) if band.any() else 0.0
     outside = float(np.sqrt(squared[~band].mean())) if (~band).any() else 0.0
     return Seams(ratio, peak, inside / outside if outside else float(inside > 0) or 1.0, inside)
+
+
+def _plane(picture: np.ndarray) -> np.ndarray:
+    """Return the least-squares plane of ``picture`` (y, x)."""
+    y, x = (axis - axis.mean() for axis in np.indices(picture.shape, dtype=np.float64))
+    found: np.ndarray = picture.mean() + sum(
+        slope * (slope * picture).sum() / max((slope**2).sum(), 1.0) for slope in (y, x)
+    )
+    return found
 
 
 def _period_peak(picture: np.ndarray, lines: Sequence[int], axis: int) -> float:

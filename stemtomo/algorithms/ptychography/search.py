@@ -52,17 +52,17 @@ def settle(
     on_iteration
         Called with number, loss and state after each; the search ends where it returns True.
     """
-    blur = blur_matrix(len(state.phase), width_slices, state.phase, model.weights)
+    blur = blur_of(state, model, width_slices)
     taking_part = np.arange(len(counts)) if where is None else where
     pieces = np.array_split(taking_part, parts)
 
     def state_at(point: Point) -> State:
-        return replace(state, phase=_mixed(blur, point[0]), probe=point[1] if update_probe else state.probe)
+        return replace(state, phase=mixed(blur, point[0]), probe=point[1] if update_probe else state.probe)
 
     def evaluate(point: Point) -> tuple[float, Point]:
         at = state_at(point)
         sums = [solver.gradients(at, model, counts, piece, parameters) for piece in pieces]
-        slope = _mixed(blur.T, _total(part.phase for part in sums))
+        slope = mixed(blur.T, _total(part.phase for part in sums))
         gradient = (slope, _total(part.probe for part in sums)) if update_probe else (slope,)
         return sum(part.loss for part in sums), gradient
 
@@ -73,25 +73,45 @@ def settle(
         return bool(on_iteration and on_iteration(len(losses) - 1, losses[-1], state_at(iterate.point)))
 
     begin = (state.phase, state.probe) if update_probe else (state.phase,)
-    found = minimise(evaluate, begin, _inverse_curvature(state, model, damping, update_probe), iterations,
+    found = minimise(evaluate, begin, inverse_curvature(state, model, damping, update_probe), iterations,
                      on_iteration=follow)  # fmt: skip
     return replace(state_at(found.point), memory={}), losses
 
 
-def _inverse_curvature(state: State, model: Model, damping: float, update_probe: bool) -> Point:
-    """Inverse diagonals: that of the object as its other rules have it, one number for the probe."""
-    lit = solver.illumination(state.probe, model.grid)
+def inverse_curvature(
+    state: State,
+    model: Model,
+    damping: float,
+    update_probe: bool,
+    *,
+    lit: Array | None = None,
+    peak: float | None = None,
+    positions: int | None = None,
+) -> Point:
+    """Return inverse diagonals: that of the object as its other rules have it, one number for the probe.
+
+    Of a part, ``lit`` is the illumination of its window, ``peak`` the largest and ``positions`` the number of all.
+    """
+    lit = solver.illumination(state.probe, model.grid) if lit is None else lit
+    peak = lit.max() if peak is None else lit.dtype.type(peak)
     shared = model.slices // len(state.phase)
     curvature = 2 * CURVATURE[model.loss] * model.slices * shared
     real = real_dtype(state.phase)
-    phase = (1 / (curvature * ((1 - damping) * lit + damping * lit.max())))[None].astype(real)
+    phase = (1 / (curvature * ((1 - damping) * lit + damping * peak)))[None].astype(real)
     if not update_probe:
         return (phase,)
     xp = array_namespace(state.probe)
-    return phase, xp.asarray(1 / (2 * CURVATURE[model.loss] * len(model.grid.corners)), dtype=real)
+    count = len(model.grid.corners) if positions is None else positions
+    return phase, xp.asarray(1 / (2 * CURVATURE[model.loss] * count), dtype=real)
 
 
-def _mixed(matrix: Array, phase: Array) -> Array:
+def blur_of(state: State, model: Model, width_slices: float) -> Array:
+    """Return the blur along the beam as a matrix (layer, layer)."""
+    return blur_matrix(len(state.phase), width_slices, state.phase, model.weights)
+
+
+def mixed(matrix: Array, phase: Array) -> Array:
+    """Return ``phase`` (layer, Y, X) with its layers mixed by ``matrix``; a single one as it is."""
     if len(phase) == 1:
         return phase
     return (matrix @ phase.reshape(len(phase), -1)).reshape(phase.shape)

@@ -65,6 +65,9 @@ class LocalOrbitalSettings(Section):
         default=0.0, ge=0, lt=0.5, description="Share of the images that only test the model; their misfit is reported."
     )
     images_per_part: Count = Field(default=12, description="Images that a worker sums over at once.")
+    atoms_per_block: Count = Field(
+        default=65536, description="Atoms whose derivatives are summed over the parts at once."
+    )
     precision: Literal["single", "double"] = Field(default="single", description="Of images and convolutions.")
 
 

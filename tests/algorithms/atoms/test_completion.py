@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from stemtomo.algorithms.atoms.backprojection import density
-from stemtomo.algorithms.atoms.completion import CompletionRules, complete_atoms
+from stemtomo.algorithms.atoms.classification import classify
+from stemtomo.algorithms.atoms.completion import CompletionRules, _stands_apart, complete_atoms
 from stemtomo.algorithms.atoms.projected import AtomModel, ProjectedImages, noise_weights
 from stemtomo.algorithms.atoms.refinement import refine_atoms
 from stemtomo.algorithms.atoms.scoring import match_atoms
@@ -143,3 +144,13 @@ def test_averaged_pixels_leave_atoms_where_they_are(rows, columns, every):
     for image, seen in zip(coarse.images, coarse.seen(positions), strict=True):
         centre = np.array([(image * column).sum(), (image * row).sum()]) / image.sum()
         np.testing.assert_allclose(centre, seen.mean(axis=0), atol=0.01)
+
+
+def test_noise_between_two_species_does_not_make_them_one_and_halves_of_one_are_not_two():
+    rng = np.random.default_rng(0)
+    noisy = np.concatenate([rng.normal(28, 5, 400), rng.normal(45, 5, 400)])
+    apart = classify(noisy, 2).labels
+    assert np.mean(np.abs(noisy - 36.5) < 1.7) > 0.06  # no gap
+    assert _stands_apart(noisy, apart)
+    alone = rng.normal(45, 7, 800)
+    assert not _stands_apart(alone, classify(alone, 2).labels)

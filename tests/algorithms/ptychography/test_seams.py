@@ -56,3 +56,11 @@ def test_tiles_meet_in_the_middle_of_their_overlaps():
 def test_a_seam_outside_the_picture_is_refused():
     with pytest.raises(ValueError, match="seams at rows"):
         seams(picture(), [256], [])
+
+
+def test_a_ramp_of_the_whole_picture_is_no_difference_where_that_is_asked():
+    picture = np.random.default_rng(4).normal(size=(40, 50))
+    y, x = np.indices(picture.shape)
+    leaning = picture + 3 + 0.02 * y - 0.05 * x
+    assert seams(leaning, [20], [25], picture, without_ramp=True).difference_rms < 1e-12
+    assert seams(leaning, [20], [25], picture).difference_rms > 0.1
