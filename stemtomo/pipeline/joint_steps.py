@@ -19,7 +19,6 @@ from stemtomo.algorithms.joint.pose import (
     FOCUS_AHEAD_ANGSTROM,
     SHIFTS,
     TURNS,
-    focus_slope,
     focus_step,
     pose_step,
     shift_changes,
@@ -27,7 +26,7 @@ from stemtomo.algorithms.joint.pose import (
 )
 from stemtomo.algorithms.joint.transfer import frequency_gain
 from stemtomo.algorithms.joint.view import View, slices_adjoint
-from stemtomo.algorithms.ptychography.solver import CURVATURE, illumination
+from stemtomo.algorithms.ptychography.solver import CURVATURE
 from stemtomo.algorithms.ptychography.windows import spread_batches
 from stemtomo.algorithms.tomography.alignment import without_translation
 from stemtomo.algorithms.tomography.poses import euler_deg, turned, without_rotation
@@ -35,10 +34,8 @@ from stemtomo.algorithms.total_variation import smoothed
 from stemtomo.backend import Array
 from stemtomo.distributed import Executor, Handle, Parts
 from stemtomo.geometry import Pose
-from stemtomo.physics.electron import wavelength_angstrom
-from stemtomo.physics.probe import reciprocal_grid
-from stemtomo.physics.propagation import fresnel_propagator, propagate
 from stemtomo.pipeline.joint_parts import Tilt, load_tile, tile_gradients
+from stemtomo.pipeline.joint_probes import at_first_slice, focus_slope_task, new_probe, on_device, peak_light
 from stemtomo.pipeline.settings.joint import JointSettings
 
 #: Column of the focus in the poses of a standing.
@@ -65,6 +62,7 @@ class JointRun:
     tilts: list[Tilt]
     settings: JointSettings
     patterns: list[Parts]
+    gains: dict[int, Handle] = field(default_factory=dict)
 
     @classmethod
     def prepare(cls, executor: Executor, tilts: list[Tilt], settings: JointSettings) -> JointRun:
@@ -173,19 +171,24 @@ class JointRun:
         state = self.executor.submit(_open, volume, view, self.constraint)
         peak = None
         if self.settings.whole_illumination:
-            peak = self.executor.submit(_peak, probe, view, self.tilts[index])
-        count, most = len(self.tilts[index].recorded), self.settings.low_frequency_gain
-        shape = self.tilts[index].grid.shape_yx
-        gain = self.executor.submit(frequency_gain, probe, shape, most) if most > 1 else None
+            peak = self.executor.submit(peak_light, probe, view, self.tilts[index])
+        count, gain = len(self.tilts[index].recorded), self._gain(index, probe)
         for wanted in spread_batches(count, rule.batches or count, seed):
             slices = self.executor.submit(getitem, state, "slices")
             sums = self._sums(index, view, slices, probe, None if rule.batches == 1 else wanted)
             state = self.executor.submit(_descend, state, sums, rule, self._curvature, peak, gain)
         return state
 
+    def _gain(self, index: int, probe: Handle) -> Handle | None:
+        """Return the gain of low frequencies, which only changes with the probe."""
+        most = self.settings.low_frequency_gain
+        if most > 1 and (self.settings.probe != "fixed" or index not in self.gains):
+            self.gains[index] = self.executor.submit(frequency_gain, probe, self.tilts[index].grid.shape_yx, most)
+        return self.gains.get(index)
+
     def _sums(self, index: int, view: Handle, slices: Handle, probe: Handle, wanted: np.ndarray | None) -> Handle:
         tilt, parts = self.tilts[index], self.patterns[index]
-        wave = self.executor.submit(_at_first_slice, probe, view, tilt)
+        wave = self.executor.submit(at_first_slice, probe, view, tilt)
         cuts = [slices] if len(parts) == 1 else parts.cut(slices, tilt.windows)
         local = parts.map(tile_gradients, view, self.settings.loss, wanted, wave, each=[cuts])
         windows = local.pick("windows").sum_into(tilt.grid.shape_yx, tilt.windows)
@@ -193,7 +196,7 @@ class JointRun:
 
     def _refine_probe(self, probes: list[Handle], index: int, visit: Handle, view: Handle) -> None:
         step = self.settings.probe_step
-        moved = self.executor.submit(_new_probe, probes[index], visit, view, self.tilts[index], step, self._curvature)
+        moved = self.executor.submit(new_probe, probes[index], visit, view, self.tilts[index], step, self._curvature)
         if self.settings.probe == "shared":
             probes[:] = [moved] * len(probes)
         else:
@@ -212,7 +215,7 @@ class JointRun:
             view = self.executor.submit(_fitted, self._view(index, place, False), volume)
             slices = self.executor.submit(_sliced, volume, view, self.constraint)
             sums = self._sums(index, view, slices, probe, wanted)
-            slopes.append(self.executor.submit(_focus_slope, sums, view, probe, self.tilts[index]))
+            slopes.append(self.executor.submit(focus_slope_task, sums, view, probe, self.tilts[index]))
         return self.executor.submit(_newton_focus, *slopes)
 
     def pose(self, index: int, change: np.ndarray) -> Pose:
@@ -260,11 +263,7 @@ class JointRun:
 
 
 def _placed(state: dict[str, Any]) -> dict[str, Any]:
-    return {**state, "coefficients": _on_device(state["coefficients"])}
-
-
-def _on_device(array: np.ndarray) -> Array:
-    return backend.to_device(array) if backend.gpu_available() else array
+    return {**state, "coefficients": on_device(state["coefficients"])}
 
 
 def _fitted(view: View, volume: dict[str, Any]) -> View:
@@ -291,10 +290,6 @@ def _descend(
     slices = solver.descended(state["slices"], sums, rule, curvature, peak, gain)
     summed = {key: state[key] + sums[key] for key in ("loss", "probe", "positions", "phase")}
     return {**state, **summed, "slices": slices, "light": state["light"] + sums["illumination"]}
-
-
-def _peak(probe: Array, view: View, tilt: Tilt) -> float:
-    return float(illumination(_at_first_slice(probe, view, tilt), tilt.grid).max())
 
 
 def _visited(sums: dict[str, Any]) -> dict[str, Any]:
@@ -338,15 +333,6 @@ def _pose_step(
         every = backend.array_namespace(changes[0]).concatenate(changes)
         step[columns] = pose_step(every, visit["phase"], visit["light"], curvature)
     return step
-
-
-def _focus_slope(sums: dict[str, Any], view: View, probe: Array, tilt: Tilt) -> float:
-    pixel = (tilt.view.box.voxel_angstrom, tilt.view.box.voxel_angstrom)
-    ky, kx = reciprocal_grid(probe.shape[-2:], pixel)
-    # The derivative of a propagator per Å, over the propagator.
-    factor = -1j * math.pi * wavelength_angstrom(tilt.optics.energy_ev) * (ky**2 + kx**2)
-    per_angstrom = _to_first_slice(probe, view, tilt) * _on_device(factor.astype(probe.dtype))
-    return focus_slope(propagate(_on_device(probe).copy(), per_angstrom), sums["probe"])
 
 
 def _newton_focus(slope: float, ahead: float) -> np.ndarray:
@@ -394,19 +380,3 @@ def _accelerated(volume: dict[str, Any], total: dict[str, Any], constraint: solv
 def _supported(volume: dict[str, Any], constraint: solver.Constraint, voxel_angstrom: float) -> dict[str, Any]:
     shown = solver.elements(volume["coefficients"], constraint.element_width_px)
     return {**volume, "support": solver.auto_support(shown, voxel_angstrom)}
-
-
-def _at_first_slice(probe: Array, view: View, tilt: Tilt) -> Array:
-    return propagate(_on_device(probe).copy(), _to_first_slice(probe, view, tilt))
-
-
-def _to_first_slice(probe: Array, view: View, tilt: Tilt) -> Array:
-    pixel = (view.box.voxel_angstrom, view.box.voxel_angstrom)
-    wavelength = wavelength_angstrom(tilt.optics.energy_ev)
-    distance = view.first_slice_z_angstrom + view.focus_angstrom
-    return _on_device(fresnel_propagator(probe.shape[-2:], pixel, wavelength, distance, dtype=probe.dtype))
-
-
-def _new_probe(probe: Array, visit: dict[str, Any], view: View, tilt: Tilt, step: float, curvature: float) -> Array:
-    gradient = propagate(visit["probe"].copy(), _to_first_slice(probe, view, tilt).conj())
-    return solver.probe_step(probe, gradient, visit["positions"], step, curvature)
