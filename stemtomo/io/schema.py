@@ -175,7 +175,7 @@ GROUPS: dict[str, GroupSchema] = {
             "r2": _optional(_TILT, "1", "norm of the misfit over that of the projection"),
         },
         attrs=("voxel_angstrom",),
-        revision=2,
+        revision=3,
     ),
     "resolution": GroupSchema(stage="resolution", variables={}, attrs=("numbers",)),
     "joint": GroupSchema(

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from stemtomo.algorithms.atoms.classification import Classes, classify, order_by_atomic_number
-from stemtomo.algorithms.atoms.completion import CompletionRules, complete_atoms
+from stemtomo.algorithms.atoms.completion import CompletedAtoms, CompletionRules, complete_atoms
 from stemtomo.algorithms.atoms.projected import ProjectedImages
 from stemtomo.algorithms.atoms.refinement import RefinedAtoms
 from stemtomo.algorithms.atoms.tracing import TracedAtoms
@@ -190,43 +190,66 @@ def _refined_model(
     width = float(np.median(traced.width_angstrom))
     width = max(0.5 * projected.pixel_angstrom, np.sqrt(max(width**2 - settings.smoothing_angstrom**2, 0.0)))
     slow = _BACKGROUND_WIDTHS * width if settings.background_angstrom is None else settings.background_angstrom
-    # A joint volume has all frequencies, those of the potentials' tails too; of measured projections the residual says.
-    judged = settings.background_angstrom is None and source == "volume"
-    projected = replace(projected, background_angstrom=0.0 if judged else slow)
-    count = settings.species if isinstance(settings.species, int) else len(settings.species)
-    rules = CompletionRules(
-        insertion=settings.insertion_fraction,
-        pruning=settings.pruning_fraction,
-        minimum_distance_angstrom=settings.minimum_distance_angstrom,
-        threshold=settings.threshold,
-        rounds=settings.completion_rounds if settings.complete else 0,
-        splitting=source == "volume",
-    )
-    found = complete_atoms(
-        traced.positions,
-        projected,
-        count,
-        labels=labels,
-        width_angstrom=width,
-        rules=rules,
-        iterations=settings.refine_iterations,
-        refine_shifts=source == "volume",
-        intensity_spread=settings.intensity_spread,
-        weigh=settings.weigh_noise,
-        widths=settings.widths,
-        background_angstrom=slow if judged else 0.0,
-    )
-    refined, old = found.refined, found.origin >= 0
-    moved = np.linalg.norm(refined.positions[old] - traced.positions[found.origin[old]], axis=1)
-    typical = float(np.median(moved)) if old.any() else np.inf
-    if refined.explained < _LEAST_EXPLAINED or typical > settings.minimum_distance_angstrom / 4:
+    # While atoms are missing, slow frequencies show them; where that fails, as at few electrons, it goes without.
+    judged = settings.background_angstrom is None
+    for begin in (0.0, slow)[: 1 + (source != "volume")] if judged else (slow,):
+        found = _completed(
+            traced,
+            replace(projected, background_angstrom=begin),
+            labels,
+            width,
+            settings,
+            measured=source == "volume",
+            background_angstrom=slow - begin,
+        )
+        refined, old = found.refined, found.origin >= 0
+        moved = np.linalg.norm(refined.positions[old] - traced.positions[found.origin[old]], axis=1)
+        typical = float(np.median(moved)) if old.any() else np.inf
+        if refined.explained >= _LEAST_EXPLAINED and typical <= settings.minimum_distance_angstrom / 4:
+            break
         reason = f"atoms explain {refined.explained:.0%} of the projections, half of them moved by {typical:.2f} Å"
+    else:
         return _traced_model(traced, f"failed: {reason}")
     sigma = float(store.read("projections" if source == "volume" else source).attrs["sigma_rad_per_volt_angstrom"])
     errors = position_uncertainty(refined, found.labels, projected) if settings.uncertainty else None
     model = refined.model
     return _Model(
         traced, found.origin, model.positions, model.intensity / sigma, model.width_angstrom, "done", refined, errors
+    )
+
+
+def _completed(
+    traced: TracedAtoms,
+    projected: ProjectedImages,
+    labels: np.ndarray,
+    width_angstrom: float,
+    settings: AtomSettings,
+    *,
+    measured: bool,
+    background_angstrom: float,
+) -> CompletedAtoms:
+    """Return the ``traced`` atoms refined, with those that are missing; of ``measured`` projections, or a volume's."""
+    rules = CompletionRules(
+        insertion=settings.insertion_fraction,
+        pruning=settings.pruning_fraction,
+        minimum_distance_angstrom=settings.minimum_distance_angstrom,
+        threshold=settings.threshold,
+        rounds=settings.completion_rounds if settings.complete else 0,
+        splitting=measured,
+    )
+    return complete_atoms(
+        traced.positions,
+        projected,
+        settings.species if isinstance(settings.species, int) else len(settings.species),
+        labels=labels,
+        width_angstrom=width_angstrom,
+        rules=rules,
+        iterations=settings.refine_iterations,
+        refine_shifts=measured,
+        intensity_spread=settings.intensity_spread,
+        weigh=settings.weigh_noise,
+        widths=settings.widths,
+        background_angstrom=background_angstrom,
     )
 
 

@@ -46,6 +46,8 @@ class Problem:
         Interaction parameter.
     wholly_in_view
         The specimen lies inside every projection.
+    matched
+        The shifts were found under strong noise, by matching projections.
     """
 
     measured: solver.Measurement
@@ -53,6 +55,7 @@ class Problem:
     voxel_angstrom: float
     sigma_rad_per_volt_angstrom: float
     wholly_in_view: bool = True
+    matched: bool = False
 
 
 class Reconstruction(NamedTuple):
@@ -271,7 +274,8 @@ class Descent:
 def refined_by(problem: Problem, settings: TomographySettings) -> refinement.PoseSchedule | None:
     """Return when the shifts are refined during a reconstruction; ``None`` if they are not."""
     possible = problem.wholly_in_view and len(problem.geometry) > 1 and settings.method in ("fista", "fista_tv")
-    return refinement.PoseSchedule(settings.iterations // 2) if settings.refine_shifts and possible else None
+    wanted = not problem.matched if settings.refine_shifts == "auto" else settings.refine_shifts
+    return refinement.PoseSchedule(settings.iterations // 2) if wanted and possible else None
 
 
 def useful_blocks(voxels: int, tilts: int) -> int:

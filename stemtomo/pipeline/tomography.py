@@ -52,7 +52,8 @@ def tomography(
 
     The volume is cut into slabs along y that never leave their workers; per iteration only projections travel. It
     continues from its last checkpoint, to the same bits. Shifts are refined where the alignment found the specimen
-    wholly in view: what enters and leaves the view as it tilts would pull at them otherwise.
+    wholly in view: what enters and leaves the view as it tilts would pull at them otherwise. Those that were matched
+    under noise stay, unless ``settings.refine_shifts`` is true.
 
     Returns
     -------
@@ -206,7 +207,8 @@ def _problem(store: Store, settings: TomographySettings) -> Problem:
     width = 0.0 if plain else settings.element_width_px
     measured = solver.Measurement(images, projections["valid"].values, weights, width)
     sigma = float(attrs["sigma_rad_per_volt_angstrom"])
-    return Problem(measured, geometry, pixel, sigma, bool(alignment.attrs["wholly_in_view"]))
+    matched = "_matching" in alignment.attrs.get("method", "")
+    return Problem(measured, geometry, pixel, sigma, bool(alignment.attrs["wholly_in_view"]), matched)
 
 
 def _files(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import resource
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -26,10 +26,6 @@ ALLOWANCE_BYTES = 3 << 29
 #: No read of these small files may take longer.
 LIMIT_S = 20
 EXAMPLES = 200
-
-
-class Hang(BaseException):
-    """A read took longer than :data:`LIMIT_S`."""
 
 
 def fuzz(name: str, seconds: float, start: int, folder: Path) -> dict[str, Any]:
@@ -54,17 +50,17 @@ def fuzz(name: str, seconds: float, start: int, folder: Path) -> dict[str, Any]:
         for change in changes:
             data = change(data)
         file.write_bytes(data)
-        signal.alarm(LIMIT_S)
+        faulthandler.dump_traceback_later(LIMIT_S, exit=True)  # also where C code never comes back to Python
         try:
             reader.read(work / target)
             tally["read"] += 1
         except StemtomoError:
             tally["refused"] += 1
-        except (Exception, Hang) as error:
+        except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             found.setdefault(f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}", (damage, error))
         finally:
-            signal.alarm(0)
+            faulthandler.cancel_dump_traceback_later()
 
     began, rounds = time.monotonic(), 0
     while time.monotonic() - began < seconds:
@@ -85,10 +81,6 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _hang(*_: object) -> None:
-    raise Hang
-
-
 def main() -> None:
     """Fuzz one reader in this process."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -96,7 +88,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args()
-    signal.signal(signal.SIGALRM, _hang)
     warnings.simplefilter("ignore")
     folder = Path(tempfile.mkdtemp())
     try:

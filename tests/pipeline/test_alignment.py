@@ -12,8 +12,9 @@ from stemtomo.geometry import TiltSeries
 from stemtomo.io.store import Store
 from stemtomo.physics.projection import TiltGeometry
 from stemtomo.pipeline.alignment import align, plan_align
-from stemtomo.pipeline.config import AlignmentSettings
+from stemtomo.pipeline.config import AlignmentSettings, TomographySettings
 from stemtomo.pipeline.projection_matching import match_projections
+from stemtomo.pipeline.tomography import tomography
 from tests.algorithms.tomography import phantom
 from tests.pipeline.projected import phase_store, projected_store
 
@@ -75,6 +76,9 @@ def test_projection_matching_is_one_of_the_methods(tmp_path):
     numbers = align(store, AlignmentSettings(methods=methods, matching_rounds=3))
     assert numbers["method"] == "centre_of_mass+common_line+projection_matching"
     np.testing.assert_allclose(_stored_px(store), _shifts(SINGLE), atol=0.2)
+    # What was found under noise stays, unless asked otherwise.
+    assert not tomography(store, TomographySettings(iterations=5))["refined"]
+    assert tomography(store, TomographySettings(iterations=5, refine_shifts=True))["refined"]
 
 
 def test_shifts_are_zero_where_alignment_is_off(tmp_path):

@@ -34,6 +34,9 @@ _HEADER = np.dtype([("scan", "<u4"), ("frame", "<u4"), ("size_xy", "<u2", 2), ("
 _PIXEL_BYTES = 2 * _WIDTH * _SIDE
 RECORD_BYTES = _HEADER.itemsize + _PIXEL_BYTES
 _NAME = re.compile(r"(?P<before>.*)module(?P<sector>\d+)(?P<after>.*)\.data", re.IGNORECASE)
+_MOST_POSITIONS = 1 << 24
+"""Of a scan: 4096 x 4096, more than such cameras record; what is kept of each is allocated when a file is opened."""
+
 _WINDOW = 1024
 """Positions by which a receiver may write out of order: a sector that is later than this counts as lost."""
 
@@ -198,6 +201,11 @@ def open_sectors(path: Path, version: int | None) -> SectorFrames:
             size_x, size_y = (int(length) for length in header["size_xy"])
             if size_x < 1 or size_y < 1:
                 break
+            if size_x * size_y > _MOST_POSITIONS:
+                raise FormatError(
+                    f"{file}: says a scan of {size_x} x {size_y} (x, y) positions, more than {_MOST_POSITIONS}; its "
+                    "first header is damaged: copy the file again"
+                )
             return SectorFrames(path, version, int(header["scan"]), (size_y, size_x))
     raise FormatError(f"{path}: no file of this acquisition holds a whole record of {RECORD_BYTES} bytes with a scan")
 

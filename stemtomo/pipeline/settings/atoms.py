@@ -73,8 +73,7 @@ class AtomSettings(Section):
         default=None,
         description="Width (sigma) in Å of the running mean that projections are compared without in that refinement: "
         "tails of potentials, which Gaussian atoms have not, and background; 0 for none. If not given, three times an "
-        "atom's width: for joint volumes always, for measured projections where atoms leave more behind that varies "
-        "slowly than white noise would.",
+        "atom's width where atoms leave more behind that varies slowly than white noise would.",
     )
     refine_iterations: Count = Field(default=60, description="Iterations of that refinement.")
     refine_model: Literal["projections", "multislice"] = Field(

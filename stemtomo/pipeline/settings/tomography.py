@@ -212,10 +212,11 @@ class TomographySettings(Section):
     support: Literal["none", "seen"] = Field(
         default="none", description="Where the volume may be: everywhere, or only where every tilt looked."
     )
-    refine_shifts: bool = Field(
-        default=True,
+    refine_shifts: bool | Literal["auto"] = Field(
+        default="auto",
         description="Refine the shift of every projection against the volume, in the first half of the iterations; "
-        "only if the specimen is wholly in view.",
+        "only if the specimen is wholly in view. auto: not behind alignment by projection_matching or atom_matching, "
+        "as it begins with a blur of 4 px and would lose what they found under noise.",
     )
     stream: Literal["auto", "always", "never"] = Field(
         default="auto",
