@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from stemtomo.algorithms.joint import solver
+from stemtomo.algorithms.joint.transfer import frequency_gain
 from stemtomo.algorithms.joint.view import Box, View, slices_adjoint, slices_of
 from stemtomo.algorithms.ptychography.model import Model, State, patterns
 from stemtomo.algorithms.ptychography.windows import object_grid, spread_batches
@@ -48,11 +49,12 @@ def prepare(voxels_per_slice: int) -> tuple[Callable[[], np.ndarray], Model, Vie
     seen = solver.Patterns(model, np.random.default_rng(0).poisson(means).astype(np.uint16), np.arange(count))
 
     def visit() -> np.ndarray:
+        gain = frequency_gain(probe, grid.shape_yx, 10.0)
         start = slices = solver.start_slices(volume, view, free)
         for batch in spread_batches(count, 4, 0):
             sums = solver.gradients(seen, slices, probe, batch)
             assert sums is not None
-            slices = solver.descended(slices, sums, solver.SweepRule(), 1.0, None)
+            slices = solver.descended(slices, sums, solver.SweepRule(), 1.0, None, gain)
         return solver.turned_back(volume, slices - start, view, free, None, 1.0)
 
     return visit, model, view
