@@ -225,13 +225,14 @@ def draw_depth(rows: Sequence[Row], path: Path) -> None:
             way, _, noise = (part.strip() for part in name.split(",", 2))
             depth = float(what.removeprefix(LAYER).removesuffix(" Å"))
             curves.setdefault(noise, {}).setdefault(way, []).append((depth, row.figure))
-    figure, panels = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.4), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(1, len(curves), figsize=(1.2 + 4.2 * len(curves), 3.4), sharey=True, squeeze=False)
     for panel, (noise, ways) in zip(panels[0], curves.items(), strict=True):
         for way, points in ways.items():
-            panel.plot(*zip(*points, strict=True), marker="o", markersize=3, label=way)
+            colour = f"C{list(WAYS).index(way)}"
+            panel.plot(*zip(*points, strict=True), marker="o", markersize=3, label=way, color=colour)
         panel.set(title=noise, xlabel="depth at tilt 0 / Å", yscale="log")
     panels[0][0].set_ylabel("RMSD of the layer / pm")
-    panels[0][-1].legend(frameon=False)
+    panels[0][0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
