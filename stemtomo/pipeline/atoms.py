@@ -85,14 +85,8 @@ def find_atoms(
     settings = settings or AtomSettings()
     workers = executor or default_executor()
     progress = progress or Silent()
-    names = _names(settings)
     source = volume_group(store, settings)
-    by_patterns = settings.refine and settings.refine_model == "multislice"
-    if by_patterns and source != "joint":
-        raise ConfigurationError(
-            "atoms.refine_model is 'multislice': that needs the poses and probes of joint tomography; run joint, and do"
-            " not set atoms.volume to 'tomography'"
-        )
+    _require_joint(source, settings)
     groups = (source, "projections") if settings.refine and source == "volume" else (source,)
     inputs = {group: store.fingerprint(group) for group in groups}
     provenance = Provenance.start("find_atoms", settings.model_dump(), inputs)
@@ -100,22 +94,39 @@ def find_atoms(
     if not store.is_complete(GROUP, provenance.fingerprint):
         for group in groups:
             store.read(group)  # what is missing is said before a task begins
-        traced = near_bright_ones(traced_in_blocks(store, source, settings, workers), settings)
-        if settings.non_atoms and len(traced):
-            traced = atoms_alone(
-                traced, settings.species if isinstance(settings.species, int) else len(settings.species)
-            )
-        dataset = workers.gather(workers.submit(_found, str(store.path), source, settings, names, traced))
-        if by_patterns:
-            dataset = _by_patterns(dataset, store, settings, names, workers, progress)
-        dataset = dataset.assign(_measured(dataset, store, source, settings, workers))
-        if settings.reclassify_radius_angstrom > 0:
-            dataset = with_local_species(dataset, store, source, settings, workers)
-        store.write(GROUP, dataset, provenance)
+        store.write(GROUP, _all_of(store, source, settings, workers, progress), provenance)
     result = store.read(GROUP).load()
     progress.advance(atoms=float(result.sizes["atom"]))
     progress.finish("find_atoms")
     return _numbers(result)
+
+
+def _require_joint(source: str, settings: AtomSettings) -> None:
+    _names(settings)
+    if _by_multislice(settings) and source != "joint":
+        raise ConfigurationError(
+            "atoms.refine_model is 'multislice': that needs the poses and probes of joint tomography; run joint, and do"
+            " not set atoms.volume to 'tomography'"
+        )
+
+
+def _by_multislice(settings: AtomSettings) -> bool:
+    return settings.refine and settings.refine_model == "multislice"
+
+
+def _all_of(store: Store, source: str, settings: AtomSettings, workers: Executor, progress: Progress) -> xr.Dataset:
+    """Trace, refine, tell apart and measure the atoms of the volume ``source``."""
+    names = _names(settings)
+    traced = near_bright_ones(traced_in_blocks(store, source, settings, workers), settings)
+    if settings.non_atoms and len(traced):
+        traced = atoms_alone(traced, settings.species if isinstance(settings.species, int) else len(settings.species))
+    dataset = workers.gather(workers.submit(_found, str(store.path), source, settings, names, traced))
+    if _by_multislice(settings):
+        dataset = _by_patterns(dataset, store, settings, names, workers, progress)
+    dataset = dataset.assign(_measured(dataset, store, source, settings, workers))
+    if settings.reclassify_radius_angstrom > 0:
+        dataset = with_local_species(dataset, store, source, settings, workers)
+    return dataset
 
 
 def plan_row(shape_zyx: tuple[int, int, int], settings: AtomSettings | None = None) -> PlanRow:
