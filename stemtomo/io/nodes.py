@@ -20,6 +20,7 @@ import numpy as np
 
 from stemtomo.errors import StoreError, UnreachableError
 from stemtomo.io.durable import replace_json, sync, sync_tree
+from stemtomo.io.untrusted import reading
 from stemtomo.locations import ObjectPath, is_object, published, remove_tree
 
 MARK = "complete"
@@ -105,21 +106,32 @@ class ArraySummary:
 
 
 def array_summaries(folder: Path) -> list[ArraySummary]:
-    """Return the arrays of the group in ``folder`` by name, from their metadata alone."""
+    """Return the arrays of the group in ``folder`` by name, from their metadata alone.
+
+    Raises
+    ------
+    StoreError
+        If their metadata are damaged.
+    """
     summaries = []
     for path in sorted(folder.iterdir()):
         node = read_node(path) if is_object(path) or path.is_dir() else None
-        if node is not None and node["node_type"] == "array":
-            summaries.append(
-                ArraySummary(
-                    name=path.name,
-                    dims=tuple(node.get("dimension_names") or ()),
-                    shape=tuple(node["shape"]),
-                    dtype=node["data_type"] if isinstance(node["data_type"], str) else "string",
-                    units=str(node.get("attributes", {}).get("units", "")),
-                )
-            )
+        if node is not None and node.get("node_type") == "array":
+            advice = f"it was damaged outside stemtomo: remove {folder} and run the stage again"
+            with reading(path / _METADATA, "the metadata of a Zarr array", advice, error=StoreError):
+                summaries.append(_summary(path.name, node))
     return summaries
+
+
+def _summary(name: str, node: Mapping[str, Any]) -> ArraySummary:
+    shape = tuple(int(length) for length in node["shape"])
+    dims = tuple(str(dim) for dim in node.get("dimension_names") or ())
+    if len(dims) != len(shape):
+        raise ValueError(f"{len(dims)} names of dimensions for {len(shape)}")
+    dtype = node["data_type"] if isinstance(node["data_type"], str) else "string"
+    if dtype != "string":
+        np.dtype(dtype)  # an unknown type is met here
+    return ArraySummary(name, dims, shape, dtype, str(node.get("attributes", {}).get("units", "")))
 
 
 @contextmanager

@@ -8,11 +8,13 @@ from typing import Any
 
 import xarray as xr
 
+from stemtomo.errors import StoreError
 from stemtomo.io.durable import storage_errors, stored_bytes
 from stemtomo.io.nodes import MARK, array_summaries, ensure_group, read_attrs, staged, write_group
 from stemtomo.io.object_store import zarr_store
 from stemtomo.io.provenance import Provenance, plain
 from stemtomo.io.schema import GROUPS, conform, group_schema
+from stemtomo.io.untrusted import reading
 
 
 def write(root: Path, group: str, dataset: xr.Dataset, provenance: Provenance) -> None:
@@ -37,9 +39,12 @@ def write(root: Path, group: str, dataset: xr.Dataset, provenance: Provenance) -
 
 def read(root: Path, group: str) -> xr.Dataset:
     """Return the marked ``group`` of the store ``root`` as a lazy dataset, dask chunks as stored, without its mark."""
-    dataset = xr.open_zarr(
-        zarr_store(root / group), chunks={}, consolidated=False, zarr_format=3, mask_and_scale=False, decode_times=False
-    )
+    advice = f"it was damaged outside stemtomo: remove {root / group} and run the stage again"
+    with reading(root / group, "a result", advice, (OSError,), StoreError):
+        dataset = xr.open_zarr(
+            zarr_store(root / group), chunks={}, consolidated=False, zarr_format=3, mask_and_scale=False,
+            decode_times=False,
+        )  # fmt: skip
     dataset.attrs.pop(MARK, None)
     known = list(group_schema(group).variables)
     # Folders are listed in any order; the schema's is the one to read.

@@ -340,7 +340,8 @@ class StoredTilts:
         return self.path / "tilt" / tilt_name(index)
 
     def _frames(self, index: int, mode: Literal["r", "r+"] = "r") -> zarr.Array:
-        return frame_arrays.open_frames(self._tilt(index), mode)
+        with self._reading(index, "frames"):
+            return frame_arrays.open_frames(self._tilt(index), mode)
 
     def _withdraw_series_mark(self) -> None:
         attrs = read_attrs(self.path / "tilt")
