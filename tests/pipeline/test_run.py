@@ -195,8 +195,8 @@ def test_the_memory_of_a_run_reaches_the_stages_that_fit_blocks_to_it(toml):
 
 
 def test_a_method_that_cannot_stream_is_refused_before_anything_is_written(toml, tmp_path):
-    with pytest.raises(ConfigurationError, match="take one of fista, resire, sirt, wbp"):
-        run(load_configuration(toml, ["tomography.method=cgls", "tomography.stream=always"]))
+    with pytest.raises(ConfigurationError, match="take one of fista, fista_tv, resire, sirt, cgls, wbp"):
+        run(load_configuration(toml, ["tomography.method=genfire", "tomography.stream=always"]))
     assert not (tmp_path / "series.zarr").exists()
 
 
