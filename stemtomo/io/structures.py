@@ -12,6 +12,7 @@ import xarray as xr
 
 from stemtomo.errors import FormatError, StoreError
 from stemtomo.io.export import SYMBOLS, UNKNOWN_SPECIES, read_atoms, write_xyz
+from stemtomo.io.untrusted import reading
 
 OWN_READERS = (".xyz", ".extxyz", ".npz")
 WRITTEN = (".xyz", ".extxyz", ".cif", ".pdb", ".parquet")
@@ -148,8 +149,9 @@ def _read_parquet(path: Path) -> xr.Dataset:
     missing = [axis for axis in _AXES if axis not in found.column_names]
     if missing:
         raise FormatError(f"{path}: has the columns {', '.join(found.column_names)}; x, y and z in Å are expected")
-    units = json.loads((found.schema.metadata or {}).get(_UNITS_KEY, b"{}"))
-    columns = {name: np.asarray(found[name].to_pylist()) for name in found.column_names}
+    with reading(path, "Parquet"):
+        units = json.loads((found.schema.metadata or {}).get(_UNITS_KEY, b"{}"))
+        columns = {name: np.asarray(found[name].to_pylist()) for name in found.column_names}
     columns.setdefault("species", np.full(found.num_rows, UNKNOWN_SPECIES))
     return xr.Dataset({n: ("atom", values, {"units": units.get(n, "1")}) for n, values in columns.items()})
 
