@@ -13,11 +13,11 @@ def test_the_slope_is_that_after_the_warm_up():
 @pytest.mark.heavy
 @pytest.mark.timeout(900)  # a minute or two on an idle machine
 def test_memory_stays_flat_over_many_small_series(tmp_path):
-    looks = soak(16, tmp_path)
+    looks = soak(20, tmp_path)
     for look in looks:
         assert look.worker_results == 0
         assert look.scheduler_tasks == 0
         assert look.client_futures == 0
     for worker in range(WORKERS):
-        held = [look.worker_rss_mb[worker] for look in looks]
+        held = [look.worker_rss_mb[worker] for look in looks[4:]]  # the first load libraries and compile
         assert slope_mb(held) < 0.6, held  # MB a series; with the profiles of Dask it was 0.8 to 1

@@ -78,7 +78,8 @@ class JointSettings(Section):
     positivity: bool = Field(default=True, description="Keep the potential non-negative.")
     vacuum_level: bool = Field(
         default=True,
-        description="Take the phase of its vacuum off every tilt: no pattern knows it, and a haze would fill the box.",
+        description="Take the phase of its vacuum off every tilt: no pattern knows it, and a haze would fill the box. "
+        "Not for a specimen that fills the scanned field.",
     )
     soft_threshold_rad: NonNegative = Field(
         default=0.0, description="Penalty on every voxel in rad per sweep: takes a faint haze away."
