@@ -150,13 +150,6 @@ def _read(path: Path, plugin: str, lazy: bool) -> list[dict[str, Any]]:
     if plugin.lower() not in modules:
         raise FormatError(f"{path}: RosettaSciIO has no reader {plugin!r}; it has {', '.join(sorted(modules))}")
     reader = require(modules[plugin.lower()], path)
-    try:
+    # What a reader cannot do lazily it may do otherwise.
+    with reading(path, f"what RosettaSciIO's reader {plugin} takes", passing=(NotImplementedError,) if lazy else ()):
         return list(reader.file_reader(str(path), lazy=lazy))
-    except NotImplementedError:
-        if lazy:
-            raise
-        raise FormatError(f"{path}: RosettaSciIO's reader {plugin} does not know this kind of file") from None
-    except FormatError:
-        raise
-    except Exception as error:  # readers of some thirty formats raise whatever their parsing meets
-        raise FormatError(f"{path}: RosettaSciIO's reader {plugin} cannot read it ({error})") from error
