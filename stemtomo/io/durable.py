@@ -9,7 +9,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,33 @@ def replace_bytes(path: Path, buffers: Sequence[bytes]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextmanager
+def replacing(path: Path, needed_bytes: int = 0) -> Iterator[Path]:
+    """Yield the name of a file to write; when that is whole and on the disk, it takes the place of ``path``.
+
+    It has the ending of ``path``, by which some writers choose the format.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written; what was at ``path`` is untouched, and nothing is left beside it.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        with storage_errors(path, needed_bytes):
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def sync(path: Path) -> None:
