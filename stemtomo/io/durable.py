@@ -146,6 +146,29 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_up(folder: Path, top: Path) -> None:
+    """Wait until the names of ``folder``, and of the folders above it up to ``top``, are on the disk.
+
+    A file that was synced is lost in a power cut all the same, if the name of a new folder above it is not there yet.
+    """
+    while folder != top:
+        sync(folder)
+        folder = folder.parent
+    sync(top)
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder ``path`` and those above it that are missing; their names are on the disk when this returns."""
+    if is_object(path):  # there are no folders
+        return
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    path.mkdir(parents=True, exist_ok=True)
+    if existing != path:
+        sync_up(path.parent, existing)
+
+
 def sync_tree(root: Path) -> None:
     """Wait until every file and directory under ``root`` is on the disk."""
     if is_object(root):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from stemtomo.errors import StoreError, UnreachableError
-from stemtomo.io.durable import replace_json, sync, sync_tree
+from stemtomo.io.durable import make_folder, replace_json, sync, sync_tree
 from stemtomo.io.untrusted import reading
 from stemtomo.locations import ObjectPath, is_object, published, remove_tree
 
@@ -84,7 +84,7 @@ def _advice(folder: Path) -> str:
 
 def write_group(folder: Path, attrs: Mapping[str, Any]) -> None:
     """Make ``folder`` a Zarr group with exactly ``attrs``; its metadata is replaced in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     replace_json(folder / _METADATA, {"zarr_format": 3, "node_type": "group", "attributes": dict(attrs)})
 
 
