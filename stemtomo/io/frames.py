@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from stemtomo.errors import StoreError
 from stemtomo.io.durable import replace_bytes, storage_errors, sync
@@ -54,11 +54,14 @@ def create(
 
 
 def _codecs(dtype: np.dtype, codec: FrameCodec) -> dict[str, Any]:
-    """Return how chunks of ``dtype`` are coded; "auto": counts by their density, other numbers behind lz4."""
+    """Return how chunks of ``dtype`` are coded; "auto": counts by their density, other numbers behind lz4.
+
+    A checksum follows each chunk: Blosc has none, and expands what a flipped bit makes of it to other numbers.
+    """
     if codec == "auto" and suits(dtype):
-        return {"serializer": ElectronCodec(), "compressors": None}
+        return {"serializer": ElectronCodec(), "compressors": Crc32cCodec()}
     name, level = ("zstd", 1) if codec == "zstd" else ("lz4", 5)
-    return {"compressors": BloscCodec(cname=name, clevel=level, shuffle="bitshuffle")}
+    return {"compressors": (BloscCodec(cname=name, clevel=level, shuffle="bitshuffle"), Crc32cCodec())}
 
 
 def open_frames(folder: Path, mode: Literal["r", "r+"] = "r") -> zarr.Array:

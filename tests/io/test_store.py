@@ -77,7 +77,8 @@ def test_frames_are_sharded_zarr_v3(codec: str, store: Store) -> None:
     assert metadata["dimension_names"] == ["y", "x", "ky", "kx"]
     assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [32, 32, 6, 4]
     assert sharding["chunk_shape"] == [8, 8, 6, 4]
-    last = sharding["codecs"][-1]
+    last, check = sharding["codecs"][-2:]
+    assert check == {"name": "crc32c"}
     if codec == "auto":
         assert last["name"] == "stemtomo.electrons"
     else:  # every Zarr reader understands these
@@ -194,33 +195,6 @@ def test_a_result_comes_back_lazy_with_units_and_without_its_mark(store: Store) 
     assert mark["inputs"] == {"volume": "abc"}
     assert mark["wall_s"] >= 0
     assert mark["peak_rss_mb"] > 10
-
-
-def test_complex_boolean_and_lazy_variables_come_back(store: Store) -> None:
-    rng = np.random.default_rng(1)
-    volume = xr.Dataset(
-        {
-            "potential": (("z", "y", "x"), rng.normal(size=(10, 9, 8)).astype("f4")),
-            "loss": ("iteration", [3.0, np.nan]),
-        },
-        attrs={"voxel_angstrom": np.float32(0.5)},
-    )
-    store.write("volume", volume.chunk({"z": (3, 3, 4), "y": (4, 5)}), Provenance.start("tomography", {}))
-    xr.testing.assert_equal(store.read("volume").load(), volume)
-    tilts = np.zeros(2)
-    stack = xr.Dataset(
-        {
-            "phase": (("tilt", "y", "x"), rng.normal(size=(2, 5, 4))),
-            "valid": (("tilt", "y", "x"), rng.random((2, 5, 4)) > 0.5),
-            **dict.fromkeys(("theta_deg", "phi_deg", "psi_deg"), ("tilt", tilts)),
-        },
-        coords={"y": ("y", np.arange(5) * 0.1, {"units": "Å"})},
-        attrs={"pixel_angstrom": 0.1},
-    )
-    store.write("projections", stack, Provenance.start("projections", {}))
-    read = store.read("projections").load()
-    assert read["valid"].dtype == bool
-    xr.testing.assert_equal(read, stack)
 
 
 def test_a_result_is_replaced_as_a_whole(store: Store) -> None:
