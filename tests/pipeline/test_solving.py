@@ -17,9 +17,9 @@ from stemtomo.errors import ConfigurationError
 from stemtomo.geometry import Detector, Scan
 from stemtomo.io.provenance import Provenance
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.ptychography import build_model, ptychography
+from stemtomo.pipeline.ptychography import ptychography
 from tests.algorithms.ptychography import test_positions as positions
-from tests.pipeline.series import DETECTOR, OPTICS, SCAN, make_series
+from tests.pipeline.series import DETECTOR, OPTICS, SCAN, build_model, make_series
 from tests.pipeline.test_mistilt import write
 
 SETTINGS = PtychographySettings(epochs=12, settling_epochs=4, batches=8)
