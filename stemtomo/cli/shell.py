@@ -146,8 +146,8 @@ def conclude(numbers: dict[str, Any], json_file: Path | None, debug: bool) -> No
         console.print(summary_table(numbers))
         for stage in numbers["stages"].values():
             if stage.get("note"):
-                console.print(f"Note: {stage['note']}", soft_wrap=True)
-        console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+                console.print(f"Note: {stage['note']}", soft_wrap=True, markup=False)
+        console.print(f"Report: {path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def numbers_of(text: str | None) -> list[int] | None:
