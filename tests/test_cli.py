@@ -20,6 +20,7 @@ from stemtomo.errors import (
     ConfigurationError,
     FormatError,
     MemoryPlanError,
+    RefusedError,
     StalledError,
     StoreError,
     UnfinishedError,
@@ -203,7 +204,9 @@ def test_a_scheduler_and_workers_exclude_each_other(toml):
 # -- exit codes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [ConfigurationError, FormatError, StoreError, MemoryPlanError, AcquisitionError])
+@pytest.mark.parametrize(
+    "error", [ConfigurationError, FormatError, StoreError, MemoryPlanError, AcquisitionError, RefusedError]
+)
 def test_what_the_user_can_correct_is_code_2(error):
     assert shell.exit_code(error("text")) == 2
 

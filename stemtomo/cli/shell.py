@@ -16,6 +16,7 @@ import typer
 
 from stemtomo.errors import (
     ConfigurationError,
+    RefusedError,
     StalledError,
     StemtomoError,
     UnfinishedError,
@@ -38,7 +39,7 @@ GRACE_S = 90.0
 
 def exit_code(error: BaseException) -> int:
     """Return the exit code for ``error``."""
-    if isinstance(error, (UnfinishedError, UnreachableError)):
+    if isinstance(error, (UnfinishedError, UnreachableError)) and not isinstance(error, RefusedError):
         return EXIT_UNFINISHED
     if isinstance(error, StalledError):
         return EXIT_STALLED
