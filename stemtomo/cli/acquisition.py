@@ -97,9 +97,9 @@ def calibrate(
         console = stdout()
         console.print(calibration_table(numbers))
         for note in (*refined_notes(numbers["tilts"]), *outlier_notes(numbers["series"])):
-            console.print(note, soft_wrap=True, highlight=False)
+            console.print(note, soft_wrap=True, highlight=False, markup=False)
         for reason in sorted({text for tilt in numbers["tilts"] for text in tilt["undetermined"].values()}):
-            console.print(f"Undetermined: {reason}", soft_wrap=True, highlight=False)
+            console.print(f"Undetermined: {reason}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _say(message: Warning | str, *_: Any, **__: Any) -> None:

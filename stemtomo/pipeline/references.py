@@ -75,7 +75,7 @@ def parse_configuration(raw: Mapping[str, Any], where: str = "configuration") ->
     try:
         return Configuration.model_validate(resolved)
     except ValidationError as error:
-        raise ConfigurationError(f"{where}: " + "; ".join(_explain_all(error.errors()))) from None
+        raise ConfigurationError(f"{where}: " + "; ".join(_explain_all(error.errors(), Configuration))) from None
 
 
 def override_section(
@@ -95,7 +95,7 @@ def override_section(
     try:
         settings: Section = getattr(model.model_validate(raw), section)
     except ValidationError as error:
-        raise ConfigurationError("; ".join(_explain_all(error.errors()))) from None
+        raise ConfigurationError("; ".join(_explain_all(error.errors(), model))) from None
     return settings
 
 
@@ -287,17 +287,17 @@ def _suggest(name: str, names: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def _explain_all(details: Sequence[Any]) -> list[str]:
-    """One sentence per key; of several findings for one key (one per allowed type) its meaning says more."""
+def _explain_all(details: Sequence[Any], root: type[BaseModel]) -> list[str]:
+    """One sentence per key of ``root``; of several findings for one (one per allowed type) its meaning says more."""
     by_key: dict[tuple[Any, ...], list[Any]] = {}
     for detail in details:
         by_key.setdefault(tuple(detail["loc"][:2]), []).append(detail)
-    return [_explain(found[0], several=len(found) > 1) for found in by_key.values()]
+    return [_explain(found[0], root, several=len(found) > 1) for found in by_key.values()]
 
 
-def _explain(detail: Any, several: bool) -> str:
+def _explain(detail: Any, root: type[BaseModel], several: bool) -> str:
     """One sentence for one finding of pydantic: key, value, what is allowed, what the key means."""
-    model: type[BaseModel] | None = Configuration
+    model: type[BaseModel] | None = root
     names: list[str] = []
     meaning = ""
     for part in detail["loc"]:
