@@ -96,6 +96,14 @@ def test_whole_numbers_are_narrowed_to_what_holds_them_all(tmp_path: Path) -> No
     assert stored(tmp_path, 1, "wider").dtype == np.uint16
 
 
+def test_frames_stored_as_recorded_are_not_narrowed_afterwards(tmp_path: Path) -> None:
+    frames = counts(SHAPE, "<u4")
+    copied(tmp_path, frames)
+    with pytest.raises(AcquisitionError, match="differ in prepared"):
+        copied(tmp_path, frames, narrow=True)
+    np.testing.assert_array_equal(stored(tmp_path, 1), frames[1])
+
+
 @pytest.mark.parametrize(("change", "dtype"), [(0.0, "u1"), (0.5, "f4"), (-300.0, "f4")])
 def test_real_numbers_are_narrowed_only_if_they_are_counts(change: float, dtype: str, tmp_path: Path) -> None:
     frames = counts(SHAPE, "<f4")
