@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from pydantic import ValidationError
 
 from stemtomo.algorithms.imaging.scan_distortion import (
     averaged,
@@ -90,21 +89,6 @@ def import_stack(
         "valid_fraction": float(valid.mean()),
         "drift_px_per_frame": drifts,
     }
-
-
-def stack_settings(**given: Any) -> StackSettings:
-    """Return settings from what a command line says; ``None`` for what it does not.
-
-    Raises
-    ------
-    ConfigurationError
-        For a value that is not allowed.
-    """
-    try:
-        return StackSettings.model_validate({key: value for key, value in given.items() if value is not None})
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigurationError(f"import-stack: {problems}") from None
 
 
 def scan_distortion(path: str | Path, spots: Sequence[str | Sequence[float]] | None = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -28,6 +28,7 @@ from stemtomo.io.series import angles_in_names, field_of
 from stemtomo.pipeline.config import Configuration, Section, StageSettings
 
 ANGLE = "theta_deg"
+_Told = TypeVar("_Told", bound=BaseModel)
 _LARGEST_REFERENCED = 100_000  # numbers; a reference is for angles and positions, not for frames
 
 
@@ -97,6 +98,21 @@ def override_section(
     except ValidationError as error:
         raise ConfigurationError("; ".join(_explain_all(error.errors()))) from None
     return settings
+
+
+def settings_told(model: type[_Told], command: str, given: Mapping[str, Any]) -> _Told:
+    """Return the settings ``model`` from what a ``command`` line says; ``None`` for what it does not.
+
+    Raises
+    ------
+    ConfigurationError
+        For a value that is not allowed.
+    """
+    try:
+        return model.model_validate({key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ConfigurationError(f"{command}: {problems}") from None
 
 
 def is_reference(value: object) -> bool:
