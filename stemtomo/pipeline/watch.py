@@ -30,6 +30,7 @@ from stemtomo.pipeline.arrivals import Arrivals, unreadable_text
 from stemtomo.pipeline.conclusion import Conclusions
 from stemtomo.pipeline.config import Configuration
 from stemtomo.pipeline.ingest import Experiment, mark_of_series, open_or_create, tilt_mark
+from stemtomo.pipeline.intake import refuse_changes
 from stemtomo.pipeline.live import QUICKLOOK, LiveTask, LiveTilt, take
 from stemtomo.pipeline.meter import Meter, Partial
 from stemtomo.pipeline.noted import store_warnings
@@ -63,8 +64,6 @@ def watch(
         An open store, or the path of one to make or continue.
     configuration
         Geometry, layout of the files ([input]), and [watch]: see :class:`~stemtomo.pipeline.config.WatchSettings`.
-    clock
-        The wall clock unless given.
 
     Yields
     ------
@@ -86,10 +85,9 @@ def watch(
     AcquisitionError
         At the end, if a file was replaced, shrank, holds too many frames, is unlike the first, or has a name that is
         duplicate or no tilt; the other tilts are complete then.
-    StoreError
-        If the store cannot be written.
     """
     local_path(store.path if isinstance(store, Store) else store, "acquisitions are followed into stores")
+    refuse_changes(path, configuration.ingest)
     arrivals = Arrivals.at(Path(path).expanduser().absolute(), configuration)
     configuration.to_tilts()
     watcher = _Watcher(

@@ -18,9 +18,11 @@ from stemtomo.errors import AcquisitionError, AcquisitionWarning, ConfigurationE
 from stemtomo.io.sources import open_frames
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import IngestSettings
-from stemtomo.pipeline.ingest import ingest, plan_ingest, shard_edge
+from stemtomo.pipeline.ingest import ingest, plan_ingest
 from stemtomo.pipeline.quicklook import quicklook
+from stemtomo.pipeline.watch import watch
 from tests.io.cases import counts, digest, experiment
+from tests.pipeline.acquisitions import configuration
 
 SHAPE = (2, 20, 18, 8, 12)
 
@@ -131,7 +133,8 @@ def test_a_followed_or_streamed_source_is_not_changed_silently(tmp_path: Path) -
     with pytest.raises(ConfigurationError, match=r"compressed as a whole .* numpy.savez"):
         ingest(tmp_path / "s.zarr", source, *experiment(SHAPE), IngestSettings(bin=2))
     with pytest.raises(ConfigurationError, match="are for ingest of finished files"):
-        shard_edge(source, IngestSettings(bin=2))
+        watch(tmp_path / "f.npz", tmp_path / "w.zarr", configuration(tmp_path / "f.npz", None, ingest={"bin": 2}))
+    assert not (tmp_path / "w.zarr").exists()
 
 
 def test_the_plan_is_that_of_the_frames_as_they_are_stored(tmp_path: Path) -> None:
