@@ -243,3 +243,13 @@ def test_settling_epochs_are_at_most_all():
 def test_overrides_of_a_configuration_are_not_ignored(toml):
     with pytest.raises(ConfigurationError, match="are for a TOML file"):
         ingest(load_configuration(toml), overrides=["ingest.bin=2"])
+
+
+def test_a_damaged_member_behind_a_reference_is_named(toml, tmp_path):
+    np.savez_compressed(tmp_path / "frames.npz", frames=np.zeros((3, 4, 5, 64, 64), np.uint16), theta=np.arange(3.0))
+    damaged = bytearray((tmp_path / "frames.npz").read_bytes())
+    place = damaged.index(b"theta.npy") + 40
+    damaged[place : place + 60] = bytes(60)
+    (tmp_path / "frames.npz").write_bytes(bytes(damaged))
+    with pytest.raises(ConfigurationError, match=r"tilts.theta_deg = '@data:theta': .* cannot be read as .npz"):
+        load_configuration(toml)
