@@ -194,6 +194,21 @@ class LiveTilt:
         self.queue = []
         self._queue(r for n, r in self.regions.items() if n not in self.done)
 
+    def check_finished(self) -> None:
+        """Check that the file, taken as finished, has not gone on.
+
+        Raises
+        ------
+        AcquisitionError
+            With what it has now.
+        """
+        ready, seen = self.source.ready(), self.follower.ready
+        if ready != seen:
+            raise AcquisitionError(
+                f"{self.source.where}: was taken as finished with {seen} frames of {self.source.n_expected}, and now "
+                f"has {ready}; correct the shape of the scan, or begin another store"
+            )
+
     def accept(self, task: LiveTask, look: Seen) -> None:
         """Add what was seen in one shard.
 

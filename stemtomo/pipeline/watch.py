@@ -267,8 +267,7 @@ class _Watcher:
             try:
                 tilt.follower.check()
             except (FileNotFoundError, AcquisitionError) as error:
-                gone = f"{tilt.source.where}: is no longer there; finished shards are kept"
-                self.fail(tilt, str(error) if isinstance(error, AcquisitionError) else gone)
+                self.fail(tilt, _why(tilt, error))
                 return None
         try:
             tilt.accept(task, value)
@@ -296,18 +295,14 @@ class _Watcher:
         """Mark ``tilt`` complete when all of it is on the disk and its file will not change any more."""
         if tilt.index in self.complete or tilt.follower.state is not State.COMPLETE or not tilt.whole:
             return
-        source = tilt.source
-        ready = source.ready()
-        if ready != tilt.follower.ready:
-            self.fail(
-                tilt,
-                f"{source.where}: was taken as finished with {tilt.follower.ready} frames of {source.n_expected}, and "
-                f"now has {ready}; correct the shape of the scan, or begin another store",
-            )
+        try:
+            tilt.check_finished()
+            if tilt.source.source.shape[0] > 1 and not all(self.closed(other) for other in range(self.tilts)):
+                return  # the identity of the file is known when all of it is there
+            identity = self.arrivals.open_again(tilt.source.source.path).identity()
+        except (AcquisitionError, FormatError, OSError) as error:
+            self.fail(tilt, _why(tilt, error))
             return
-        if source.source.shape[0] > 1 and not all(self.closed(other) for other in range(self.tilts)):
-            return  # the identity of the file is known when all of it is there
-        identity = self.arrivals.open_again(source.source.path).identity()
         assert self.experiment is not None
         self.store.close_source(tilt.index, identity, tilt.missing)
         noted, odd = tilt.conclude()
@@ -397,3 +392,9 @@ class _Watcher:
             told = self.configuration
             numbers["run"] = run_stages(self.store, told, executor=self.executor, progress=self.progress)
         return numbers
+
+
+def _why(tilt: LiveTilt, error: Exception) -> str:
+    """Say why ``tilt`` is not followed any more."""
+    gone = f"{tilt.source.where}: is no longer there; finished shards are kept"
+    return gone if isinstance(error, FileNotFoundError) else str(error)
