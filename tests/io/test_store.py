@@ -334,8 +334,31 @@ def test_torn_metadata_is_named_not_a_traceback_from_json(store: Store) -> None:
     add_tilt(store, 0)
     metadata = store.path / "tilt/000/zarr.json"
     metadata.write_text(metadata.read_text()[:100])
-    with pytest.raises(StoreError, match=r"tilt/000/zarr\.json: is not the metadata .* remove .*tilt/000"):
+    with pytest.raises(StoreError, match=r"tilt/000/zarr\.json: is not Zarr v3 metadata .* remove .*tilt/000"):
         store.pose(0)
+
+
+def test_the_advice_on_torn_metadata_keeps_the_frames(store: Store) -> None:
+    add_tilt(store, 0)
+    for group, advice in (("tilt", "remove this file, keep what lies beside it"), ("", "write the file again as docs")):
+        metadata = store.path / group / "zarr.json"
+        whole = metadata.read_text()
+        metadata.write_text(whole[:20])
+        with pytest.raises(StoreError, match=advice):
+            Store.open(store.path).tilt_count  # noqa: B018
+        metadata.write_text('{"zarr_format": 3, "node_type": "group", "attributes": []}')
+        with pytest.raises(StoreError, match=advice):
+            Store.open(store.path).tilt_count  # noqa: B018
+        metadata.write_text(whole)
+    (store.path / "tilt" / "zarr.json").unlink()
+    add_tilt(store, 0)
+    assert store.recorded_frames(0) == set()
+    said = (
+        '{"zarr_format": 3, "node_type": "group", "attributes": {"stemtomo_schema": 1, "name": "NAME", "created": ""}}'
+    )
+    assert f"`{said}`" in (Path(__file__).parents[2] / "docs/store.md").read_text(encoding="utf-8")
+    (store.path / "zarr.json").write_text(said)
+    assert (Store.open(store.path).name, Store.open(store.path).tilt_count) == ("NAME", 2)
 
 
 def test_a_store_opened_for_reading_is_not_written(store: Store) -> None:
