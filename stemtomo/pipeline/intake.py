@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from stemtomo.distributed.executor import Executor
 from stemtomo.distributed.executor import executor as make_executor
 from stemtomo.errors import AcquisitionWarning, ConfigurationError, StoreError
@@ -128,7 +130,10 @@ class Intake:
     def steps(self, executor: Executor | None) -> Iterable[ShardTask]:
         """Copy the missing shards in the way that the source allows, and yield each when it is on the disk."""
         executor = executor or make_executor()
-        for index, noted in executor.map_bounded(look_again, self.kept, self.store, self.limits):
+        # What was repaired is finite in the store: only the file still tells how much that was.
+        repaired = self.limits.nonfinite_fraction > 0 and self.source.dtype.kind == "f"
+        file = self.source if repaired and not isinstance(self.source, StreamedMember) else None
+        for index, noted in executor.map_bounded(look_again, self.kept, self.store, self.limits, file):
             self.note(self.kept[index].tilt, noted)  # copied by a run that was killed
         if not self.tasks:
             return
@@ -251,12 +256,15 @@ def copy_shard(task: ShardTask, store: Store, source: FrameSource, limits: Limit
     return noted
 
 
-def look_again(task: ShardTask, store: Store, limits: Limits) -> Noted:
-    """Count the frames of a shard that is in the store."""
+def look_again(task: ShardTask, store: Store, limits: Limits, source: FrameSource | None = None) -> Noted:
+    """Count the frames of a shard that is in the store, and what is not finite of it in ``source``, if given."""
     array = store.frames(task.tilt, require_complete=False)
     noted = Noted.nothing((array.shape[2], array.shape[3]), array.dtype)
     for _y, _x, block in store.read_pieces(task.tilt, task.y0, task.x0):
         noted.look(block, limits)
+    if source is not None:
+        for y0, y1, x0, x1 in piece_regions(source, (task.y0, task.y1, task.x0, task.x1)):
+            noted.nonfinite_values += int((~np.isfinite(source.read(task.tilt, y0, y1, x0, x1))).sum())
     return noted
 
 

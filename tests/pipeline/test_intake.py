@@ -243,6 +243,14 @@ def test_a_share_of_values_need_not_be_finite(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored(tmp_path, 1), expected)
 
 
+def test_too_many_values_that_are_not_finite_are_too_many_again(tmp_path: Path) -> None:
+    frames = counts((1, 40, 18, 8, 12), "<f4")
+    frames[0, [5, 39], 6, 3, 3] = np.nan  # in two shards
+    for _ in range(2):
+        with pytest.raises(FormatError, match=r"2 values of tilt 0 are not finite so far, 1 of 69120 are allowed"):
+            copied(tmp_path, frames, nonfinite_fraction=1.5 / frames.size)
+
+
 def test_gaps_are_a_mask_that_later_steps_use_when_asked(tmp_path: Path) -> None:
     from tests.io.formats.files import write_mib
 
