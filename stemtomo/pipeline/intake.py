@@ -263,9 +263,14 @@ def look_again(task: ShardTask, store: Store, limits: Limits, source: FrameSourc
     for _y, _x, block in store.read_pieces(task.tilt, task.y0, task.x0):
         noted.look(block, limits)
     if source is not None:
-        for y0, y1, x0, x1 in piece_regions(source, (task.y0, task.y1, task.x0, task.x1)):
-            noted.nonfinite_values += int((~np.isfinite(source.read(task.tilt, y0, y1, x0, x1))).sum())
+        noted.nonfinite_values += nonfinite_values(task, source, task.tilt)
     return noted
+
+
+def nonfinite_values(task: ShardTask, source: FrameSource, tilt: int) -> int:
+    """Return how many values of a shard are not finite in ``source``, whose ``tilt`` is that of the shard."""
+    regions = piece_regions(source, (task.y0, task.y1, task.x0, task.x1))
+    return sum(int((~np.isfinite(source.read(tilt, *region))).sum()) for region in regions)
 
 
 def _task_bytes(task: ShardTask, source: FrameSource) -> int:
