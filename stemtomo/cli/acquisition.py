@@ -86,11 +86,14 @@ def calibrate(
         require_folder(json_file)
         from stemtomo.io.store import Store
         from stemtomo.pipeline.calibrate import calibrate as calibrate_store
-        from stemtomo.pipeline.calibrate import known_beforehand
         from stemtomo.pipeline.compare import outlier_notes, refined_notes
+        from stemtomo.pipeline.references import settings_told
+        from stemtomo.pipeline.settings import CalibrationSettings
         from stemtomo.terminal import calibration_table
 
-        settings = known_beforehand(c1_sign, rotation_near, require or (), refine, thickness)
+        told = {"c1_sign": c1_sign, "rotation_near_deg": rotation_near, "require": tuple(require or ())}
+        told |= {"refine": refine, "thickness_angstrom": thickness}
+        settings = settings_told(CalibrationSettings, "calibrate", told)
         with bars() as progress:
             numbers = calibrate_store(Store.open(store, "r+"), settings, progress=progress)
         write_json(numbers, json_file)

@@ -138,8 +138,9 @@ def test_what_cannot_be_used_is_refused_with_exit_code_2(tmp_path):
 def test_a_store_with_frames_is_not_overwritten(tmp_path):
     store = Store.create(tmp_path / "s.zarr", "frames")
     store.declare_tilts(3)
-    with pytest.raises(FormatError, match="store with frames"):
-        import_stack(_mrc(tmp_path / "a.st"), tmp_path / "s.zarr")
+    for where in (tmp_path / "s.zarr", store):
+        with pytest.raises(FormatError, match="store with frames"):
+            import_stack(_mrc(tmp_path / f"{type(where).__name__}.st"), where)
     with pytest.raises(ConfigurationError, match="pixel"):
         stemtomo.import_stack(_mrc(tmp_path / "b.st", pixel=0.0), tmp_path / "t.zarr")
 
