@@ -192,9 +192,10 @@ GROUPS: dict[str, GroupSchema] = {
             "psi_deg": Variable(_TILT, "deg", "real", "angle of every tilt, refined where asked for"),
             "turn_deg": _optional(("tilt", "axis"), "deg", "turn about the laboratory's x, y and z that was found"),
             "focus_change_angstrom": _optional(_TILT, "Å", "what C1 of a tilt is larger by than said"),
+            "vacuum_share": _optional(_TILT, "1", "share of the lit field that is vacuum whose phase was taken off"),
         },
         attrs=("voxel_angstrom", "sigma_rad_per_volt_angstrom"),
-        revision=3,
+        revision=4,
     ),
     "focal_series": GroupSchema(
         stage="focal_series",

@@ -58,8 +58,9 @@ def joint(
     -------
     dict
         ``loss``: mean misfit per detector pixel over all tilts as met in every epoch; ``final_loss``: that of the
-        result; ``tilt_sign``, where asked: ``verdict``, ``sentence`` (the ``note``) and the losses of both hands;
-        ``shift_change_rms_px``; ``slices``; ``computed``.
+        result; ``vacuum_tilts``: how many tilts show vacuum, whose phase was taken off; ``tilt_sign``, where asked:
+        ``verdict``, ``sentence`` (the ``note``) and the losses of both hands; ``shift_change_rms_px``; ``slices``;
+        ``computed``.
 
     Raises
     ------
@@ -97,6 +98,7 @@ def joint(
         "loss": result["loss"].values.tolist(),
         "final_loss": float(result.attrs["final_loss"]),
         **({"tilt_sign": hand, "note": hand["sentence"]} if hand else {}),
+        "vacuum_tilts": int((result["vacuum_share"] > 0).sum()),
         "shift_change_rms_px": float(result.attrs["shift_change_rms_px"]),
         "slices": result.attrs["slices"],
         "computed": todo,
@@ -172,6 +174,7 @@ def _dataset(run: JointRun, found: Standing) -> xr.Dataset:
             "psi_deg": (("tilt",), angles[:, 2]),
             "turn_deg": (("tilt", "axis"), np.degrees(found.poses[:, TURNS])),
             "focus_change_angstrom": (("tilt",), found.poses[:, FOCUS]),
+            "vacuum_share": (("tilt",), found.vacuum, {"long_name": "share of the lit field with vacuum taken off"}),
         },
         attrs={
             "voxel_angstrom": box.voxel_angstrom,

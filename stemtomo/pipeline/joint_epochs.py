@@ -59,8 +59,9 @@ def reconstruct(
     for number in range(first, len(schedule)):
         epoch = schedule[number]
         fresh = number in (0, settings.single_slice_epochs) or schedule[number - 1].kind != epoch.kind
+        settling = number > 0 and schedule[number - 1].batches != epoch.batches
         shown = now.losses or settings.start == "sequential"
-        if fresh and epoch.kind != "single" and settings.support == "auto" and shown:
+        if (fresh or settling) and epoch.kind != "single" and settings.support == "auto" and shown:
             now = run.find_support(now)
         if epoch.kind == "accelerated":
             now = run.accelerate(now)
@@ -70,6 +71,8 @@ def reconstruct(
         due = (number + 1) % settings.checkpoint_every == 0 and number + 1 < len(schedule)
         if checkpoint and due:
             shared = {"probes": list(now.probes), "poses": now.poses, "losses": np.array(now.losses)}
+            shared["vacuum"] = now.vacuum
+            run.outlines.clear()  # they hold on to the tasks before the checkpoint
             kept = now.volume.save(checkpoint, number + 1, shared)
             now = _resumed(run, kept.parts, kept.shared)
     return now
@@ -77,7 +80,8 @@ def reconstruct(
 
 def _resumed(run: JointRun, volume: Parts, shared: dict[str, Any]) -> Standing:
     probes = [run.executor.broadcast(probe) for probe in shared["probes"]]
-    return Standing(volume, probes, shared["poses"], [float(loss) for loss in shared["losses"]])
+    losses = [float(loss) for loss in shared["losses"]]
+    return Standing(volume, probes, shared["poses"], shared["vacuum"], losses)
 
 
 def first_standing(store: Store, run: JointRun) -> Standing:

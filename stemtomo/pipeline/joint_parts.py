@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from stemtomo import backend
-from stemtomo.algorithms.joint.solver import Patterns, gradients
-from stemtomo.algorithms.joint.view import Box, View
+from stemtomo.algorithms.joint.solver import LEAST_VACUUM, Patterns, gradients, without_level
+from stemtomo.algorithms.joint.view import Box, View, slices_of
 from stemtomo.algorithms.ptychography.solver import Model
 from stemtomo.algorithms.ptychography.windows import ObjectGrid, tile
 from stemtomo.backend import Array
@@ -28,6 +28,8 @@ from stemtomo.pipeline.settings.joint import JointSettings
 _PIXEL_SLICES_PER_PART = 4_000_000_000
 #: Slices in a depth of field, unless the thickness of a slice is given.
 _SLICES_PER_DEPTH_OF_FIELD = 10
+#: A ray misses the support where it crosses less than this many voxels of it.
+_RAY_VOXELS = 0.5
 
 
 @dataclass(frozen=True)
@@ -184,3 +186,20 @@ def _counts(tilt: Tilt, where: np.ndarray) -> Array:
 
 def _even(extent_angstrom: float, voxel_angstrom: float) -> int:
     return 2 * max(1, math.ceil(round(extent_angstrom / voxel_angstrom / 2, 6)))
+
+
+def missed_rays(volume: dict[str, Any], view: View) -> Array | None:
+    """Return where rays of ``view``, of one slice, miss the support, (Y, X) bool; ``None`` without a support."""
+    if volume["support"] is None:
+        return None
+    return slices_of(volume["support"].astype(volume["coefficients"].dtype), view)[0] < _RAY_VOXELS
+
+
+def levelled(visit: dict[str, Any], empty: Array | None, wanted: bool | Literal["auto"]) -> dict[str, Any]:
+    """Return ``visit`` with slices without the phase of their vacuum, and how much of that there is."""
+    if wanted is False:
+        return {**visit, "vacuum": 0.0}
+    slices, share = without_level(visit["slices"], visit["light"], empty)
+    if wanted is True and share < LEAST_VACUUM:
+        slices, share = without_level(visit["slices"], visit["light"])
+    return {**visit, "slices": slices, "vacuum": share if share >= LEAST_VACUUM else 0.0}

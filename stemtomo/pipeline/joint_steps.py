@@ -34,7 +34,7 @@ from stemtomo.algorithms.total_variation import smoothed
 from stemtomo.backend import Array
 from stemtomo.distributed import Executor, Handle, Parts
 from stemtomo.geometry import Pose
-from stemtomo.pipeline.joint_parts import Tilt, load_tile, tile_gradients
+from stemtomo.pipeline.joint_parts import Tilt, levelled, load_tile, missed_rays, tile_gradients
 from stemtomo.pipeline.joint_probes import at_first_slice, focus_slope_task, new_probe, on_device, peak_light
 from stemtomo.pipeline.settings.joint import JointSettings
 
@@ -51,6 +51,8 @@ class Standing:
     probes: list[Handle]
     poses: np.ndarray
     """(tilt, 6): shift x and y in px, turn about the laboratory's x, y and z in rad, focus in Å, all as changes."""
+    vacuum: np.ndarray
+    """(tilt,), share of what is lit that is vacuum, whose phase was taken off; 0 where none was."""
     losses: list[float] = field(default_factory=list)
 
 
@@ -63,6 +65,8 @@ class JointRun:
     settings: JointSettings
     patterns: list[Parts]
     gains: dict[int, Handle] = field(default_factory=dict)
+    outlines: dict[int, Handle] = field(default_factory=dict)
+    """Where rays of a tilt miss the support, as long as that stays."""
 
     @classmethod
     def prepare(cls, executor: Executor, tilts: list[Tilt], settings: JointSettings) -> JointRun:
@@ -83,7 +87,7 @@ class JointRun:
         first = np.zeros(shape, dtype) if volume is None else volume.astype(dtype)
         kept = Parts.create(self.executor, _placed, [{"coefficients": first, "support": None}])
         sent = [self.executor.broadcast(probe) for probe in probes]
-        return Standing(kept, sent, poses)
+        return Standing(kept, sent, poses, np.zeros(len(self.tilts)))
 
     @property
     def constraint(self) -> solver.Constraint:
@@ -95,15 +99,16 @@ class JointRun:
         """Return the standing after one visit of every tilt, in a random order; waits for the loss."""
         rng = np.random.default_rng((self.settings.seed, epoch))
         rule = solver.SweepRule(step, self.settings.damping, batches)
-        probes, poses, losses = list(now.probes), np.array(now.poses), []
+        probes, poses, losses, vacuum = list(now.probes), np.array(now.poses), [], {}
         refined = self._refined(epoch, single)
         volume = now.volume.handles[0]
         for index in rng.permutation(len(self.tilts)):
             view = self._view(index, poses[index], single)
             view_handle = self.executor.submit(_fitted, view, volume)
             visit = self._visit(index, view_handle, volume, probes[index], rule, int(rng.integers(1 << 31)))
-            rest = (self.constraint, step, self.settings.vacuum_level)
-            volume = self.executor.submit(_close, volume, visit, view_handle, *rest)
+            closed = self.executor.submit(levelled, visit, self._empty(index, volume), self.settings.vacuum_level)
+            vacuum[index] = self.executor.submit(getitem, closed, "vacuum")
+            volume = self.executor.submit(_close, volume, closed, view_handle, self.constraint, step)
             losses.append(self.executor.submit(getitem, visit, "loss"))
             if self.settings.probe != "fixed":
                 self._refine_probe(probes, index, visit, view_handle)
@@ -117,8 +122,9 @@ class JointRun:
             volume = self.executor.submit(_flatten, volume, self.settings.tv_weight_rad, self.settings.positivity)
         poses = self._without_gauge(poses, refined)
         loss = float(np.sum(self.executor.gather(losses)))
+        shares = np.array(self.executor.gather([vacuum[index] for index in range(len(self.tilts))]))
         parts = replace(now.volume, handles=(volume,))
-        return Standing(parts, probes, poses, [*now.losses, loss / self._pixels])
+        return Standing(parts, probes, poses, shares, [*now.losses, loss / self._pixels])
 
     def accelerate(self, now: Standing) -> Standing:
         """Return the standing after one accelerated step along the sum of all tilts; waits for the loss."""
@@ -135,7 +141,8 @@ class JointRun:
         if self.settings.tv_weight_rad:
             volume = self.executor.submit(_flatten, volume, self.settings.tv_weight_rad, self.settings.positivity)
         loss = float(self.executor.gather(self.executor.submit(getitem, total, "loss")))
-        return Standing(replace(now.volume, handles=(volume,)), probes, now.poses, [*now.losses, loss / self._pixels])
+        parts, losses = replace(now.volume, handles=(volume,)), [*now.losses, loss / self._pixels]
+        return replace(now, volume=parts, probes=probes, losses=losses)
 
     def losses(self, now: Standing) -> np.ndarray:
         """Return the mean misfit per detector pixel of every tilt, (tilt,), of the volume as it stands."""
@@ -163,7 +170,16 @@ class JointRun:
     def find_support(self, now: Standing) -> Standing:
         """Return the standing with the support around what the volume shows."""
         found = now.volume.map(_supported, self.constraint, self.tilts[0].view.box.voxel_angstrom)
+        self.outlines.clear()
         return replace(now, volume=found)
+
+    def _empty(self, index: int, volume: Handle) -> Handle | None:
+        """Return where the rays of a tilt, as its pose was told, miss the support."""
+        if not self.settings.vacuum_level:
+            return None
+        if index not in self.outlines:
+            self.outlines[index] = self.executor.submit(missed_rays, volume, self.tilts[index].single)
+        return self.outlines[index]
 
     def _visit(
         self, index: int, view: Handle, volume: Handle, probe: Handle, rule: solver.SweepRule, seed: int
@@ -301,15 +317,9 @@ def _joined(windows: dict[str, Any], totals: dict[str, Any]) -> dict[str, Any]:
 
 
 def _close(
-    volume: dict[str, Any],
-    visit: dict[str, Any],
-    view: View,
-    constraint: solver.Constraint,
-    share: float,
-    levelled: bool,
+    volume: dict[str, Any], visit: dict[str, Any], view: View, constraint: solver.Constraint, share: float
 ) -> dict[str, Any]:
-    slices = solver.without_level(visit["slices"], visit["light"]) if levelled else visit["slices"]
-    change = slices - visit["start"]
+    change = visit["slices"] - visit["start"]
     found = solver.turned_back(volume["coefficients"], change, view, constraint, volume["support"], share)
     return {"coefficients": found, "support": volume["support"]}
 

@@ -22,6 +22,7 @@ from stemtomo.algorithms.atoms.tracing import (
 )
 from stemtomo.distributed import Executor, PlanRow, available_memory_bytes
 from stemtomo.io.store import Store
+from stemtomo.physics.potential import atomic_number
 from stemtomo.pipeline.config import AtomSettings, ResourceSettings
 from stemtomo.pipeline.plan import worker_limits
 
@@ -57,7 +58,19 @@ def tracing_rules(settings: AtomSettings) -> TracingRules:
         deconvolution_angstrom=settings.deconvolution_angstrom,
         deconvolution_noise=settings.deconvolution_noise,
         fit=settings.fit,
+        lightest=_lightest(settings),
     )
+
+
+def _lightest(settings: AtomSettings) -> float:
+    """Return what part of a bright atom the lightest of several named species surely is, 1 if nothing is known.
+
+    What an atom adds to the potential rises about as its atomic number.
+    """
+    if isinstance(settings.species, int) or len(settings.species) < 2:
+        return 1.0
+    numbers = [atomic_number(symbol) for symbol in settings.species]
+    return settings.pruning_fraction * min(numbers) / max(numbers)
 
 
 def traced_in_blocks(store: Store, group: str, settings: AtomSettings, workers: Executor) -> TracedAtoms:

@@ -28,13 +28,26 @@ def joint(results: Results) -> str:
         markup.paragraph(described),
         markup.paragraph(
             f"{data.attrs['slices']} slice(s) of {data.attrs['slice_thickness_angstrom']:.3g} Å at every tilt; "
-            f"loss of the result {data.attrs['final_loss']:.5g} per detector pixel."
+            f"loss of the result {data.attrs['final_loss']:.5g} per detector pixel. {_vacuum(data)}"
         ),
         told,
         markup.figure(figures.row(slices), "Electrostatic potential in three slices through the rotation centre."),
         markup.figure(figures.row(sums), "Potential summed along each axis."),
         markup.figure(_loss(data["loss"].values, list(data.attrs["epochs"])), "Loss as met in every epoch.", width=620),
         markup.table(refined, ("refined per tilt", "rms change", "largest"), numeric=(1, 2)) if refined else "",
+    )
+
+
+def _vacuum(data: xr.Dataset) -> str:
+    if "vacuum_share" not in data:
+        return ""
+    share = data["vacuum_share"].values
+    if not share.any():
+        return "No tilt shows enough vacuum to take its phase off."
+    seen = share[share > 0]
+    return (
+        f"The phase of vacuum was taken off {len(seen)} of {len(share)} tilts, where it is {seen.min():.0%} to "
+        f"{seen.max():.0%} of the field."
     )
 
 

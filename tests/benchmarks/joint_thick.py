@@ -23,13 +23,11 @@ from stemtomo.pipeline.run import run
 from tests.data import FOLDER
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cuau_tilt.toml"  # of the same layout
-#: The disc is wider than the scan: no tilt has vacuum in view.
 _SHORT = [
     "joint.enabled=true",
     "joint.single_slice_epochs=3",
     "joint.sweeps=2",
     "joint.settling_sweeps=2",
-    "joint.vacuum_level=false",
 ]
 WAYS: dict[str, tuple[list[str], str]] = {
     "joint": ([*_SHORT, "joint.slice_thickness_angstrom=5.2"], "joint"),

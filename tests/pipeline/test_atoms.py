@@ -36,13 +36,13 @@ def store_with_volume(path, specimen, run=0, factor=1.0):
     return store
 
 
-def with_projections(store, specimen, noise=0.0):
+def with_projections(store, specimen, noise=0.0, count=80, pixel=0.4):
     """Write projections of the atoms as Gaussians of 160 or 400 V Å³ into ``store``, and the tilts they belong to."""
     sigma = 6.526e-4
     tilts = TiltSeries.from_degrees(list(range(-60, 61, 20)))
     settings = SimulationSettings()
     store.declare_tilts(len(tilts))
-    axis = (np.arange(80) - 40) * 0.4
+    axis = (np.arange(count) - count // 2) * pixel
     images = []
     for index, pose in enumerate(tilts):
         store.create_tilt(index, (8, 8, 8, 8), np.uint16, settings.optics, settings.scan, settings.detector, pose)
@@ -50,7 +50,7 @@ def with_projections(store, specimen, noise=0.0):
         x, y = (np.exp(-0.5 * ((axis - seen[:, i, None]) / 0.3) ** 2) for i in (0, 1))
         strength = sigma * np.where(specimen.atomic_numbers == 79, 400, 160) / (2 * np.pi * 0.3**2)
         images.append(np.einsum("ay,ax,a->yx", y, x, strength))
-    phase = np.stack(images) + np.random.default_rng(0).normal(0, noise, (len(images), 80, 80))
+    phase = np.stack(images) + np.random.default_rng(0).normal(0, noise, (len(images), count, count))
     angles = np.degrees([pose.theta_rad for pose in tilts])
     dataset = xr.Dataset(
         {
@@ -60,9 +60,30 @@ def with_projections(store, specimen, noise=0.0):
             "phi_deg": ("tilt", 0 * angles),
             "psi_deg": ("tilt", 0 * angles),
         },
-        attrs={"pixel_angstrom": 0.4, "sigma_rad_per_volt_angstrom": sigma},
+        attrs={"pixel_angstrom": pixel, "sigma_rad_per_volt_angstrom": sigma},
     )
     store.write("projections", dataset, Provenance.start("projections", {}))
+
+
+def with_joint(store, specimen, noise):
+    """Write a joint volume of the atoms into ``store``, whose projections are noisy."""
+    with_projections(store, specimen, noise, 52, VOXEL)
+    projections, volume = store.read("projections").load(), store.read("volume").load()
+    count = projections.sizes["tilt"]
+    dataset = xr.Dataset(
+        {
+            "potential": volume["potential"],
+            "loss": ("epoch", np.zeros(2)),
+            "projection": (("tilt", "y", "x"), projections["phase"].values),
+            "probe": (("tilt", "mode", "probe_y", "probe_x"), np.ones((count, 1, 8, 8), np.complex64)),
+            "shift_x_angstrom": ("tilt", np.zeros(count)),
+            "shift_y_angstrom": ("tilt", np.zeros(count)),
+            **{name: projections[name] for name in ("theta_deg", "phi_deg", "psi_deg")},
+        },
+        attrs={"voxel_angstrom": VOXEL, "sigma_rad_per_volt_angstrom": 6.526e-4},
+    )
+    dataset["potential"].values[:] = np.maximum(dataset["potential"].values, 0)
+    store.write("joint", dataset, Provenance.start("joint", {"noise": noise}))
 
 
 def rmsd(store, specimen):
@@ -217,3 +238,14 @@ def test_blocks_have_the_memory_of_the_workers_not_that_of_the_client():
 
     assert memory_of_task(Workers(4)) == 2 << 30
     assert block_edge((2000, 2000, 2000), AtomSettings(), 2 << 30) < block_edge((2000,) * 3, AtomSettings(), 64 << 30)
+
+
+@pytest.mark.parametrize(("noise", "added"), [(0.002, 1), (0.06, 0)])
+def test_noise_in_the_projections_of_a_joint_volume_leaves_the_traced_atoms_as_many(tmp_path, specimen, noise, added):
+    fewer = Specimen(specimen.positions[1:], specimen.atomic_numbers[1:], "one is missing")
+    store = store_with_volume(tmp_path / "s.zarr", fewer)
+    with_joint(store, specimen, noise)
+    quick = {"refine_iterations": 20, "completion_rounds": 2, "uncertainty": False}
+    numbers = find_atoms(store, AtomSettings(species=("Cu", "Au"), volume="joint", **quick))
+    assert (numbers["added"], numbers["removed"]) == (added, 0)
+    assert ("none added" in numbers["refinement"]) == (added == 0)

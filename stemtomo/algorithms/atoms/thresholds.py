@@ -64,17 +64,24 @@ def near_bright(positions: np.ndarray, integrated: np.ndarray, threshold: float,
     return bright | (distance <= reach_angstrom)
 
 
-def faintest_level(integrated: np.ndarray, threshold: float) -> float:
+def faintest_level(integrated: np.ndarray, threshold: float, lightest: float = 1.0) -> float:
     """Return the intensity that separates atoms from other maxima among ``integrated`` (n,).
 
     Maxima of noise have a density that falls about exponentially with intensity; where its fitted tail predicts few
     false maxima among all that are brighter, atoms begin, and the level is the emptiest place there, or at any rate
     between half of ``threshold`` and ``threshold`` times the :func:`bright_level`; without a valley it is the latter.
-    So a faint species next to the noise is kept, and a valley between two species is not the end of the atoms.
+    So a faint species next to the noise is kept, and a valley between two species is not the end of the atoms. That
+    fails where noise fills the valley below the lightest: ``lightest``, the part of the bright level that all atoms
+    surely exceed, bounds it.
     """
     bright = bright_level(integrated, threshold)
     if bright <= 0:
         return 0.0
+    return min(_level(integrated, threshold, bright), max(threshold, lightest) * bright)
+
+
+def _level(integrated: np.ndarray, threshold: float, bright: float) -> float:
+    """Return the level before anything is known of the lightest species."""
     relative = integrated[integrated > 0] / bright
     density = _density(relative)
     low, high = _end_of_noise(relative, density, threshold)

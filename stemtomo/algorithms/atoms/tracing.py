@@ -55,6 +55,8 @@ class TracingRules:
         Power of the noise over that of sharp atoms, see :func:`~stemtomo.algorithms.atoms.sharpening.deconvolved`.
     fit
         Of every atom: a Gaussian on a level background, or a polynomial of fourth order.
+    lightest
+        Part of the bright ones that atoms of the lightest species surely exceed.
     """
 
     smoothing_angstrom: float = 0.3
@@ -65,6 +67,7 @@ class TracingRules:
     deconvolution_angstrom: float = 0.0
     deconvolution_noise: float = 0.01
     fit: Literal["gaussian", "polynomial"] = "gaussian"
+    lightest: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def trace_blocks(
     owner = np.repeat(np.arange(len(blocks)), [len(candidates.centres) for candidates in found])
     centres = np.concatenate([candidates.centres for candidates in found])
     integrated = np.concatenate([candidates.integrated for candidates in found])
-    strong = integrated > faintest_level(integrated, rules.threshold)
+    strong = integrated > faintest_level(integrated, rules.threshold, rules.lightest)
     centres, integrated, owner = centres[strong], integrated[strong], owner[strong]
     kept = separate(centres * sample, integrated, rules.minimum_distance_angstrom)
     centres, integrated, owner = centres[kept], integrated[kept], owner[kept]

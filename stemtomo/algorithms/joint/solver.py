@@ -26,6 +26,11 @@ from stemtomo.backend import Array, array_namespace, real_dtype, to_device_of, t
 
 #: Part of the typical illumination where a phase counts as observed, and the blur before its vacuum is looked for.
 _LIT, _LEVEL_BLUR_PX = 0.5, 2.0
+#: The outline of a specimen is between these parts of its bright inside, and in the histogram of so many bins there is
+#: this often the least count before counts have risen by the last factor.
+_BRIGHT_PERCENTILE, _OUTLINE, _BINS, _FACES, _RISE = 99.5, (0.2, 0.6), 20, 2.5, 1.3
+#: A view with less vacuum than this, as a share of what is lit, has none that tells a phase.
+LEAST_VACUUM = 0.05
 
 
 @dataclass(frozen=True)
@@ -165,20 +170,31 @@ def descended(
     return slices - (length * amplified(sums["phase"] / root, gain) / root).astype(slices.dtype)
 
 
-def without_level(slices: Array, illumination: Array) -> Array:
+def without_level(slices: Array, illumination: Array, empty: Array | None = None) -> tuple[Array, float]:
     """Return ``slices`` (slice, Y, X) without the phase of their vacuum, where ``illumination`` (Y, X) reaches.
 
     No pattern knows the mean phase of a view, and positivity lets it only grow: a haze would fill the box. Vacuum is
-    what most of the dark part of the projection agrees on; without any, it is the lower envelope.
+    what ``empty`` (Y, X; bool) says, rays that miss the outline of the specimen. Without an outline yet, it is what
+    most of the dark part of the projection agrees on, or else its lower envelope.
+
+    Returns
+    -------
+    Array
+        The slices.
+    float
+        Share of what is lit that is vacuum; 1 without an outline.
     """
-    xp = array_namespace(slices)
     lit = observed(to_host(illumination), _LIT)
-    seen, share = (
-        ndimage.gaussian_filter(part, _LEVEL_BLUR_PX) for part in (to_host(slices.sum(axis=0)) * lit, 1.0 * lit)
-    )
-    projection = seen / np.maximum(share, 1e-3)
-    level = float(vacuum_background(projection, lit, "level")[0, 0])
-    return slices - xp.where(to_device_of(lit, slices), slices.dtype.type(level / len(slices)), 0)
+    total = to_host(slices.sum(axis=0))
+    if empty is None:
+        seen, weight = (ndimage.gaussian_filter(part, _LEVEL_BLUR_PX) for part in (total * lit, 1.0 * lit))
+        level, share = float(vacuum_background(seen / np.maximum(weight, 1e-3), lit, "level")[0, 0]), 1.0
+    else:
+        vacuum = lit & to_host(empty)
+        share = np.count_nonzero(vacuum) / np.count_nonzero(lit)
+        level = float(total[vacuum].mean()) if share >= LEAST_VACUUM else 0.0
+    xp = array_namespace(slices)
+    return slices - xp.where(to_device_of(lit, slices), slices.dtype.type(level / len(slices)), 0), share
 
 
 def turned_back(
@@ -240,16 +256,33 @@ def accelerated(
     return replace(state, coefficients=new, ahead=ahead, t=t, loss=loss)
 
 
-def auto_support(volume: Array, voxel_angstrom: float, reach_angstrom: float = 2.0, share: float = 0.2) -> Array:
+def auto_support(volume: Array, voxel_angstrom: float, reach_angstrom: float = 2.0) -> Array:
     """Return where the specimen can be, (z, y, x) bool: its blurred outline and ``reach_angstrom`` around it.
 
     Outside of it a constant would grow, since no pattern knows the mean phase of a view.
     """
     blurred = ndimage.gaussian_filter(to_host(volume), reach_angstrom / voxel_angstrom)
-    inside = blurred > share * float(np.percentile(blurred, 99.5))
+    inside = blurred > outline_level(blurred)
     reach = max(1, round(reach_angstrom / voxel_angstrom))
     distance = ndimage.distance_transform_edt(~inside)
     return to_device_of(distance <= reach, volume)
+
+
+def outline_level(blurred: np.ndarray) -> float:
+    """Return the value of a ``blurred`` volume (z, y, x) that its specimen exceeds and noise does not.
+
+    The faces of a specimen take all values between nothing and its inside about equally often. Noise of few electrons,
+    which positivity makes a haze, has many small values and ever fewer large ones: it ends where few more are left than
+    those of the faces. A part of the specimen that is faint as a whole makes the histogram rise again, and stays.
+    """
+    bright = float(np.percentile(blurred, _BRIGHT_PERCENTILE))
+    if bright <= 0:
+        return 0.0
+    counts, edges = np.histogram(blurred / bright, np.linspace(*_OUTLINE, _BINS + 1))
+    counts = ndimage.uniform_filter1d(counts.astype(float), 3)
+    lowest = np.minimum.accumulate(counts)
+    rise = int(np.argmax(np.append(counts > _RISE * lowest, True)))
+    return bright * float(edges[np.argmax(counts <= _FACES * lowest[rise - 1])])
 
 
 def start_slices(coefficients: Array, view: View, constraint: Constraint) -> Array:

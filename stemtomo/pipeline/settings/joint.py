@@ -76,10 +76,10 @@ class JointSettings(Section):
         default=False, description="Refine the three angles of every tilt, while tilts are cut into slices."
     )
     positivity: bool = Field(default=True, description="Keep the potential non-negative.")
-    vacuum_level: bool = Field(
-        default=True,
+    vacuum_level: bool | Literal["auto"] = Field(
+        default="auto",
         description="Take the phase of its vacuum off every tilt: no pattern knows it, and a haze would fill the box. "
-        "Not for a specimen that fills the scanned field.",
+        '"auto": not off tilts whose field the outline of the specimen fills.',
     )
     soft_threshold_rad: NonNegative = Field(
         default=0.0, description="Penalty on every voxel in rad per sweep: takes a faint haze away."

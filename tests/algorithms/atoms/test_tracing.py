@@ -109,6 +109,16 @@ def test_a_light_species_that_touches_the_noise_is_kept():
     assert (noise > level).sum() < 0.02 * 297
 
 
+def test_noise_that_fills_the_valley_below_a_known_light_species_does_not_take_it_along():
+    rng = np.random.default_rng(7)
+    noise, light, heavy = rng.exponential(5, 2000), rng.normal(33, 7, 80), rng.normal(85, 13, 217)
+    everything = np.concatenate([noise, light, heavy])
+    assert thresholds.faintest_level(everything, 0.25) > light.mean()  # the emptiest place is between the species
+    level = thresholds.faintest_level(everything, 0.25, 0.6 * 29 / 79)
+    assert (light > level).mean() > 0.8
+    assert level == pytest.approx(0.25 * thresholds.bright_level(everything, 0.25))
+
+
 def test_the_threshold_stays_where_intensities_leave_no_gap():
     everything = np.concatenate([np.linspace(1, 150, 3000), np.full(3000, 200.0)])
     assert thresholds.faintest_level(everything, 0.25) == pytest.approx(50)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from stemtomo.algorithms.joint import solver
 from stemtomo.algorithms.joint.transfer import frequency_gain
@@ -95,10 +96,33 @@ def test_vacuum_around_a_specimen_has_no_phase():
     specimen = np.where(y**2 + x**2 < 64, 0.5, 0.0)
     light = np.where(np.maximum(abs(y), abs(x)) < 17, 10.0, 0.0)
     slices = np.stack([specimen, specimen]) + 0.1 * (light > 0)
-    found = solver.without_level(slices, light)
-    np.testing.assert_allclose(found[:, abs(y)[:, 0] < 10][:, :, :6], 0, atol=0.01)
-    np.testing.assert_allclose(found[:, 20, 20], 0.5, atol=0.02)
-    assert not found[:, light == 0].any()
+    for empty in (None, y**2 + x**2 > 100):
+        found, share = solver.without_level(slices, light, empty)
+        np.testing.assert_allclose(found[:, abs(y)[:, 0] < 10][:, :, :6], 0, atol=0.01)
+        np.testing.assert_allclose(found[:, 20, 20], 0.5, atol=0.02)
+        assert not found[:, light == 0].any()
+        assert share == 1 if empty is None else share == pytest.approx(1 - np.pi * 10**2 / 33**2, abs=0.02)
+
+
+def test_a_strip_of_vacuum_beside_much_matter_has_no_phase_where_the_outline_tells_it():
+    rng = np.random.default_rng(5)
+    y, x = np.indices((40, 120))
+    columns = 0.5 + 0.5 * np.cos(x) * np.cos(y) + 0.1 * rng.normal(size=(40, 120))
+    inside = abs(y - 20) < 16
+    slices = np.where(inside, columns, 0.0)[None] + 0.2
+    light = np.full((40, 120), 10.0)
+    found, share = solver.without_level(slices, light, ~inside)
+    np.testing.assert_allclose(found[0][~inside], 0, atol=1e-12)
+    assert share == pytest.approx(0.225)
+    alone, _ = solver.without_level(slices, light)
+    assert alone[0][~inside].mean() < -0.1  # what most of the dark part agrees on is matter here
+
+
+def test_a_specimen_that_fills_the_field_keeps_its_phase():
+    slices = np.random.default_rng(6).random((2, 30, 30))
+    found, share = solver.without_level(slices, np.ones((30, 30)), np.arange(30)[:, None] + 0 * slices[0] < 1)
+    np.testing.assert_array_equal(found, slices)
+    assert share < solver.LEAST_VACUUM
 
 
 def test_elements_are_their_own_adjoint_and_keep_the_total():
@@ -165,3 +189,18 @@ def test_the_support_holds_the_specimen_and_leaves_most_of_the_box():
     support = solver.auto_support(ball, 0.4)
     assert support[ball > 0].all()
     assert support.mean() < 0.4
+
+
+def test_the_outline_is_above_a_haze_of_noise_and_holds_a_faint_part():
+    z, y, x = np.indices((60, 60, 60)) - 30
+    rng = np.random.default_rng(7)
+    ball = (z**2 + y**2 + x**2 < 12**2).astype(float)
+    field = ndimage.gaussian_filter(rng.normal(size=ball.shape), 6)
+    haze = np.minimum(0.08 * np.exp(0.9 * field / field.std()), 0.4) * (ball == 0)
+    assert solver.auto_support(ball, 0.4).mean() < 0.2
+    assert ndimage.binary_dilation(haze > 0.2, iterations=5).mean() > 0.3
+    noisy = solver.auto_support(ball + haze, 0.4)
+    assert noisy[ball > 0].all()
+    assert noisy.mean() < 0.2
+    shell = np.where(ball > 0, 1.0, 0.35 * (z**2 + y**2 + x**2 < 20**2))
+    assert solver.auto_support(shell, 0.4)[shell > 0].all()
