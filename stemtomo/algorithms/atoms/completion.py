@@ -26,9 +26,11 @@ _COARSE_WIDTHS = 0.9
 _START = 0.8
 #: A site is tried this often: what was dropped there twice is no atom.
 _TRIALS = 2
-#: Share of two classes in the middle fifth between their means, if they are two: halves of one have a tenth there. Or
-#: the ratio of their means, where noise fills the middle: that of halves of one is at most 1.45.
-_HALF_WAY, _RATIO = 0.04, 1.5
+#: Share of two classes in the middle fifth between their means, if they are two: halves of one have a tenth there.
+_HALF_WAY = 0.04
+#: Distance of the means of the halves of one Gaussian in standard deviations of a half, 2 / sqrt(pi / 2 - 1); and what
+#: n values exceed it by in one case of a hundred, times sqrt(n).
+_OF_HALVES, _BY_CHANCE = 2.647, 5.6
 #: In minimum distances: half of the distance at which the two parts of a split atom begin, and the least half distance,
 #: which an expansion to second order makes too short, that an atom is split for.
 _SPLIT_HALF, _SPLIT_REACH = 0.6, 0.25
@@ -352,10 +354,11 @@ class _State:
 
 
 def _stands_apart(intensity: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether the lightest class and the next are two: far from each other, or few atoms half-way between them."""
+    """Whether the lightest class and the next are two: further apart than the halves of one, or few atoms half-way."""
     pair = [intensity[labels == label] for label in np.unique(labels)[:2]]
     light, heavy = (float(part.mean()) for part in pair)
-    if heavy > _RATIO * light:
+    spread, count = float(np.sqrt(np.mean([part.var() for part in pair]))), sum(len(part) for part in pair)
+    if heavy - light > (_OF_HALVES + _BY_CHANCE / np.sqrt(count)) * spread:
         return True
     between = (np.concatenate(pair) - light) / (heavy - light)
     return float(np.mean(np.abs(between - 0.5) < 0.1)) < _HALF_WAY

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from stemtomo.algorithms.atoms.background import RunningMean
+from stemtomo.algorithms.atoms.resampling import within_band
 from stemtomo.backend import Array, array_namespace, to_host
 from stemtomo.errors import FormatError
 from stemtomo.kernels.atoms import gather, render
@@ -84,9 +85,11 @@ class ProjectedImages:
         return self.valid[tilt] if self.weights is None else self.weights[tilt] * self.valid[tilt]
 
     def binned(self, every: int) -> ProjectedImages:
-        """Return the images with ``every`` x ``every`` pixels averaged; a bin counts if all its pixels were measured.
+        """Return the images on pixels ``every`` times as wide, whose band alone is kept.
 
-        Half a pixel of the centre that bins do not share goes into the shifts. Weights are averaged likewise.
+        A plain mean over the pixels would dampen the frequencies that place atoms, and fold noise into them. A pixel
+        counts if all those in its place were measured. Half a pixel of the centre that the wide ones do not share goes
+        into the shifts. Weights are averaged.
         """
         if every == 1:
             return self
@@ -105,7 +108,7 @@ class ProjectedImages:
         pixel = self.pixel_angstrom * every
         return replace(
             self,
-            images=averaged(self.images),
+            images=within_band(self.images[(slice(None), *cut)], self.valid[(slice(None), *cut)], every),
             valid=averaged(self.valid.astype(xp.float32)) > 1 - 1e-3,
             shifts_angstrom=self.shifts_angstrom + np.array([lag[1], lag[0]]) * pixel,
             pixel_angstrom=pixel,

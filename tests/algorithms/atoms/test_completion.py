@@ -173,3 +173,19 @@ def test_noise_between_two_species_does_not_make_them_one_and_halves_of_one_are_
     assert _stands_apart(noisy, apart)
     alone = rng.normal(45, 7, 800)
     assert not _stands_apart(alone, classify(alone, 2).labels)
+
+
+@pytest.mark.parametrize(("light", "heavy", "noise"), [(28, 45, 5), (60, 78, 5), (13, 79, 18)])
+def test_two_species_are_two_whatever_the_ratio_of_their_intensities(light, heavy, noise):
+    rng = np.random.default_rng(1)
+    mixed = np.concatenate([rng.normal(light, noise, 600), rng.normal(heavy, noise, 400)])
+    assert _stands_apart(mixed, classify(mixed, 2).labels)
+
+
+@pytest.mark.parametrize("count", [60, 300, 3000])
+@pytest.mark.parametrize("noise", [5, 15, 20])
+def test_one_species_is_one_however_noisy(noise, count):
+    # Cut in half by intensity, the last two have means in a ratio of 1.7 and 2.1.
+    rng = np.random.default_rng(2)
+    alone = [rng.normal(45, noise, count) for _ in range(20)]
+    assert sum(_stands_apart(one, classify(one, 2).labels) for one in alone) <= 1
