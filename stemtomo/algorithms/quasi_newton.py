@@ -125,23 +125,40 @@ def minimise(
         if singly:
             direction, slope = _cut(by, direction, slope, gradient, largest_step)
         step = by.allowed(direction, largest_step)
-        while True:
-            trial = by.add(point, direction, step)
-            trial_loss, trial_gradient = evaluate(trial)
-            evaluations += 1
-            if trial_loss <= loss + _SUFFICIENT_DECREASE * step * slope or step < _SHORTEST:
-                break
-            step *= _SHORTEN
-        if trial_loss > loss:
+        trial, trial_gradient = _backtracked(by, evaluate, Iterate(point, loss, evaluations), direction, slope, step)
+        evaluations = trial.evaluations
+        if not trial.loss <= loss:  # higher, or no number
             break
-        change, turn = by.add(trial, point, -1.0), by.add(trial_gradient, gradient, -1.0)
+        change, turn = by.add(trial.point, point, -1.0), by.add(trial_gradient, gradient, -1.0)
         curvature = by.dot(change, turn)
         if curvature > 0:
             pairs.append((change, turn, 1 / curvature))
-        point, loss, gradient = trial, trial_loss, trial_gradient
+        point, loss, gradient = trial.point, trial.loss, trial_gradient
         if on_iteration is not None and on_iteration(Iterate(point, loss, evaluations)):
             break
     return Iterate(point, loss, evaluations)
+
+
+def _backtracked(
+    by: Vectors,
+    evaluate: Callable[[Vector], tuple[float, Vector]],
+    at: Iterate,
+    direction: Vector,
+    slope: float,
+    step: float,
+) -> tuple[Iterate, Vector]:
+    """Return the first of ever shorter steps along ``direction`` that lowers the loss enough, and the gradient there.
+
+    The shortest, a thousandth of ``step``, is returned whatever its loss.
+    """
+    shortest, evaluations = _SHORTEST * step, at.evaluations
+    while True:
+        point = by.add(at.point, direction, step)
+        loss, gradient = evaluate(point)
+        evaluations += 1
+        if loss <= at.loss + _SUFFICIENT_DECREASE * step * slope or step < shortest:
+            return Iterate(point, loss, evaluations), gradient
+        step *= _SHORTEN
 
 
 def _direction(

@@ -9,7 +9,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,33 @@ def replace_bytes(path: Path, buffers: Sequence[bytes]) -> None:
     sync(path.parent)
 
 
+@contextmanager
+def replacing(path: Path, needed_bytes: int = 0) -> Iterator[Path]:
+    """Yield the name of a file to write; when that is whole and on the disk, it takes the place of ``path``.
+
+    It has the ending of ``path``, by which some writers choose the format.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written; what was at ``path`` is untouched, and nothing is left beside it.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        with storage_errors(path, needed_bytes):
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
 def sync(path: Path) -> None:
     """Wait until the file or directory ``path`` is on the disk; nothing to do where it does not exist."""
     if is_object(path):  # a request that was answered is stored
@@ -117,6 +144,29 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def sync_up(folder: Path, top: Path) -> None:
+    """Wait until the names of ``folder``, and of the folders above it up to ``top``, are on the disk.
+
+    A file that was synced is lost in a power cut all the same, if the name of a new folder above it is not there yet.
+    """
+    while folder != top:
+        sync(folder)
+        folder = folder.parent
+    sync(top)
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder ``path`` and those above it that are missing; their names are on the disk when this returns."""
+    if is_object(path):  # there are no folders
+        return
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    path.mkdir(parents=True, exist_ok=True)
+    if existing != path:
+        sync_up(path.parent, existing)
 
 
 def sync_tree(root: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stemtomo.errors import FormatError
-from stemtomo.io.durable import replace_text
+from stemtomo.io.durable import replacing
 from stemtomo.io.untrusted import reading
 from stemtomo.locations import local_path
 
@@ -53,7 +53,7 @@ def write_xyz(
     FormatError
         If the lengths differ, or a name or symbol cannot be written.
     StoreError
-        If the disk is full or writing is not allowed.
+        If it cannot be written.
     """
     positions, columns, names = np.asarray(positions, dtype=float), dict(columns or {}), [str(s) for s in species]
     if positions.ndim != 2 or positions.shape[1] != 3:
@@ -71,7 +71,8 @@ def write_xyz(
     table = np.column_stack([positions, *(np.asarray(values, dtype=float) for values in columns.values())])
     lines = [str(len(positions)), f"Properties={properties}{extra}"]
     lines += [" ".join([name, *(f"{value:.6f}" for value in row)]) for name, row in zip(names, table, strict=True)]
-    replace_text(local_path(path, "atoms are written"), "\n".join(lines) + "\n")
+    with replacing(local_path(path, "atoms are written")) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def read_atoms(path: str | Path) -> tuple[np.ndarray, list[str]]:
@@ -132,8 +133,9 @@ def _read_npz(path: Path) -> tuple[np.ndarray, list[str]]:
 def _read_xyz(path: Path) -> tuple[np.ndarray, list[str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        count = int(lines[0])
-    except (UnicodeDecodeError, ValueError, IndexError) as error:
+        if (count := int(lines[0])) < 0:
+            raise ValueError(f"{count} atoms")
+    except (OSError, ValueError, IndexError) as error:
         raise FormatError(f"{path}: is not XYZ: its first line should be the number of atoms ({error})") from error
     rows = [line.split() for line in lines[2 : 2 + count]]
     if len(rows) < count:

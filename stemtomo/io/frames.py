@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from stemtomo.errors import StoreError
-from stemtomo.io.durable import replace_bytes, storage_errors, sync
+from stemtomo.io.durable import replace_bytes, storage_errors, sync, sync_up
 from stemtomo.io.electrons import ElectronCodec, suits
 from stemtomo.io.object_store import zarr_store
 from stemtomo.io.schema import CHUNK_POSITIONS, FRAME_DIMS, frame_chunks, frame_shards, frame_units
@@ -54,11 +54,14 @@ def create(
 
 
 def _codecs(dtype: np.dtype, codec: FrameCodec) -> dict[str, Any]:
-    """Return how chunks of ``dtype`` are coded; "auto": counts by their density, other numbers behind lz4."""
+    """Return how chunks of ``dtype`` are coded; "auto": counts by their density, other numbers behind lz4.
+
+    A checksum follows each chunk: Blosc has none, and expands what a flipped bit makes of it to other numbers.
+    """
     if codec == "auto" and suits(dtype):
-        return {"serializer": ElectronCodec(), "compressors": None}
+        return {"serializer": ElectronCodec(), "compressors": Crc32cCodec()}
     name, level = ("zstd", 1) if codec == "zstd" else ("lz4", 5)
-    return {"compressors": BloscCodec(cname=name, clevel=level, shuffle="bitshuffle")}
+    return {"compressors": (BloscCodec(cname=name, clevel=level, shuffle="bitshuffle"), Crc32cCodec())}
 
 
 def open_frames(folder: Path, mode: Literal["r", "r+"] = "r") -> zarr.Array:
@@ -112,7 +115,7 @@ def write_shard(array: zarr.Array, folder: Path, y0: int, x0: int, pieces: Itera
     needed = height * width * math.prod(array.shape[2:]) * array.dtype.itemsize
     codec = ShardCodec.of(array)
     if codec is None:
-        _write_by_zarr(array, file, (y0, y0 + height, x0, x0 + width), inside)
+        _write_by_zarr(array, folder, (y0, y0 + height, x0, x0 + width), inside)
         return
     buffers = build(codec, inside)
     with storage_errors(folder, needed):
@@ -121,11 +124,12 @@ def write_shard(array: zarr.Array, folder: Path, y0: int, x0: int, pieces: Itera
             replace_bytes(file, buffers)
         else:
             file.unlink(missing_ok=True)
-            sync(file.parent)
+        sync_up(file.parent, folder)
 
 
-def _write_by_zarr(array: zarr.Array, file: Path, region: tuple[int, int, int, int], inside: Iterable[Piece]) -> None:
+def _write_by_zarr(array: zarr.Array, folder: Path, region: tuple[int, int, int, int], inside: Iterable[Piece]) -> None:
     y0, y1, x0, x1 = region
+    file = shard_file(array, folder, y0, x0)
     block = np.zeros((y1 - y0, x1 - x0, *array.shape[2:]), array.dtype)
     for y, x, frames in inside:
         block[y : y + frames.shape[0], x : x + frames.shape[1]] = frames
@@ -134,7 +138,7 @@ def _write_by_zarr(array: zarr.Array, file: Path, region: tuple[int, int, int, i
         file.unlink(missing_ok=True)
         array[y0:y1, x0:x1] = block
         sync(file)  # a shard of zeros has no file
-        sync(file.parent)
+        sync_up(file.parent, folder)
 
 
 def read_shard(array: zarr.Array, folder: Path, y0: int, x0: int, wanted: np.ndarray | None = None) -> Iterator[Piece]:

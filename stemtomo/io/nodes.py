@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from stemtomo.errors import StoreError, UnreachableError
-from stemtomo.io.durable import replace_json, sync, sync_tree
+from stemtomo.io.durable import make_folder, replace_json, sync, sync_tree
 from stemtomo.io.untrusted import reading
 from stemtomo.locations import ObjectPath, is_object, published, remove_tree
 
@@ -31,8 +32,8 @@ _METADATA = "zarr.json"
 _STAGING = ".staging"
 
 
-def read_node(folder: Path) -> dict[str, Any] | None:
-    """Return the Zarr metadata in ``folder``, ``None`` if there is none.
+def read_node(folder: Path, group: Path | None = None) -> dict[str, Any] | None:
+    """Return the Zarr metadata in ``folder``, an array of ``group`` or a group itself; ``None`` if there is none.
 
     Raises
     ------
@@ -49,10 +50,8 @@ def read_node(folder: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise StoreError(
-            f"{path}: is not the metadata of a Zarr v3 group ({error}); it was damaged outside stemtomo: "
-            f"remove {folder} and run the stage again"
-        ) from error
+        advice = f"it was damaged outside stemtomo: {_advice(group or folder)}"
+        raise StoreError(f"{path}: is not Zarr v3 metadata ({error}); {advice}") from error
     if not isinstance(content, dict) or content.get("zarr_format") != 3:
         raise StoreError(f"{path}: is not Zarr v3 metadata; expected zarr_format 3")
     return content
@@ -70,15 +69,22 @@ def read_attrs(folder: Path) -> dict[str, Any]:
     attrs = {} if node is None else node.get("attributes", {})
     mark = attrs.get(MARK, _LEAST_MARK) if isinstance(attrs, dict) else None
     if not isinstance(mark, dict) or not mark.keys() >= _LEAST_MARK.keys():
-        raise StoreError(
-            f"{folder / _METADATA}: its record of how it was made is damaged; remove {folder} and run the stage again"
-        )
+        raise StoreError(f"{folder / _METADATA}: its record of how it was made is damaged; {_advice(folder)}")
     return dict(attrs)
+
+
+def _advice(folder: Path) -> str:
+    """Return what to do about damaged metadata: frames and results of other groups are never thrown away for it."""
+    if any(re.fullmatch(r"\d{3,}", path.name) for path in folder.iterdir()):
+        return "remove this file, keep what lies beside it, and run the stage again"
+    if any((folder / name).is_dir() for name in ("tilt", "projections", "focal_series")):
+        return f"write the file again as docs/store.md says (Running again), and keep what lies beside it in {folder}"
+    return f"remove {folder} and run the stage again"
 
 
 def write_group(folder: Path, attrs: Mapping[str, Any]) -> None:
     """Make ``folder`` a Zarr group with exactly ``attrs``; its metadata is replaced in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     replace_json(folder / _METADATA, {"zarr_format": 3, "node_type": "group", "attributes": dict(attrs)})
 
 
@@ -115,7 +121,7 @@ def array_summaries(folder: Path) -> list[ArraySummary]:
     """
     summaries = []
     for path in sorted(folder.iterdir()):
-        node = read_node(path) if is_object(path) or path.is_dir() else None
+        node = read_node(path, folder) if is_object(path) or path.is_dir() else None
         if node is not None and node.get("node_type") == "array":
             advice = f"it was damaged outside stemtomo: remove {folder} and run the stage again"
             with reading(path / _METADATA, "the metadata of a Zarr array", advice, error=StoreError):

@@ -12,6 +12,7 @@ import numpy as np
 
 from stemtomo.errors import ConfigurationError, FormatError
 from stemtomo.geometry import Detector
+from stemtomo.io.archive import load_array
 from stemtomo.io.formats.tilts import TiltFiles
 from stemtomo.io.series import SeriesOfFiles
 from stemtomo.io.sources import FrameSource, Shape
@@ -108,7 +109,7 @@ class PreparedFrames:
         dtype = source.dtype
         if preparation.binning > 1 and dtype.kind == "u":
             needed = int(np.iinfo(dtype).max) * preparation.binning**2
-            dtype = next(np.dtype(name) for name in ("u2", "u4", "u8") if needed <= np.iinfo(name).max)
+            dtype = next((np.dtype(name) for name in ("u2", "u4") if needed <= np.iinfo(name).max), np.dtype(np.uint64))
         elif preparation.binning > 1 and dtype.kind == "i":
             dtype = np.dtype(np.int64)
         return cls(source, preparation, dtype)
@@ -263,10 +264,10 @@ def read_dead_pixels(path: Path) -> np.ndarray:
         If the file is not such an array.
     """
     try:
-        mask = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        mask = load_array(path)
+    except (OSError, FormatError) as error:
         raise ConfigurationError(f"ingest.dead_pixels = {path}: cannot be read as .npy ({error})") from error
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype.kind not in "biu":
+    if mask.ndim != 2 or mask.dtype.kind not in "biu":
         raise ConfigurationError(
             f"ingest.dead_pixels = {path}: expected an array (ky, kx) that is true where a pixel is dead"
         )

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from stemtomo.errors import ConfigurationError
+from stemtomo.errors import ConfigurationError, FormatError
 from stemtomo.io.schema import SCHEMA_VERSION, stage_revision
 
 _PACKAGES = ("stemtomo", "numpy", "scipy", "numba", "dask", "distributed", "xarray", "zarr", "numcodecs")
@@ -143,6 +143,21 @@ def file_identity(path: Path) -> dict[str, Any]:
         "mtime_ns": status.st_mtime_ns,
         "head_tail_sha256": digest.hexdigest(),
     }
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 (hex) of all bytes of the file ``path``: for small files that a result is made from.
+
+    Raises
+    ------
+    FormatError
+        If it cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 @functools.cache

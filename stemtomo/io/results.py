@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask.array
+import numpy as np
 import xarray as xr
+import zarr
+from zarr.codecs import ZstdCodec
 
 from stemtomo.errors import StoreError
 from stemtomo.io.durable import storage_errors, stored_bytes
@@ -30,7 +36,10 @@ def write(root: Path, group: str, dataset: xr.Dataset, provenance: Provenance) -
             mode="w",
             zarr_format=3,
             consolidated=False,
-            encoding={name: {"_FillValue": None} for name in dataset.variables},
+            # Chunks end with a checksum, so that a flipped bit is met and not used.
+            encoding={
+                name: {"_FillValue": None, "compressors": ZstdCodec(checksum=True)} for name in dataset.variables
+            },
         )
         # xarray keeps the names of coordinates in the group's own attributes.
         mark = (provenance if provenance.wall_s is not None else provenance.finish()).to_attrs()
@@ -39,8 +48,7 @@ def write(root: Path, group: str, dataset: xr.Dataset, provenance: Provenance) -
 
 def read(root: Path, group: str) -> xr.Dataset:
     """Return the marked ``group`` of the store ``root`` as a lazy dataset, dask chunks as stored, without its mark."""
-    advice = f"it was damaged outside stemtomo: remove {root / group} and run the stage again"
-    with reading(root / group, "a result", advice, (OSError,), StoreError):
+    with reading(root / group, "a result", _advice(root / group), (OSError,), StoreError):
         dataset = xr.open_zarr(
             zarr_store(root / group), chunks={}, consolidated=False, zarr_format=3, mask_and_scale=False,
             decode_times=False,
@@ -51,7 +59,43 @@ def read(root: Path, group: str) -> xr.Dataset:
     names = sorted(
         map(str, dataset.data_vars), key=lambda name: (known.index(name) if name in known else len(known), name)
     )
-    return dataset[names]
+    return dataset[names].map(lambda array: _lazy(root / group, array))
+
+
+@dataclass(frozen=True)
+class _StoredArray:
+    """An array of a result as Dask takes it: opened when it is first sliced, and damage is named then."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        with reading(self.path, "an array of a result", _advice(self.path.parent), (OSError,), StoreError):
+            return np.asarray(self._array[index], self.dtype)
+
+    @functools.cached_property
+    def _array(self) -> zarr.Array:
+        return zarr.open_array(store=zarr_store(self.path), mode="r")
+
+
+def _lazy(folder: Path, array: xr.DataArray) -> xr.DataArray:
+    """Return ``array`` of the group in ``folder``, read through :class:`_StoredArray` where it is read lazily."""
+    if array.chunks is None:
+        return array
+    stored = _StoredArray(folder / str(array.name), array.shape, array.dtype)
+    # Without a name of its own: what a stage replaces must not be taken for what was read before.
+    lazy = dask.array.from_array(stored, array.chunks, name=False, fancy=False, meta=array.data._meta)
+    return array.copy(data=lazy)
+
+
+def _advice(folder: Path) -> str:
+    return f"it was damaged outside stemtomo: remove {folder} and run the stage again"
 
 
 def info_row(root: Path, name: str, members: Sequence[str], expected: int) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A shard is the file that the ``sharding_indexed`` codec of Zarr v3 describes: encoded chunks one after another, row by
 row of the chunk grid, then for each chunk its offset and length (uint64), then the CRC-32C of that index. A chunk of
-nothing but zeros is left out. Any reader of Zarr v3 reads what is written here, and what other writers of it have
+nothing but zeros is left out. Where the codec ``crc32c`` is the last of the chunks' codecs, as in every array made now,
+each ends with its own checksum. Any reader of Zarr v3 reads what is written here, and what other writers of it have
 written is read here.
 """
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import google_crc32c
 import numpy as np
 import zarr
 from numcodecs.blosc import Blosc
@@ -33,27 +35,31 @@ Read = Callable[[int, int], bytes]
 """Reads a number of bytes, the second argument, from an offset, the first."""
 
 _ABSENT = 2**64 - 1
+_CHECKSUM_BYTES = 4
 _SHUFFLES = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
 
 
 class Coder(NamedTuple):
-    """How chunks of an array become bytes, and bytes fill a chunk."""
+    """How chunks of an array become bytes, and bytes fill a chunk; ``checked`` if a CRC-32C follows these bytes."""
 
     encode: Callable[[np.ndarray], bytes]
     decode: Callable[[Any, np.ndarray], Any]
+    checked: bool
 
 
 def coder(array: zarr.Array) -> Coder | None:
     """Return how the inner chunks of ``array`` are coded; ``None`` if it is in a way that only Zarr knows."""
     (sharding,) = array.metadata.codecs
-    codecs = sharding.codecs
+    codecs = tuple(sharding.codecs)
+    checked = isinstance(codecs[-1], Crc32cCodec)
+    codecs = codecs[:-1] if checked else codecs
     if [type(codec) for codec in codecs] == [ElectronCodec] and sys.byteorder == "little":
-        return Coder(encode_counts, decode_counts)
+        return Coder(encode_counts, decode_counts, checked)
     if [type(codec) for codec in codecs] != [BytesCodec, BloscCodec] or not _little(codecs[0]):
         return None
     packed = codecs[1]
     blosc = Blosc(packed.cname.value, packed.clevel, _SHUFFLES[packed.shuffle.value], packed.blocksize)
-    return Coder(blosc.encode, blosc.decode)
+    return Coder(blosc.encode, blosc.decode, checked)
 
 
 @dataclass(frozen=True)
@@ -105,10 +111,23 @@ class ShardCodec:
             whole[: frames.shape[0], : frames.shape[1]] = frames
             frames = whole
         frames = np.ascontiguousarray(frames)
-        return self.coder.encode(frames) if _any(frames) else None
+        if not _any(frames):
+            return None
+        encoded = self.coder.encode(frames)
+        return b"".join((encoded, _checksum(encoded))) if self.coder.checked else encoded
 
     def decode(self, encoded: bytes) -> np.ndarray:
-        """Return the frames of one chunk."""
+        """Return the frames of one chunk.
+
+        Raises
+        ------
+        StoreError, RuntimeError, ValueError
+            If the bytes are damaged.
+        """
+        if self.coder.checked:
+            encoded, found = encoded[:-_CHECKSUM_BYTES], encoded[-_CHECKSUM_BYTES:]
+            if _checksum(encoded) != found:
+                raise StoreError("it does not agree with its checksum")
         frames = np.empty(self.chunk_shape, self.dtype)
         self.coder.decode(encoded, frames)
         return frames
@@ -140,7 +159,7 @@ class ShardBuilder:
             index[place] = (offset, len(parts[-1]))
             offset += len(parts[-1])
         table = index.tobytes()
-        return [*parts, table, crc32c(table).to_bytes(4, "little")]
+        return [*parts, table, _checksum(table)]
 
 
 def read_pieces(
@@ -187,18 +206,14 @@ def build(codec: ShardCodec, pieces: Iterable[Piece]) -> list[bytes]:
     return builder.buffers()
 
 
-def crc32c(data: bytes) -> int:
-    """Return the CRC-32C (Castagnoli) of ``data``; made for an index of some hundred bytes."""
-    value = 0xFFFFFFFF
-    for byte in data:
-        value = _CRC_TABLE[(value ^ byte) & 0xFF] ^ (value >> 8)
-    return value ^ 0xFFFFFFFF
+def _checksum(data: bytes) -> bytes:
+    return int(google_crc32c.value(data)).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def _read_index(codec: ShardCodec, file: Path, end: int, read: Read) -> np.ndarray:
     size = 16 * math.prod(codec.grid_yx)
-    found = read(max(0, end - size - 4), min(end, size + 4))
-    if len(found) != size + 4 or crc32c(found[:size]).to_bytes(4, "little") != found[size:]:
+    found = read(max(0, end - size - _CHECKSUM_BYTES), min(end, size + _CHECKSUM_BYTES))
+    if len(found) != size + _CHECKSUM_BYTES or _checksum(found[:size]) != found[size:]:
         raise _damaged(file, "its index does not agree with its checksum")
     return np.frombuffer(found, "<u8", 2 * math.prod(codec.grid_yx)).reshape(*codec.grid_yx, 2)
 
@@ -230,15 +245,3 @@ def _any(frames: np.ndarray) -> bool:
     words = frames.reshape(-1).view(np.uint8)
     step = 1 << 16
     return any(words[start : start + step].any() for start in range(0, words.size, step))
-
-
-def _crc_table() -> tuple[int, ...]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return tuple(table)
-
-
-_CRC_TABLE = _crc_table()

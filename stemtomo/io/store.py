@@ -16,7 +16,7 @@ import xarray as xr
 
 from stemtomo.errors import StoreError
 from stemtomo.io import results
-from stemtomo.io.nodes import read_attrs, read_node, write_group
+from stemtomo.io.nodes import read_attrs, write_group
 from stemtomo.io.provenance import Provenance, package_versions
 from stemtomo.io.schema import GROUPS, SCHEMA_VERSION, group_schema
 from stemtomo.io.tilts import Mode, StoredTilts
@@ -74,8 +74,7 @@ class Store(StoredTilts):
         path = location(path).expanduser().absolute()  # tasks may run in another folder
         if not path.exists():
             raise StoreError(f"{path}: no such store; ingest a series into it first")
-        node = read_node(path)
-        version = None if node is None else node.get("attributes", {}).get(_VERSION_ATTR)
+        version = read_attrs(path).get(_VERSION_ATTR)
         if not isinstance(version, int):
             raise StoreError(
                 f"{path}: is not a stemtomo store (no zarr.json with {_VERSION_ATTR}); "

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stemtomo.errors import FormatError, StoreError
+from stemtomo.errors import FormatError
+from stemtomo.io.durable import replacing
 from stemtomo.io.export import SYMBOLS, UNKNOWN_SPECIES, read_atoms, write_xyz
 from stemtomo.io.untrusted import reading
+from stemtomo.locations import local_path
 
 OWN_READERS = (".xyz", ".extxyz", ".npz")
 WRITTEN = (".xyz", ".extxyz", ".cif", ".pdb", ".parquet")
@@ -42,7 +44,8 @@ def read_structure(path: str | Path) -> xr.Dataset:
         dataset = table(*read_atoms(path))
     else:
         dataset = _read_ase(path)
-    if not all(np.isfinite(dataset[axis].values).all() for axis in _AXES) or dataset.sizes["atom"] == 0:
+    kinds = {dataset[axis].dtype.kind for axis in _AXES}
+    if not kinds <= set("fiu") or not np.isfinite(_positions(dataset)).all() or dataset.sizes["atom"] == 0:
         raise FormatError(f"{path}: holds no atom, or atoms without a finite position")
     return dataset
 
@@ -73,19 +76,15 @@ def write_structure(path: str | Path, atoms: xr.Dataset) -> None:
     StoreError
         If the file cannot be written.
     """
-    path = Path(path)
+    path = local_path(path, "atoms are written")
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
         raise FormatError(f"{path}: atoms are written as {', '.join(WRITTEN)}; choose one of these endings")
     if path.suffix.lower() in (".xyz", ".extxyz"):
         writer(path, atoms)
         return
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path) as partial:
         writer(partial, atoms)
-        partial.replace(path)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _symbols(atoms: xr.Dataset) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 
 import numpy as np
 
 from stemtomo.errors import FormatError
 from stemtomo.io.archive import load_array
-from stemtomo.io.durable import storage_errors
+from stemtomo.io.durable import replacing
 from stemtomo.io.formats.optional import require
 from stemtomo.io.stacks import TIFF, read_mrc
 from stemtomo.io.store import Store
@@ -69,7 +68,7 @@ def write_volume(path: str | Path, volume: np.ndarray, voxel_angstrom: float) ->
     FormatError
         If the name says none of these, or the package is missing.
     StoreError
-        If the disk is full or writing is not allowed.
+        If it cannot be written.
     """
     path = local_path(path, "volumes are written")
     writers = {**dict.fromkeys(_MRC, _write_mrc), ".h5": _write_hdf5, ".hdf5": _write_hdf5, ".npy": _write_npy}
@@ -77,13 +76,8 @@ def write_volume(path: str | Path, volume: np.ndarray, voxel_angstrom: float) ->
     writer = writers.get(path.suffix.lower())
     if writer is None:
         raise FormatError(f"{path}: the format {path.suffix!r} is not known; write .mrc, .h5, .tif or .npy")
-    partial = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        with storage_errors(path, volume.size * 4):
-            writer(partial, np.ascontiguousarray(volume, dtype=np.float32), float(voxel_angstrom))
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path, volume.size * 4) as partial:
+        writer(partial, np.ascontiguousarray(volume, dtype=np.float32), float(voxel_angstrom))
 
 
 def _write_mrc(path: Path, volume: np.ndarray, voxel: float) -> None:

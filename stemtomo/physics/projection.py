@@ -169,7 +169,8 @@ def seen_everywhere(geometry: TiltGeometry, valid: Array, block: Window) -> Arra
         Boolean (tilt, y, x), where the images were measured.
     """
     views = backproject(geometry, valid.astype(np.float32), geometry.whole_image, block)
-    return views > len(geometry) - 0.5
+    each = geometry.scales**2  # what a voxel reads of an image of ones
+    return views > each.sum() - each.min() / 2
 
 
 def seen_extent(rotations: np.ndarray, image_shape: tuple[int, int], depth: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from stemtomo.algorithms.atoms.crystals import Crystal, named_crystal
 from stemtomo.errors import ConfigurationError, FormatError
+from stemtomo.io.provenance import file_digest
 from stemtomo.physics.potential import atomic_number
 from stemtomo.pipeline.settings.analysis import CrystalSettings
 
@@ -22,7 +23,7 @@ def crystal_of(settings: CrystalSettings, species: list[str]) -> Crystal:
     FormatError
         If the CIF file cannot be read.
     """
-    if settings.crystal.lower().endswith(".cif"):
+    if _is_file(settings):
         return _from_cif(Path(settings.crystal))
     if settings.a_angstrom is None:
         raise ConfigurationError(
@@ -31,6 +32,15 @@ def crystal_of(settings: CrystalSettings, species: list[str]) -> Crystal:
     names = settings.crystal_species or tuple(species[:1])
     weights = tuple(float(_number(name)) for name in names)
     return named_crystal(settings.crystal, settings.a_angstrom, names, weights, settings.c_angstrom)
+
+
+def crystal_inputs(settings: CrystalSettings) -> dict[str, str | None]:
+    """Return what the crystal is made from beside the settings, for a record: the content of a CIF file."""
+    return {"crystal": file_digest(settings.crystal)} if _is_file(settings) else {}
+
+
+def _is_file(settings: CrystalSettings) -> bool:
+    return settings.crystal.lower().endswith(".cif")
 
 
 def _number(symbol: str) -> int:

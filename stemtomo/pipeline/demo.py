@@ -6,18 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stemtomo.distributed import Executor
 from stemtomo.distributed import executor as default_executor
-from stemtomo.errors import ConfigurationError
 from stemtomo.io.store import Store
 from stemtomo.locations import local_path
 from stemtomo.pipeline.config import AtomSettings, ScoreSettings, StageSettings
 from stemtomo.pipeline.progress import Progress
 from stemtomo.pipeline.run import run_stages
 from stemtomo.pipeline.simulate import SimulationSettings, simulate
-from stemtomo.pipeline.specimen import Specimen, core_shell_nanoparticle, read_specimen, write_specimen
+from stemtomo.pipeline.specimen import Specimen, core_shell_nanoparticle, kept_specimen
 
 STORE = "demo.zarr"
 TRUTH = "truth.xyz"
@@ -65,7 +62,7 @@ def demo(
     executor = executor or default_executor()
     specimen = specimen or core_shell_nanoparticle()
     began, used = time.perf_counter(), executor.usage()
-    truth = _kept_truth(folder, specimen)
+    truth = kept_specimen(folder / TRUTH, specimen)
     simulated = simulate(folder / STORE, specimen, simulation, name="demo", progress=progress, executor=executor)
     wall, after = time.perf_counter() - began, executor.usage()
     store = Store.open(folder / STORE, "r+")
@@ -82,23 +79,6 @@ def demo(
         "cpu_s": round(result["cpu_s"] + cost["cpu_s"], 3),
         "stages": {"simulate": {**simulated, **cost}, **result["stages"]},
     }
-
-
-def _kept_truth(folder: Path, specimen: Specimen) -> Path:
-    """Write the atoms beside where the store will be, or check that they are the ones that are there."""
-    path = folder / TRUTH
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_specimen(path, specimen)
-        return path
-    kept = read_specimen(path)
-    same = len(kept) == len(specimen) and np.array_equal(kept.atomic_numbers, specimen.atomic_numbers)
-    if not same or np.abs(kept.positions - specimen.positions).max() > 1e-5:  # XYZ keeps six decimals
-        raise ConfigurationError(
-            f"{path} holds {len(kept)} atoms of another specimen than the one to simulate ({specimen.description}); "
-            "choose another folder, or remove this one"
-        )
-    return path
 
 
 def _staged(settings: StageSettings | None, specimen: Specimen, truth: Path) -> StageSettings:

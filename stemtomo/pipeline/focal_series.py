@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from stemtomo.errors import ConfigurationError, FormatError
 from stemtomo.geometry import Optics, Pose, TiltSeries
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
+from stemtomo.io.untrusted import reading
 from stemtomo.locations import location
 from stemtomo.physics.electron import wavelength_angstrom
 
@@ -41,19 +43,14 @@ def read_focal_series(path: str | Path) -> dict[str, np.ndarray]:
     FormatError
         If the file cannot be read, a member is missing, shapes do not agree or values are not finite.
     """
-    path = Path(path)
-    try:
+    path, names = Path(path), (*_NEEDED, *_OPTIONAL)
+    with reading(path, "a focal series (.npz or HDF5)", f"give a file with {', '.join(_NEEDED)}"):
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
-                found = {name: archive[name] for name in (*_NEEDED, *_OPTIONAL) if name in archive}
+                found = {name: archive[name] for name in names if name in archive}
         else:
             with h5py.File(path, "r") as file:
-                found = {name: np.asarray(file[name]) for name in (*_NEEDED, *_OPTIONAL) if name in file}
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{path} cannot be read as a focal series (.npz or HDF5): {error}") from error
-    missing = [name for name in _NEEDED if name not in found]
-    if missing:
-        raise FormatError(f"{path} lacks {', '.join(missing)}; a focal series has {', '.join(_NEEDED)}")
+                found = {name: np.asarray(file[name]) for name in names if name in file}
     return _checked(str(path), found)
 
 
@@ -80,9 +77,11 @@ def add_focal_series(store: Store | str | Path, members: Mapping[str, Any] | str
     }
     for name in _ANGLES:
         variables[name] = (("image",), np.repeat(found.get(name, np.zeros(tilts)), sections).astype(np.float64))
-    attrs = {name: float(found[name]) for name in (*_NEEDED[2:], *_OPTIONAL[2:]) if name in found}
-    content = {name: float(np.asarray(value, dtype=np.float64).sum()) for name, value in found.items()}
-    store.write(GROUP, xr.Dataset(variables, attrs=attrs), Provenance.start(GROUP, {"sums": content}))
+    attrs = {name: float(found[name].item()) for name in (*_NEEDED[2:], *_OPTIONAL[2:]) if name in found}
+    content = {name: hashlib.sha256(np.ascontiguousarray(value).data).hexdigest() for name, value in found.items()}
+    provenance = Provenance.start(GROUP, {"shape": list(images.shape)}, content)
+    if not store.is_complete(GROUP, provenance.fingerprint):
+        store.write(GROUP, xr.Dataset(variables, attrs=attrs), provenance)
     return store
 
 
@@ -132,8 +131,7 @@ def simulate_particle(
     width_angstrom
         Standard deviation of an atom in incoherent images.
     multislice
-        Compute dark-field images by multislice, every one with vibrations of its own (see
-        :func:`~stemtomo.algorithms.local_orbital.scattered.dark_field_image`): 20 CPU s per image of 2,000 atoms.
+        Dark-field images by multislice, each with vibrations of its own: 20 CPU s per image of 2,000 atoms.
 
     Returns
     -------
@@ -148,24 +146,15 @@ def simulate_particle(
     defocus = np.linspace(-diameter / 4, diameter / 4, sections) if sections > 1 else np.zeros(1)
     optics = Optics(energy_kev * 1e3, semiangle_mrad * 1e-3, {"C10": 0.0})
     edge = 2 * int(np.ceil((diameter + 10) / pixel_angstrom / 2))
-    rotations = TiltSeries.from_degrees(tuple(theta.tolist())).rotations
-    dose = (electrons_per_atom, seed)
+    where = (positions, optics, TiltSeries.from_degrees(theta.tolist()).rotations, defocus)
     if multislice:
-        images = counted(_scattered(positions, optics, rotations, defocus, edge, pixel_angstrom, seed, executor), *dose)
+        images = counted(_scattered(*where, edge, pixel_angstrom, seed, executor), electrons_per_atom, seed)
     else:
-        images = _blurred(positions, optics, rotations, defocus, edge, pixel_angstrom, width_angstrom, *dose)
-    np.savez(
-        path,
-        images=np.asarray(images).reshape(len(theta), sections, edge, edge),
-        theta_deg=theta,
-        pixel_angstrom=pixel_angstrom,
-        energy_kev=energy_kev,
-        semiangle_mrad=semiangle_mrad,
-        c1_angstrom=0.0,
-        atoms_xyz_A=positions,
-        atomic_numbers=np.full(atoms, _SILICON),
-        defocus_angstrom=defocus,
-    )
+        images = _blurred(*where, edge, pixel_angstrom, width_angstrom, electrons_per_atom, seed)
+    told: dict[str, Any] = {"pixel_angstrom": pixel_angstrom, "energy_kev": energy_kev, "c1_angstrom": 0.0}
+    told |= {"atoms_xyz_A": positions, "atomic_numbers": np.full(atoms, _SILICON), "defocus_angstrom": defocus}
+    whole = images.reshape(len(theta), sections, edge, edge)
+    np.savez(path, images=whole, theta_deg=theta, semiangle_mrad=semiangle_mrad, **told)
     return {
         "atoms": atoms,
         "images": len(images),
@@ -187,17 +176,19 @@ def _blurred(
     seed: int,
 ) -> np.ndarray:
     """Return incoherent images (image, y, x): sums over the atoms of the probe at each one's depth."""
-    return focal_tilt_series(
-        positions,
-        optics,
-        rotations,
-        defocus,
-        shape_yx=(edge, edge),
-        pixel_angstrom=pixel_angstrom,
-        width_angstrom=width_angstrom,
-        electrons_per_atom=electrons_per_atom,
-        seed=seed,
-    ).images
+    return np.asarray(
+        focal_tilt_series(
+            positions,
+            optics,
+            rotations,
+            defocus,
+            shape_yx=(edge, edge),
+            pixel_angstrom=pixel_angstrom,
+            width_angstrom=width_angstrom,
+            electrons_per_atom=electrons_per_atom,
+            seed=seed,
+        ).images
+    )
 
 
 def _scattered(
@@ -232,6 +223,9 @@ def _scattered_image(
 
 
 def _checked(name: str, found: dict[str, Any]) -> dict[str, np.ndarray]:
+    missing = [key for key in _NEEDED if key not in found]
+    if missing:
+        raise FormatError(f"{name} lacks {', '.join(missing)}; a focal series has {', '.join(_NEEDED)}")
     members = {key: np.asarray(value) for key, value in found.items() if key in (*_NEEDED, *_OPTIONAL)}
     images = members["images"]
     images = images[:, None] if images.ndim == 3 else images
@@ -243,9 +237,10 @@ def _checked(name: str, found: dict[str, Any]) -> dict[str, np.ndarray]:
     for key in _ANGLES:
         if key in members and members[key].shape != (len(images),):
             raise FormatError(f"{name}: {len(images)} tilts need as many {key}, got {members[key].shape}")
-    for key in ("pixel_angstrom", "energy_kev", "semiangle_mrad"):
-        if members[key].size != 1 or not float(members[key]) > 0:
-            raise FormatError(f"{name}: {key} must be one positive number, got {members[key]}")
+    for key in (*_NEEDED[2:], *(key for key in _OPTIONAL[2:] if key in members)):
+        told, kind = members[key], "positive" if key in _NEEDED else "finite"
+        if told.size != 1 or told.dtype.kind not in "iuf" or not np.isfinite(told) or (key in _NEEDED and told <= 0):
+            raise FormatError(f"{name}: {key} must be one {kind} number, got {told}")
     flat = np.flatnonzero(images.reshape(len(images), -1).std(axis=1) == 0)
     if flat.size:
         raise FormatError(f"{name}: the images of tilt {int(flat[0])} are constant; leave this tilt out")

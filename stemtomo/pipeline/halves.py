@@ -38,6 +38,7 @@ def half_scans(store: Store, tilts: list[int], executor: Executor, progress: Pro
         half.declare_tilts(store.tilt_count)
         for tilt in range(store.tilt_count):
             _link(store, half, tilt, parity)
+            _copy_calibration(store, half, tilt)
         ptychography(half, settings, executor=executor, progress=progress, tilts=tilts)  # type: ignore[arg-type]
         pairs.append(half)
     for tilt in tilts:
@@ -109,6 +110,13 @@ def _link(store: Store, half: Store, tilt: int, parity: int) -> None:
     link.symlink_to(Path("../../../..", *(source / frame_arrays.FRAMES).relative_to(store.path).parts))
     missing = _runs(~(valid & colour).ravel())
     write_group(folder, {**attrs, frame_arrays.MISSING: missing, MARK: mark.finish().to_attrs()})
+
+
+def _copy_calibration(store: Store, half: Store, tilt: int) -> None:
+    """Tell ``half`` which pixels of ``tilt`` are bad: what the whole leaves out, its halves leave out."""
+    group = f"calibration/{tilt_name(tilt)}"
+    if store.fingerprint(group) is not None:
+        _write_part(half, group, "calibrate", store.read(group).compute(), store.fingerprint(group))
 
 
 def _runs(mask: np.ndarray) -> list[list[int]]:

@@ -20,7 +20,7 @@ from stemtomo.algorithms.imaging.scan_distortion import (
 from stemtomo.algorithms.ptychography.phase import vacuum_background
 from stemtomo.algorithms.tomography.diagnosis import require_sound
 from stemtomo.errors import ConfigurationError, FormatError
-from stemtomo.io.provenance import Provenance
+from stemtomo.io.provenance import Provenance, file_digest
 from stemtomo.io.stacks import angles_beside, read_angles, read_stack
 from stemtomo.io.store import Store
 from stemtomo.locations import location
@@ -68,9 +68,8 @@ def import_stack(
         raise ConfigurationError(f"{path}: does not say its pixel; give pixel_angstrom (--pixel-angstrom)")
     tilts = _angles(path, angles)
     valid = np.isfinite(images) if settings.nan_as_missing else np.ones(images.shape, bool)
-    require_sound(
-        images.reshape(len(images), -1, images.shape[-1]), valid.reshape(len(images), -1, images.shape[-1]), tilts
-    )
+    whole = (len(images), -1, images.shape[-1])
+    require_sound(images.reshape(whole), valid.reshape(whole), tilts)
     images, valid, drifts = _straightened(images, valid, settings)
     images = np.where(valid, settings.scale * images, 0).astype(np.float32)
     if settings.axis == "x":
@@ -78,10 +77,10 @@ def import_stack(
     if settings.background != "none":
         pairs = zip(images, valid, strict=True)
         images = np.stack([image - vacuum_background(image, mask, settings.background) * mask for image, mask in pairs])
-    dataset = _dataset(images, valid, tilts + np.array([0.0, settings.axis_deg, 0.0]), pixel, settings)
+    dataset = _dataset(images, valid, np.add(tilts, (0.0, settings.axis_deg, 0.0)), pixel, settings)
     store = store if isinstance(store, Store) else _opened(location(store), path.stem)
-    inputs = {"angles_deg": tilts.tolist(), "file": path.name}
-    store.write(GROUP, dataset, Provenance.start("import_stack", {**settings.model_dump(), **inputs}))
+    told = {**settings.model_dump(), "angles_deg": tilts.tolist(), "file": path.name}
+    store.write(GROUP, dataset, Provenance.start("import_stack", told, {"stack": file_digest(path)}))
     return {
         "store": str(store.path),
         "tilts": len(images),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,13 +35,12 @@ from stemtomo.algorithms.atoms.volume_sites import (
 )
 from stemtomo.distributed import Executor
 from stemtomo.errors import ConfigurationError
-from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.io.structures import write_structure
-from stemtomo.pipeline.crystals import crystal_of
+from stemtomo.pipeline.crystals import crystal_inputs, crystal_of
 from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.settings.analysis import CrystalSettings, LatticeSettings
-from stemtomo.pipeline.structure import AtomSource, Structure, column, structure
+from stemtomo.pipeline.structure import AtomSource, Structure, column, kept, structure
 
 GROUP = "lattice"
 _ROUNDS = 3
@@ -114,9 +114,9 @@ def lattice(
     else:
         atoms = structure(source)
         crystal = crystal_of(settings, atoms.names).only(settings.sites)
-        result = _kept(
-            atoms.store, settings, {"atoms": atoms.identity}, lambda: _dataset(_from_atoms(atoms, crystal), settings)
-        )
+        inputs = {"atoms": atoms.identity, **crystal_inputs(settings)}
+        compute = functools.partial(_of_atoms, atoms, crystal, settings)
+        result = kept(atoms.store, GROUP, settings.model_dump(), inputs, compute)
     if out is not None:
         write_structure(out, result.rename({"site": "atom"}))
     progress.advance()
@@ -137,14 +137,8 @@ def registered(atoms: Structure, settings: CrystalSettings) -> tuple[Registratio
     return registration, assign_sites(atoms.positions[chosen], registration), chosen
 
 
-def _kept(store: Store | None, settings: LatticeSettings, inputs: dict[str, str | None], compute: Any) -> xr.Dataset:
-    if store is None:
-        result: xr.Dataset = compute()
-        return result
-    provenance = Provenance.start(GROUP, settings.model_dump(), inputs)
-    if not store.is_complete(GROUP, provenance.fingerprint):
-        store.write(GROUP, compute(), provenance)
-    return store.read(GROUP).load()
+def _of_atoms(atoms: Structure, crystal: Crystal, settings: LatticeSettings) -> xr.Dataset:
+    return _dataset(_from_atoms(atoms, crystal), settings)
 
 
 def _from_atoms(atoms: Structure, crystal: Crystal) -> _Found:
@@ -175,10 +169,11 @@ def _of_volume(source: AtomSource, settings: LatticeSettings, volume: tuple[np.n
         values, voxel = volume
         identity = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
     crystal = crystal_of(settings, ["X"])
-    return _kept(
+    return kept(
         store,
-        settings,
-        {"volume": identity},
+        GROUP,
+        settings.model_dump(),
+        {"volume": identity, **crystal_inputs(settings)},
         lambda: _dataset(_from_volume(values, voxel, crystal, settings), settings),
     )
 

@@ -18,7 +18,7 @@ from stemtomo.distributed import Checkpoint, Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
 from stemtomo.errors import ConfigurationError
 from stemtomo.io.export import read_atoms
-from stemtomo.io.provenance import Provenance
+from stemtomo.io.provenance import Provenance, file_digest
 from stemtomo.io.store import Store
 from stemtomo.io.structures import write_structure
 from stemtomo.pipeline.focal_series import GROUP as SERIES
@@ -31,6 +31,7 @@ from stemtomo.pipeline.settings.local_orbital import LocalOrbitalSettings
 
 GROUP = "local_orbital"
 _TOLD = ("held_out_loss", "focus_angstrom", "width_angstrom", "species", "searches")
+_COLUMNS = ["x", "y", "z", "species", "intensity", "width_angstrom", "sigma_x", "sigma_y", "sigma_z"]
 _PARAMETERS = ("positions", "intensity", "width_angstrom", "probes", "shifts_angstrom", "tilts_rad")
 
 
@@ -47,31 +48,27 @@ def local_orbital(
     """Find the atoms of a focal tilt series of incoherent images, with the probe at every depth.
 
     After Mao et al., "3D reconstruction of a million atoms by multiple-section local-orbital tomography" (2024). It
-    continues from the last search that an interrupted run finished.
+    goes on behind the last search of an interrupted run.
 
     Parameters
     ----------
     store
         Store with a focal series, opened with mode ``"r+"``, or where ``images`` are to go; the result is written to
         ``local_orbital``.
-    settings
-        See :class:`~stemtomo.pipeline.settings.local_orbital.LocalOrbitalSettings`.
     images
         File of a focal tilt series (see :func:`~stemtomo.pipeline.focal_series.read_focal_series`) to put there first.
     out
         File to write the atoms to: .xyz, .parquet, .cif, .pdb.
     truth
-        File of known atoms, .xyz or .npz: how far the found ones are from them over depth goes to
-        ``local_orbital_deviation`` and to the report.
+        File of known atoms, .xyz or .npz, from which the deviations over depth are kept for the report.
 
     Returns
     -------
     dict
         ``atoms``; ``loss`` after every iteration, per pixel; ``held_out_loss`` per pixel, ``null`` without such images;
         ``focus_angstrom``: per section, the depth at which its probe is sharpest; ``width_angstrom``: median;
-        ``species``: of each its ``atoms``, median ``intensity`` and ``width_angstrom``;
-        ``searches``: of each its stage, atoms added and dropped; ``computed``; ``deviation`` from known atoms, see
-        :func:`~stemtomo.pipeline.local_orbital_deviation.write_deviation`.
+        ``species``: of each its ``atoms``, median ``intensity`` and ``width_angstrom``; ``searches``: of each
+        its stage, atoms added and dropped; ``computed``; ``deviation``, see :func:`.write_deviation`.
 
     Raises
     ------
@@ -82,17 +79,15 @@ def local_orbital(
     """
     store = add_focal_series(store, images) if images is not None else Store.of(store)
     settings, progress = settings or LocalOrbitalSettings(), progress or Silent()
-    executor = executor or default_executor()
-    provenance = Provenance.start(GROUP, settings.model_dump(mode="json"), {SERIES: store.fingerprint(SERIES)})
+    provenance = _provenance(store, settings)
     todo = not store.is_complete(GROUP, provenance.fingerprint)
     if todo:
-        found = _reconstruct(store, settings, executor, progress, provenance.fingerprint)
-        store.write(GROUP, found, provenance)
+        executor = executor or default_executor()
+        store.write(GROUP, _reconstruct(store, settings, executor, progress, provenance.fingerprint), provenance)
         Checkpoint(store.checkpoint_path(GROUP), provenance.fingerprint).clear()
     result = store.read(GROUP).compute()
     if out is not None:
-        columns = ["x", "y", "z", "species", "intensity", "width_angstrom", "sigma_x", "sigma_y", "sigma_z"]
-        write_structure(out, result[columns])
+        write_structure(out, result[_COLUMNS])
     return {
         "atoms": result.sizes["atom"],
         "loss": result["loss"].values.tolist(),
@@ -112,6 +107,14 @@ def plan_local_orbital(store: Store, settings: LocalOrbitalSettings | None = Non
     atoms = int(0.1 * math.pi / 6 * diameter**3)
     sections = int(series["section"].max()) + 1
     return plan_for(Size(count, (rows, columns), pixel, sections, atoms, diameter), settings)
+
+
+def _provenance(store: Store, settings: LocalOrbitalSettings) -> Provenance:
+    """Begin the record of the atoms: a file of atoms counts by its content, wherever it lies."""
+    said, inputs = settings.model_dump(mode="json"), {SERIES: store.fingerprint(SERIES)}
+    if settings.atoms is not None:
+        said["atoms"], inputs["atoms"] = settings.atoms.name, file_digest(settings.atoms)
+    return Provenance.start(GROUP, said, inputs)
 
 
 def _reconstruct(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import xarray as xr
 
 from stemtomo.algorithms.atoms.scoring import match_atoms
 from stemtomo.io.export import read_atoms
-from stemtomo.io.provenance import Provenance
+from stemtomo.io.provenance import Provenance, file_digest
 from stemtomo.io.store import Store
 
 GROUP = "local_orbital_deviation"
@@ -37,8 +36,7 @@ def write_deviation(store: Store, truth: str | Path, layer_angstrom: float = 4.0
         If the file of known atoms cannot be read.
     """
     known = read_atoms(truth)[0]
-    digest = hashlib.sha256(Path(truth).read_bytes()).hexdigest()
-    inputs = {_ATOMS: store.fingerprint(_ATOMS), "truth": digest}
+    inputs = {_ATOMS: store.fingerprint(_ATOMS), "truth": file_digest(truth)}
     provenance = Provenance.start(GROUP, {"layer_angstrom": layer_angstrom}, inputs)
     if not store.is_complete(GROUP, provenance.fingerprint):
         store.write(GROUP, _deviation(store.read(_ATOMS).compute(), known, layer_angstrom), provenance)

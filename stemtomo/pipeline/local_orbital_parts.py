@@ -48,7 +48,7 @@ class Sums:
     def over(
         cls, executor: Executor, path: Path, numbers: np.ndarray, settings: LocalOrbitalSettings, images: int
     ) -> Sums:
-        """Read the images ``numbers`` of the store at ``path`` into parts of whole tilts, in order."""
+        """Read the images ``numbers`` of the store at ``path`` into parts, in order."""
         cuts = np.array_split(numbers, -(-len(numbers) // settings.images_per_part))
         parts = Parts.create(executor, load_part, cuts, str(path), settings.precision)
         return cls(executor, parts, images, settings.atoms_per_block)

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stemtomo.algorithms.ptychography import adaptive, mistilt
+from stemtomo.algorithms.ptychography import adaptive, mistilt, solver
 from stemtomo.algorithms.ptychography.adaptive import Geometry, Stack
 from stemtomo.algorithms.ptychography.model import start_modes
 from stemtomo.algorithms.ptychography.windows import ObjectGrid
 from stemtomo.backend import Array, to_device_of
-from stemtomo.geometry import Optics, Scan
+from stemtomo.geometry import Detector, Optics, Scan
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.probe import probe_wave
 from stemtomo.pipeline.config import PtychographySettings
@@ -133,12 +133,29 @@ def chosen_patterns(scan: Scan, recorded: np.ndarray, settings: PtychographySett
     return _regular(scan, recorded, settings.mistilt_patterns)
 
 
-def tilted_propagators(
-    found: Found, grid: ObjectGrid, wavelength: float, settings: PtychographySettings
-) -> list[Array]:
-    """Return H of each gap for the geometry found, (ky, kx)."""
-    stack = Stack(grid, wavelength, settings.slices, weights=settings.slice_weights)
-    return adaptive.propagators_of(found.geometry, stack, np.arange(1), found.probe)
+def model_of(
+    found: Found,
+    grid: ObjectGrid,
+    detector: Detector,
+    optics: Optics,
+    settings: PtychographySettings,
+    mask: np.ndarray | None = None,
+) -> solver.Model:
+    """Return what a reconstruction holds fixed at the positions of ``grid``, in the memory of the probe of ``found``.
+
+    ``mask`` is that of :func:`find`.
+    """
+    stack = Stack(grid, wavelength_angstrom(optics.energy_ev), settings.slices, weights=settings.slice_weights)
+    return solver.Model(
+        grid,
+        adaptive.propagators_of(found.geometry, stack, np.arange(1), found.probe),
+        settings.loss,
+        settings.object,
+        detector.shape_yx,
+        None if mask is None else to_device_of(mask, found.probe),
+        settings.detector_blur_px,
+        settings.slice_weights,
+    )
 
 
 def _regular(scan: Scan, recorded: np.ndarray, most: int) -> np.ndarray:

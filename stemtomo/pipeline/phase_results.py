@@ -18,13 +18,19 @@ from stemtomo.pipeline.solving import Solved, extra_variables
 _NOISE_POSITIONS = 64
 
 
-def result_of_solved(solved: Solved, settings: PtychographySettings, optics: Optics, detector: Detector) -> xr.Dataset:
-    """Return what the store keeps of a tilt that was solved in one piece."""
+def result_of_solved(
+    solved: Solved,
+    settings: PtychographySettings,
+    optics: Optics,
+    detector: Detector,
+    lit: backend.Array | None = None,
+) -> xr.Dataset:
+    """Return what the store keeps of a tilt that was solved; ``lit`` is its illumination (Y, X), where it is known."""
     per_pixel = 1 / float(np.prod(detector.shape_yx))
     model = solved.model
     state = solver.untied(solved.state, model.slices, model.weights)
     losses = [loss * per_pixel for loss in solved.losses]
-    dataset = result_of(state, model, losses, settings, optics, seen=solved.patterns)
+    dataset = result_of(state, model, losses, settings, optics, lit, solved.patterns)
     return dataset.assign(extra_variables(solved, detector, per_pixel)).assign_attrs(
         best_epoch=solved.best_epoch, masked_pixels=0 if model.mask is None else int((~model.mask).sum())
     )

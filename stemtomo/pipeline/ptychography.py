@@ -12,7 +12,6 @@ import xarray as xr
 
 from stemtomo import backend
 from stemtomo.algorithms.ptychography import solver
-from stemtomo.algorithms.ptychography.adaptive import Stack
 from stemtomo.algorithms.ptychography.advice import advise, advise_geometry, probe_diameter_angstrom
 from stemtomo.algorithms.ptychography.misfit import misfit
 from stemtomo.algorithms.ptychography.padding import commensurate, window_of
@@ -26,9 +25,8 @@ from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import tilt_name
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
-from stemtomo.physics.propagation import fresnel_propagator
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.mistilt import Found, prepared, tilted_propagators
+from stemtomo.pipeline.mistilt import Found, model_of, prepared
 from stemtomo.pipeline.mistilt import find as find_geometry
 from stemtomo.pipeline.mistilt_map import solve_map
 from stemtomo.pipeline.phase_results import loss_map, result_of_solved
@@ -161,23 +159,6 @@ def grid_of(scan: Scan, detector: Detector, padding: float = 0.0) -> ObjectGrid:
         ) from error
 
 
-def build_model(scan: Scan, detector: Detector, optics: Optics, settings: PtychographySettings) -> solver.Model:
-    """Return what a reconstruction of one tilt holds fixed."""
-    grid = grid_of(scan, detector, padding_of(scan, settings))
-    wavelength, weights = wavelength_angstrom(optics.energy_ev), settings.slice_weights
-    distances = Stack(grid, wavelength, settings.slices, weights=weights).distances
-    window, pixel, mean = grid.window_yx, grid.pixel_angstrom_yx, settings.mean_slice_angstrom
-    gaps = {far: fresnel_propagator(window, pixel, wavelength, far * mean) for far in set(distances)}
-    return solver.Model(
-        grid,
-        [gaps[far] for far in distances],
-        settings.loss,
-        settings.object,
-        detector_yx=detector.shape_yx,
-        weights=weights,
-    )
-
-
 def padding_of(scan: Scan, settings: PtychographySettings) -> float:
     """Return the share by which windows are larger than the detector."""
     if settings.detector_padding is not None:
@@ -260,7 +241,7 @@ def _reconstruct(job: Job) -> float:
     recorded = np.flatnonzero(store.valid(job.tilt))
     whole = grid_of(scan, detector, padding_of(scan, settings))
     grid = replace(whole, corners=whole.corners[recorded], shifts_px=whole.shifts_px[recorded])
-    mask = good_pixels(store, job.tilt) if settings.mask_bad_pixels else None
+    mask = good_pixels(store, job.tilt, settings)
     mask = None if mask is None else place(mask)
     # Checkpoints of tiles are other ones.
     checkpoint = Checkpoint(store.checkpoint_path(job.group), f"{job.provenance.fingerprint} in one piece")
@@ -269,17 +250,7 @@ def _reconstruct(job: Job) -> float:
         found = find_geometry(optics, scan, grid, recorded, counts, electrons, settings, mask)
     else:
         found = Found.of_tree(saved.shared["beside"], place(saved.shared["state"]["probe"]))
-    propagators = tilted_propagators(found, grid, wavelength_angstrom(optics.energy_ev), settings)
-    model = solver.Model(
-        grid,
-        propagators,
-        settings.loss,
-        settings.object,
-        detector.shape_yx,
-        mask,
-        settings.detector_blur_px,
-        settings.slice_weights,
-    )
+    model = model_of(found, grid, detector, optics, settings, mask)
     settings = settings.with_mean_slice(found.geometry.slice_thickness_angstrom)
     state = solver.State.start(model, found.probe, tied=found.tied)
     if found.phase is not None:
@@ -309,13 +280,13 @@ def _reconstruct(job: Job) -> float:
     return float(dataset["loss"][-1])
 
 
-def good_pixels(store: Store, index: int) -> np.ndarray | None:
+def good_pixels(store: Store, index: int, settings: PtychographySettings) -> np.ndarray | None:
     """Return (qy, qx) bool, zero frequency first, False where a calibration found a pixel dead or hot, if there is one.
 
-    ``None`` where the tilt is not calibrated, or all pixels are good.
+    ``None`` where the tilt is not calibrated, all pixels are good, or ``settings`` say not to look.
     """
     group = f"calibration/{tilt_name(index)}"
-    if store.fingerprint(group) is None:
+    if not settings.mask_bad_pixels or store.fingerprint(group) is None:
         return None
     bad = store.read(group)["bad_pixels"].values != 0
     if not bad.any():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from stemtomo.algorithms.atoms.scoring import Match, confusion_matrix, deviation
 from stemtomo.distributed import Executor
 from stemtomo.errors import ConfigurationError
 from stemtomo.io.export import SYMBOLS, UNKNOWN_SPECIES, read_atoms
-from stemtomo.io.provenance import Provenance
+from stemtomo.io.provenance import Provenance, file_digest
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import ScoreSettings
 from stemtomo.pipeline.progress import Progress, Silent
@@ -69,7 +68,7 @@ def score(
     provenance = Provenance.start(
         GROUP,
         {**settings.model_dump(), "truth": settings.truth.name},
-        {"atoms": store.fingerprint("atoms"), "truth": _digest(settings.truth)},
+        {"atoms": store.fingerprint("atoms"), "truth": file_digest(settings.truth)},
     )
     progress.start(GROUP, 1, "comparison")
     if not store.is_complete(GROUP, provenance.fingerprint):
@@ -111,10 +110,6 @@ def score_atoms(found: AtomSource, known: AtomSource, *, match_radius_angstrom: 
     ours, theirs = structure(found), structure(known)
     table = ours.table if "classes" in ours.table.attrs else ours.table.assign_attrs(classes=ours.names)
     return dict(_compared(table, theirs.positions, theirs.species.tolist(), match_radius_angstrom).attrs)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _compared(atoms: xr.Dataset, truth: np.ndarray, symbols: list[str], radius: float) -> xr.Dataset:

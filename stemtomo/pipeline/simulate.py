@@ -19,7 +19,7 @@ from pydantic import Field
 
 from stemtomo.distributed import Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
-from stemtomo.errors import ConfigurationError
+from stemtomo.errors import ConfigurationError, StoreError
 from stemtomo.geometry import Detector, Optics, Pose, Scan, TiltSeries
 from stemtomo.io.frames import shard_regions
 from stemtomo.io.provenance import Provenance, fingerprint_of
@@ -205,6 +205,14 @@ def diffraction_patterns(
 
 def _prepare(store: Store, settings: SimulationSettings, provenance: Provenance) -> list[int]:
     """Declare the tilts, and return those that are not complete yet."""
+    source = {"simulation": provenance.fingerprint}
+    for index in range(store.tilt_count):
+        begun = (store.path / "tilt" / tilt_name(index)).exists() and store.tilt_attrs(index).get("source")
+        if begun and begun != source:
+            raise StoreError(
+                f"{store.path}: tilt {index} is of another series ({begun}); simulate into another store, or remove "
+                "this one"
+            )
     store.declare_tilts(len(settings.tilt_deg))
     shape = (*settings.scan_shape, settings.detector_px, settings.detector_px)
     missing = []
@@ -213,7 +221,7 @@ def _prepare(store: Store, settings: SimulationSettings, provenance: Provenance)
             continue
         store.create_tilt(
             index, shape, settings.dtype, settings.optics, settings.scan, settings.detector, pose,
-            source={"simulation": provenance.fingerprint},
+            source=source,
         )  # fmt: skip
         store.remove_leftovers(index)
         missing.append(index)

@@ -114,9 +114,12 @@ def solve_tilt(
     rules, batches = epochs_of(settings)
     update, epoch_end = _constraints(tilt, settings)
     for begin, end in itertools.pairwise(_bounds(settings, descending)):
+        if begin >= first and follower.over:
+            break
+        # Of epochs that a checkpoint has behind it, what moved in them still has a part in the model.
+        state = follower.begin(state, begin, fresh=begin >= first)
         if end <= first or follower.over:
             continue
-        state = follower.begin(state, begin, fresh=begin >= first)
         state, _ = solver.solve(
             state,
             tilt.model,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from stemtomo.errors import ConfigurationError
 from stemtomo.io.export import read_atoms, write_xyz
 from stemtomo.io.structures import read_structure
 from stemtomo.physics.potential import atomic_number, chemical_symbol
@@ -121,6 +122,28 @@ def read_specimen(path: str | Path) -> Specimen:
     positions, symbols = read_atoms(path)
     numbers = np.array([atomic_number(symbol) for symbol in symbols], dtype=np.int64)
     return Specimen(positions, numbers, path.name)
+
+
+def kept_specimen(path: Path, specimen: Specimen) -> Path:
+    """Write ``specimen`` to ``path``, or check that it is the one that is there; return ``path``.
+
+    Raises
+    ------
+    ConfigurationError
+        If another one is there.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_specimen(path, specimen)
+        return path
+    kept = read_specimen(path)
+    same = len(kept) == len(specimen) and np.array_equal(kept.atomic_numbers, specimen.atomic_numbers)
+    if not same or np.abs(kept.positions - specimen.positions).max() > 1e-5:  # XYZ keeps six decimals
+        raise ConfigurationError(
+            f"{path} holds {len(kept)} atoms of another specimen than the one to simulate ({specimen.description}); "
+            "choose another folder, or remove this one"
+        )
+    return path
 
 
 def specimen_of(path: str | Path) -> Specimen:

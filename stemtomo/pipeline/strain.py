@@ -12,6 +12,7 @@ import xarray as xr
 from stemtomo.algorithms.atoms.strain import REACH, local_strain
 from stemtomo.distributed import Executor
 from stemtomo.distributed import executor as default_executor
+from stemtomo.pipeline.crystals import crystal_inputs
 from stemtomo.pipeline.lattice import registered
 from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.settings.analysis import StrainSettings
@@ -63,7 +64,14 @@ def strain(
     settings = settings or StrainSettings()
     workers, progress = executor or default_executor(), progress or Silent()
     progress.start(GROUP, -(-len(atoms.positions) // settings.atoms_per_block), "block")
-    result = analysed(atoms, GROUP, settings.model_dump(), lambda: _strained(atoms, settings, workers, progress), out)
+    result = analysed(
+        atoms,
+        GROUP,
+        settings.model_dump(),
+        lambda: _strained(atoms, settings, workers, progress),
+        out,
+        crystal_inputs(settings),
+    )
     progress.finish(GROUP)
     return dict(result.attrs)
 

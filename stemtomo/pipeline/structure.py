@@ -16,6 +16,7 @@ from stemtomo.distributed import Executor
 from stemtomo.errors import ConfigurationError
 from stemtomo.io.export import SYMBOLS
 from stemtomo.io.provenance import Provenance
+from stemtomo.io.schema import group_schema
 from stemtomo.io.store import Store
 from stemtomo.io.structures import read_structure, table, write_structure
 from stemtomo.pipeline.progress import Progress
@@ -127,18 +128,28 @@ def analysed(
 
     Nothing is computed if the store has a result of the same atoms (and ``inputs``) and configuration.
     """
-    if atoms.store is None:
-        result = compute()
-    else:
-        provenance = Provenance.start(group, configuration, {"atoms": atoms.identity, **(inputs or {})})
-        if not atoms.store.is_complete(group, provenance.fingerprint):
-            atoms.store.write(group, compute(), provenance)
-        result = atoms.store.read(group).load()
+    result = kept(atoms.store, group, configuration, {"atoms": atoms.identity, **(inputs or {})}, compute)
     if out is not None:
         mine = {str(n): v.variable for n, v in result.data_vars.items() if v.dims == ("atom",)}
         theirs = {str(n): v.variable for n, v in atoms.table.data_vars.items() if v.dims == ("atom",)}
         write_structure(out, xr.Dataset({**theirs, **{n: v for n, v in mine.items() if n not in "xyz"}}))
     return result
+
+
+def kept(
+    store: Store | None,
+    group: str,
+    configuration: Mapping[str, Any],
+    inputs: Mapping[str, str | None],
+    compute: Callable[[], xr.Dataset],
+) -> xr.Dataset:
+    """Return the result of ``compute``, or what ``store`` has of it as ``group``, where there is a store."""
+    if store is None:
+        return compute()
+    provenance = Provenance.start(group_schema(group).stage, configuration, inputs)
+    if not store.is_complete(group, provenance.fingerprint):
+        store.write(group, compute(), provenance)
+    return store.read(group).load()
 
 
 def column(values: np.ndarray, units: str, meaning: str, dim: str = "atom") -> xr.Variable:

@@ -26,7 +26,7 @@ from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.references import override_section
 from stemtomo.pipeline.run import run_stages
 from stemtomo.pipeline.simulate import SimulationSettings, simulate
-from stemtomo.pipeline.specimen import Specimen, write_specimen
+from stemtomo.pipeline.specimen import Specimen, kept_specimen
 
 Way = Literal["joint", "single_slice", "sequential"]
 TABLE = "study.json"
@@ -103,22 +103,21 @@ def study(
     Raises
     ------
     ConfigurationError
-        If the specimen does not fit the settings.
+        If the specimen does not fit the settings, or ``folder`` holds the atoms of another one.
     StoreError
         If ``folder`` holds another study.
     """
     settings, simulation = settings or StudySettings(), simulation or SimulationSettings()
     workers, watcher = executor or default_executor(), progress or Silent()
     folder = local_path(folder, "a study writes")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_specimen(folder / TRUTH, specimen)
+    truth = kept_specimen(folder / TRUTH, specimen)
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
     for chosen, simulated in settings.conditions(simulation):
         path = folder / f"{settings.label(chosen)}.zarr"
         simulate(path, specimen, simulated, name=settings.label(chosen), executor=workers, progress=watcher)
         for way in settings.ways:
-            told = _told(stages or StageSettings(), way, specimen, folder / TRUTH, simulated)
+            told = _told(stages or StageSettings(), way, specimen, truth, simulated)
             rows.append({**chosen, "way": way, **_scored(Store.open(path, "r+"), told, workers, watcher)})
             result = {"specimen": specimen.description, "varied": list(chosen), "rows": rows}
             replace_json(folder / TABLE, result)

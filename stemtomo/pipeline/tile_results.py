@@ -14,12 +14,11 @@ from stemtomo.algorithms.ptychography.positions import Positions, moved_grid
 from stemtomo.algorithms.ptychography.variation import Variation
 from stemtomo.distributed.trees import map_tree
 from stemtomo.io.store import Store
-from stemtomo.physics.electron import wavelength_angstrom
-from stemtomo.pipeline.mistilt import Found, tilted_propagators
-from stemtomo.pipeline.phase_results import loss_map, result_of
+from stemtomo.pipeline.mistilt import Found, model_of
+from stemtomo.pipeline.phase_results import loss_map, result_of_solved
 from stemtomo.pipeline.positions import affine_attrs, position_variables
-from stemtomo.pipeline.ptychography import Job
-from stemtomo.pipeline.solving import Solved, extra_variables
+from stemtomo.pipeline.ptychography import Job, good_pixels
+from stemtomo.pipeline.solving import Solved
 from stemtomo.pipeline.tile_layout import Layout
 
 
@@ -58,15 +57,12 @@ def publish_tiles(
     if states[0]["moved"] is not None:
         extra[Positions.name] = np.concatenate([state["moved"] for state in states])[order]
         grid = moved_grid(grid, extra[Positions.name])
-    placed = tilted_propagators(found, grid, wavelength_angstrom(optics.energy_ev), settings)
-    propagators = [backend.to_host(propagator) for propagator in placed]
-    model = solver.Model(
-        grid, propagators, settings.loss, settings.object, detector.shape_yx, weights=settings.slice_weights
-    )
-    whole = solver.untied(solver.State(phase, states[0]["probe"], extra), model.slices, model.weights)
+    # The states are in host memory, and so is the model.
+    found_here = found._replace(probe=backend.to_host(found.probe))
+    model = model_of(found_here, grid, detector, optics, settings, good_pixels(store, job.tilt, settings))
+    whole = solver.State(phase, states[0]["probe"], extra)
     settings = settings.with_mean_slice(found.geometry.slice_thickness_angstrom)
     pixels = float(np.prod(detector.shape_yx))
-    per_pixel = [loss / pixels for loss in told["losses"]]
     beside: list[solver.Parameter] = []
     if states[0]["background"] is not None:
         beside, extra[Background.name] = [Background()], states[0]["background"]
@@ -75,14 +71,13 @@ def publish_tiles(
         beside, extra[Variation.name] = [*beside, Variation()], {"modes": varied["modes"], "weights": weights}
     whole = replace(whole, extra=extra)
     solved = Solved(whole, model, told["losses"], told["held_out"], told["best_epoch"], beside)
-    dataset = result_of(whole, model, per_pixel, settings, optics, lit, solved.patterns)
-    dataset = dataset.assign(extra_variables(solved, detector, 1 / pixels))
+    dataset = result_of_solved(solved, settings, optics, detector, lit)
     dataset = dataset.assign(loss_map=loss_map(np.concatenate(misfits)[order] / pixels, recorded, scan))
     dataset = dataset.assign(found.variables()).assign_attrs(found.attrs(settings.slices))
-    dataset = dataset.assign_attrs(tiles=list(layout.tiles_yx), best_epoch=told["best_epoch"])
+    dataset = dataset.assign_attrs(tiles=list(layout.tiles_yx))
     if settings.refine_positions_from_epoch is not None:
         places = scan.positions()[recorded]
         dataset = dataset.assign(position_variables(places, whole))
         dataset = dataset.assign_attrs(scan_affine=affine_attrs(places, whole))
     store.write(job.group, dataset, job.provenance)
-    return per_pixel[-1]
+    return float(told["losses"][-1] / pixels)

@@ -19,9 +19,8 @@ from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
 from stemtomo.errors import FormatError
 from stemtomo.geometry import Scan
 from stemtomo.io.store import Store
-from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.mistilt import Found, chosen_patterns, tilted_propagators
+from stemtomo.pipeline.mistilt import Found, chosen_patterns, model_of
 from stemtomo.pipeline.mistilt import find as find_geometry
 from stemtomo.pipeline.positions import position_phases
 from stemtomo.pipeline.progress import Progress
@@ -259,7 +258,7 @@ def find_start(layout: Layout, counted: dict[str, float]) -> Found:
     everywhere = ((0, scan.shape_yx[0]), (0, scan.shape_yx[1]))
     counts = _read(layout, Streamed(layout.path, layout.tilt, everywhere, recorded[where]))
     place = backend.to_device if backend.gpu_available() else np.asarray
-    mask = good_pixels(store, layout.tilt) if settings.mask_bad_pixels else None
+    mask = good_pixels(store, layout.tilt, settings)
     mask = None if mask is None else place(mask)
     found = find_geometry(optics, scan, some, recorded[where], place(counts), electrons, settings, mask)
     return found if len(where) == len(recorded) else found._replace(phase=None)
@@ -317,7 +316,7 @@ def start_state(part: Field, found: Found, layout: Layout) -> solver.State:
     state = solver.State.start(part.model, found.probe, tied=found.tied)
     if found.phase is None:
         return state
-    tile = next(tile for tile in layout.tiles() if tile.where[0] == part.where[0])
+    tile = next(tile for tile in layout.tiles() if np.array_equal(tile.where, part.where))
     (y0, y1), (x0, x1) = tile.window
     return replace(state, phase=found.phase[:, y0:y1, x0:x1].copy())
 
@@ -338,20 +337,7 @@ def _model(layout: Layout, found: Found, grid: ObjectGrid) -> solver.Model:
     """Return what is held fixed at the positions of ``grid``."""
     store, settings = Store.open(layout.path), layout.settings
     optics, detector = store.optics(layout.tilt), store.detector(layout.tilt)
-    propagators = tilted_propagators(found, grid, wavelength_angstrom(optics.energy_ev), settings)
-    mask = good_pixels(store, layout.tilt) if settings.mask_bad_pixels else None
-    if mask is not None and backend.gpu_available():
-        mask = backend.to_device(mask)
-    return solver.Model(
-        grid,
-        propagators,
-        settings.loss,
-        settings.object,
-        detector.shape_yx,
-        mask,
-        settings.detector_blur_px,
-        settings.slice_weights,
-    )
+    return model_of(found, grid, detector, optics, settings, good_pixels(store, layout.tilt, settings))
 
 
 def _read(layout: Layout, streamed: Streamed) -> np.ndarray:

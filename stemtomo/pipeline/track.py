@@ -15,12 +15,11 @@ from stemtomo.algorithms.atoms.pair_distribution import nearest_distance
 from stemtomo.algorithms.atoms.states import RigidMotion, mutual_pairs, register_states
 from stemtomo.distributed import Executor
 from stemtomo.errors import ConfigurationError
-from stemtomo.io.provenance import Provenance
 from stemtomo.io.structures import write_structure
 from stemtomo.pipeline.order import nuclei_of
 from stemtomo.pipeline.progress import Progress, Silent
 from stemtomo.pipeline.settings.analysis import TrackSettings
-from stemtomo.pipeline.structure import AtomSource, Structure, column, structure
+from stemtomo.pipeline.structure import AtomSource, Structure, column, kept, structure
 
 GROUP = "tracking"
 
@@ -79,15 +78,14 @@ def track(
         raise ConfigurationError(f"{len(sources)} state(s) were given; two or more are needed to follow anything")
     structures = [structure(source) for source in sources]
     progress.start("track", len(structures), "state")
-    store = structures[0].store
-    if store is None:
-        result = _tracked(structures, settings, executor, progress)
-    else:
-        inputs = {f"state_{number}": one.identity for number, one in enumerate(structures)}
-        provenance = Provenance.start("track", settings.model_dump(), inputs)
-        if not store.is_complete(GROUP, provenance.fingerprint):
-            store.write(GROUP, _tracked(structures, settings, executor, progress), provenance)
-        result = store.read(GROUP).load()
+    inputs = {f"state_{number}": one.identity for number, one in enumerate(structures)}
+    result = kept(
+        structures[0].store,
+        GROUP,
+        settings.model_dump(),
+        inputs,
+        lambda: _tracked(structures, settings, executor, progress),
+    )
     if out is not None:
         atoms = {str(n)[5:]: v.variable for n, v in result.data_vars.items() if v.dims == ("atom",)}
         write_structure(out, xr.Dataset(atoms))

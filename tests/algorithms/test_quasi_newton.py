@@ -61,3 +61,21 @@ def test_one_element_that_is_astray_holds_nobody_up_where_elements_are_cut_singl
     np.testing.assert_allclose(singly.point[0][1:], target[1:], atol=1e-12)
     assert singly.point[0][0] == pytest.approx(3)
     assert np.abs(whole.point[0][1:] - target[1:]).max() > 0.4
+
+
+def test_a_first_step_that_its_limit_cuts_a_thousandfold_is_still_shortened():
+    def quartic(point):
+        return float((point[0] ** 4).sum()), (4 * point[0] ** 3,)
+
+    found = minimise(quartic, (np.ones(1),), (np.array(1e6),), 20, largest_step=[100.0])
+    assert abs(found.point[0][0]) < 0.1
+
+
+def test_a_loss_that_is_no_number_is_never_an_iterate():
+    def walled(point):
+        value = float((point[0][0] - 1) ** 2) if abs(point[0][0]) < 0.5 else np.nan
+        return value, (2 * (point[0] - 1),)
+
+    found = minimise(walled, (np.zeros(1),), (np.array(1e9),), 5)
+    assert np.isfinite(found.loss)
+    assert found.loss <= 1

@@ -58,6 +58,7 @@ def test_known_atoms_from_archives(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "first line should be the number of atoms"),
+        ("-1\n\n", "first line should be the number of atoms"),
         ("two\n\n", "first line should be the number of atoms"),
         ("2\n\nSi 1 2 3\n", "ends after 1 of 2 atoms"),
         ("1\n\nSi 1 2 3\nSi 1 2 3\n", "goes on after its 1 atoms"),

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from zarr.codecs import BloscCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from stemtomo.errors import StoreError
 from stemtomo.io import frames as module
-from stemtomo.io.shards import ShardCodec, crc32c
+from stemtomo.io.shards import ShardCodec
 from tests.io.cases import counts
 
 SHAPE = (40, 21, 6, 4)
@@ -76,9 +76,54 @@ def _chunks(file: Path) -> list[bytes]:
     return [data[int(start) : int(start + size)] for start, size in index if start != 2**64 - 1]
 
 
-def test_the_checksum_is_that_of_the_standard() -> None:
-    assert crc32c(b"123456789") == 0xE3069283  # the check value of CRC-32C, RFC 3720 appendix B.4 and others
-    assert crc32c(bytes(32)) == 0x8A9136AA
+@pytest.mark.parametrize(
+    ("codec", "dtype", "mean"),
+    [
+        ("auto", "u1", 0.05),
+        ("auto", "u2", 1.0),
+        ("auto", "u2", 30.0),
+        ("auto", "f4", 30.0),
+        ("lz4", "u2", 30.0),
+        ("zstd", "u2", 30.0),
+    ],
+)
+def test_a_flipped_bit_anywhere_in_a_chunk_is_named_and_not_used(
+    tmp_path: Path, codec: str, dtype: str, mean: float
+) -> None:
+    """In all forms of chunks, by both ways of reading."""
+    array = module.create(tmp_path, (16, 16, 8, 8), np.dtype(dtype), 16, codec)  # type: ignore[arg-type]
+    frames = np.random.default_rng(3).poisson(mean, array.shape).astype(dtype)
+    module.write_shard(array, tmp_path / "frames", 0, 0, [(0, 0, frames)])
+    file = module.shard_file(array, tmp_path / "frames", 0, 0)
+    whole = file.read_bytes()
+    second = len(_chunks(file)[0])
+    for place in range(second, second + len(_chunks(file)[1]), 37):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        pieces = module.read_shard(array, tmp_path / "frames", 0, 0)
+        np.testing.assert_array_equal(next(pieces)[2], frames[:8, :8])  # the one before chunk is whole
+        with pytest.raises(StoreError, match=f"c/0/0/0/0: is damaged, the chunk at byte {second} .* checksum"):
+            next(pieces)
+        with pytest.raises(ValueError, match="checksum"):
+            array[:8, 8:]
+
+
+@pytest.mark.parametrize("codec", ["auto", "lz4", "zstd"])
+def test_arrays_from_before_chunks_had_checksums_are_read_and_continued(tmp_path: Path, codec: str) -> None:
+    frames = values("u2")
+    options = module._codecs(np.dtype("u2"), codec)  # type: ignore[arg-type]
+    before = options["compressors"][0] if isinstance(options["compressors"], tuple) else None
+    array = zarr.create_array(
+        store=str(tmp_path / "frames"), shape=SHAPE, dtype="u2", chunks=(8, 8, 6, 4), shards=(16, 16, 6, 4),
+        fill_value=0, **{**options, "compressors": before},
+    )  # fmt: skip
+    assert not any(isinstance(one, Crc32cCodec) for one in array.metadata.codecs[0].codecs)
+    array[:16] = frames[:16]
+    for _, region in list(module.shard_regions(array))[2:]:
+        module.write_shard(array, tmp_path / "frames", region[0], region[2], in_pieces(frames, region))
+    np.testing.assert_array_equal(array[:], frames)
+    for y0, x0 in ((0, 0), (16, 16)):
+        for y, x, piece in module.read_shard(array, tmp_path / "frames", y0, x0):
+            np.testing.assert_array_equal(piece, frames[y : y + piece.shape[0], x : x + piece.shape[1]])
 
 
 @pytest.mark.parametrize(

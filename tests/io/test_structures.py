@@ -2,10 +2,11 @@
 
 import ase.io
 import numpy as np
+import pyarrow.parquet
 import pytest
 import xarray as xr
 
-from stemtomo.errors import FormatError
+from stemtomo.errors import FormatError, StoreError
 from stemtomo.io.structures import read_structure, table, write_structure
 
 
@@ -67,5 +68,20 @@ def test_bad_files_are_refused(tmp_path, atoms):
     (tmp_path / "bad.parquet").write_bytes(b"nothing")
     with pytest.raises(FormatError, match=r"bad\.parquet"):
         read_structure(tmp_path / "bad.parquet")
+    for number, column in enumerate((["one", "two"], [1.0, None])):
+        path = tmp_path / f"{number}.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"x": column, "y": [0.0, 1.0], "z": [0.0, 1.0]}), path)
+        with pytest.raises(FormatError, match=rf"{number}\.parquet: holds no atom, or atoms without a finite position"):
+            read_structure(path)
     with pytest.raises(FormatError, match="endings"):
         write_structure(tmp_path / "atoms.docx", atoms)
+
+
+@pytest.mark.parametrize("ending", ["xyz", "cif", "pdb", "parquet"])
+def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, atoms, ending):
+    with pytest.raises(StoreError, match=rf"absent/atoms\.{ending}: cannot be written"):
+        write_structure(tmp_path / f"absent/atoms.{ending}", atoms)
+    (tmp_path / f"folder.{ending}").mkdir()
+    with pytest.raises(StoreError, match=rf"folder\.{ending}: cannot be written \(Is a directory\)"):
+        write_structure(tmp_path / f"folder.{ending}", atoms)
+    assert [path.name for path in tmp_path.iterdir()] == [f"folder.{ending}"]

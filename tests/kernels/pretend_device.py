@@ -19,6 +19,11 @@ from stemtomo import backend
 from stemtomo.kernels import cuda
 from tests.kernels import host_cuda
 
+#: Those of CuPy's methods that the package calls.
+_METHODS = frozenset(
+    ["sum", "mean", "max", "min", "any", "all", "clip", "astype", "reshape", "conj", "copy", "ravel", "transpose"]
+)
+
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     """An array that only the device can read."""
@@ -43,7 +48,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         return _on_device(function)(*arguments, **options)
 
     def __getitem__(self, key: Any) -> Any:
-        _refuse_host_arrays(key if isinstance(key, tuple) else (key,))
+        # CuPy takes indices and masks of either memory.
         return _device(self._host[_host(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -59,8 +64,15 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def __float__(self) -> float:
         return float(self._host)
 
+    def __int__(self) -> int:
+        return int(self._host)
+
     def __bool__(self) -> bool:
         return bool(self._host)
+
+    @property
+    def T(self) -> Any:
+        return _device(self._host.T)
 
     @property
     def real(self) -> Any:
@@ -83,7 +95,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def __getattr__(self, name: str) -> Any:
         if name in ("shape", "dtype", "ndim", "size", "nbytes", "flags", "itemsize"):
             return getattr(self._host, name)
-        if name in ("sum", "max", "min", "any", "all", "astype", "reshape", "conj", "copy", "ravel", "transpose"):
+        if name in _METHODS:
             return _on_device(getattr(self._host, name))
         raise AttributeError(f"the pretended device array has no attribute {name!r}")
 
@@ -177,6 +189,8 @@ def _device(value: Any) -> Any:
     """Wrap arrays and, as CuPy does, the scalars that reductions and indexing leave."""
     if isinstance(value, (np.ndarray, np.generic)):
         return ndarray(np.asarray(value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(_device(item) for item in value)
+    if isinstance(value, list):
+        return [_device(item) for item in value]
+    if isinstance(value, tuple):  # NumPy's are named, CuPy's are not
+        return tuple(_device(item) for item in value)
     return value

@@ -241,9 +241,11 @@ def test_a_layer_needs_as_much_width_as_its_steepest_tilt_sees_of_it():
     assert projection.seen_extent(rotations[:1], (30, 100), 40) == (30, 100)
 
 
-def test_voxels_seen_by_every_tilt_are_the_cylinder_about_the_axis():
+@pytest.mark.parametrize("magnification", [None, 0.95, 1.04])
+def test_voxels_seen_by_every_tilt_are_the_cylinder_about_the_axis(magnification):
     series = TiltSeries.from_degrees(np.arange(-75.0, 90.0, 15.0))
-    geometry = TiltGeometry(series.rotations, np.zeros((len(series), 2)), (21, 9, 21), (9, 21), 1)
+    larger = None if magnification is None else np.full(len(series), magnification)
+    geometry = TiltGeometry(series.rotations, np.zeros((len(series), 2)), (21, 9, 21), (9, 21), 1, larger)
     valid = np.ones((len(series), 9, 21), bool)
     seen = projection.seen_everywhere(geometry, valid, geometry.whole_volume)
     z, x = np.mgrid[-10:11, -10:11]

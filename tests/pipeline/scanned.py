@@ -13,7 +13,7 @@ from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.physics.probe import probe_wave
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.ptychography import build_model
+from tests.pipeline.series import build_model
 
 DETECTOR = Detector((16, 16), 1 / 8.0)
 SCAN = Scan((20, 18), (1.1, 1.1))

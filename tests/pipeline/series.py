@@ -5,17 +5,37 @@ from pathlib import Path
 import numpy as np
 
 from stemtomo.algorithms.ptychography import solver
+from stemtomo.algorithms.ptychography.adaptive import Stack
 from stemtomo.geometry import Detector, Optics, Scan, TiltSeries
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
+from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.probe import probe_wave
+from stemtomo.physics.propagation import fresnel_propagator
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.ptychography import build_model
+from stemtomo.pipeline.ptychography import grid_of, padding_of
 
 DETECTOR = Detector((32, 32), 1 / 12.8)
 SCAN = Scan((10, 11), (1.2, 1.2))
 OPTICS = Optics(energy_ev=300e3, semiangle_rad=21e-3, aberrations={"C10": 120.0})
 ANGLES_DEG = (-40.0, 0.0, 35.0)
+
+
+def build_model(scan: Scan, detector: Detector, optics: Optics, settings: PtychographySettings) -> solver.Model:
+    """Return what patterns of one tilt are simulated with: propagators without any tilt."""
+    grid = grid_of(scan, detector, padding_of(scan, settings))
+    wavelength, weights = wavelength_angstrom(optics.energy_ev), settings.slice_weights
+    distances = Stack(grid, wavelength, settings.slices, weights=weights).distances
+    window, pixel, mean = grid.window_yx, grid.pixel_angstrom_yx, settings.mean_slice_angstrom
+    gaps = {far: fresnel_propagator(window, pixel, wavelength, far * mean) for far in set(distances)}
+    return solver.Model(
+        grid,
+        [gaps[far] for far in distances],
+        settings.loss,
+        settings.object,
+        detector_yx=detector.shape_yx,
+        weights=weights,
+    )
 
 
 def true_phase(shape_yx: tuple[int, int], tilt: int) -> np.ndarray:

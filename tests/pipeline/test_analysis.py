@@ -176,3 +176,13 @@ def test_what_cannot_be_done_is_said(crystal):
         stemtomo.order(positions, OrderSettings(chemical=True))
     with pytest.raises(ConfigurationError, match="not a known structure"):
         stemtomo.strain(positions, StrainSettings(crystal="quasi", a_angstrom=4.0))
+
+
+def test_another_crystal_under_the_name_of_a_file_is_registered_anew(store, tmp_path):
+    from ase.build import bulk
+
+    settings, found = LatticeSettings(crystal=str(tmp_path / "cell.cif")), []
+    for edge in (3.85, 3.90):
+        bulk("Pt", "fcc", a=edge, cubic=True).write(tmp_path / "cell.cif")
+        found.append(stemtomo.lattice(store, settings)["strain"][0][0])
+    assert found[0] - found[1] == pytest.approx(0.05 / 3.9, rel=0.1)

@@ -202,3 +202,14 @@ def test_repeated_frames_are_freed_of_drift_and_the_scan_is_put_straight(tmp_pat
     first = Store.open(tmp_path / "t.zarr").read("projections")["phase"].values[0]
     assert np.corrcoef(first.ravel(), IMAGES[0].ravel())[0, 1] > 0.995
     assert call("scan-distortion", tmp_path / "one.npy", "--spot", "0.1,0.2").exit_code == 2
+
+
+def test_a_stack_that_was_exported_anew_is_another_one(tmp_path):
+    """The same name, angles and settings: what is made from the projections is out of date."""
+    prints = []
+    for images in (IMAGES, IMAGES[:, ::-1]):
+        folder = tmp_path / str(len(prints))
+        folder.mkdir()
+        import_stack(_mrc(folder / "tilts.st", np.ascontiguousarray(images)), tmp_path / "s.zarr")
+        prints.append(Store.open(tmp_path / "s.zarr").fingerprint("projections"))
+    assert prints[0] != prints[1]

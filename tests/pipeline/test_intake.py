@@ -15,6 +15,7 @@ import stemtomo
 from stemtomo.cli import app
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import AcquisitionError, AcquisitionWarning, ConfigurationError, FormatError
+from stemtomo.io.prepared import read_dead_pixels
 from stemtomo.io.sources import open_frames
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import IngestSettings
@@ -62,6 +63,20 @@ def test_sums_of_bins_do_not_overflow(tmp_path: Path) -> None:
         copied(tmp_path, np.full(SHAPE, 65535, "u2"), bin=4, saturation_counts=16 * 65535)
     assert stored(tmp_path).dtype == np.uint32
     assert np.unique(stored(tmp_path)).tolist() == [16 * 65535]
+
+
+def test_bins_of_the_widest_counts(tmp_path: Path) -> None:
+    copied(tmp_path, counts(SHAPE, "<u8"), bin=2)
+    np.testing.assert_array_equal(
+        stored(tmp_path), counts(SHAPE)[0].reshape(20, 18, 4, 2, 6, 2).sum(axis=(3, 5), dtype="u8")
+    )
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x93NUMPY"])
+def test_a_damaged_file_of_dead_pixels_is_named(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "dead.npy").write_bytes(data)
+    with pytest.raises(ConfigurationError, match=r"ingest\.dead_pixels = .*dead\.npy: cannot be read as \.npy"):
+        read_dead_pixels(tmp_path / "dead.npy")
 
 
 def test_dead_pixels_take_the_median_of_their_neighbours(tmp_path: Path) -> None:

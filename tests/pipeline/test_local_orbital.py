@@ -172,6 +172,8 @@ def test_hdf5_is_read_like_npz(file, tmp_path):
         ({"images": np.full((15, 8, 8), np.nan)}, "960 pixels of the images are not finite"),
         ({"images": np.ones((15, 8, 8))}, "images of tilt 0 are constant"),
         ({"images": np.ones((15, 8))}, r"must be \(tilt, section, y, x\)"),
+        ({"c1_angstrom": np.zeros(2)}, "c1_angstrom must be one finite number"),
+        ({"energy_kev": np.array("300 kV")}, "energy_kev must be one positive number"),
     ],
 )
 def test_a_bad_file_gets_one_clear_message(change, message, file, tmp_path):
@@ -180,6 +182,31 @@ def test_a_bad_file_gets_one_clear_message(change, message, file, tmp_path):
     np.savez(tmp_path / "bad.npz", **{name: value for name, value in found.items() if value is not None})
     with pytest.raises(FormatError, match=message):
         read_focal_series(tmp_path / "bad.npz")
+
+
+def test_a_cut_file_and_absent_members_get_one_clear_message(file, tmp_path):
+    (tmp_path / "cut.npz").write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(FormatError, match="cannot be read as a focal series"):
+        read_focal_series(tmp_path / "cut.npz")
+    with pytest.raises(FormatError, match="the series lacks images"):
+        add_focal_series(tmp_path / "s.zarr", {"theta_deg": np.zeros(3)})
+
+
+def test_another_series_or_start_is_not_taken_for_the_one_before(file, tmp_path):
+    """What only changes signs or places has the same sums: the angles of a symmetric series turned round."""
+    members = read_focal_series(file)
+    store = add_focal_series(tmp_path / "s.zarr", members)
+    first = store.fingerprint("focal_series")
+    add_focal_series(store, members)
+    assert store.fingerprint("focal_series") == first
+    add_focal_series(store, {**members, "theta_deg": -members["theta_deg"]})
+    assert store.fingerprint("focal_series") != first
+    start = LocalOrbitalSettings(atoms=tmp_path / "a.xyz")
+    prints = []
+    for x in (0.0, 0.5):
+        start.atoms.write_text(f"1\n\nSi {x} 0 0\n")
+        prints.append(module._provenance(store, start).fingerprint)
+    assert prints[0] != prints[1]
 
 
 def test_settings_that_do_not_fit_the_series_are_refused(file, tmp_path):

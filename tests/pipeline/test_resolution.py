@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import xarray as xr
 from typer.testing import CliRunner
 
 from stemtomo import cli
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import ConfigurationError, FormatError, StoreError
 from stemtomo.geometry import TiltSeries
+from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.pipeline.alignment import align
 from stemtomo.pipeline.config import ProjectionSettings, PtychographySettings, ResolutionSettings, TomographySettings
@@ -118,6 +120,11 @@ def test_without_halves_there_are_spectra_and_a_wedge(reconstructed):
 
 def test_halves_of_the_positions(tmp_path):
     store = make_series(tmp_path / "s.zarr")
+    bad = np.zeros((32, 32), np.uint8)
+    bad[20, 4] = 1
+    attrs = {"found": {}, "metadata": {}, "difference": {}, "undetermined": {}}
+    dataset = xr.Dataset({"bad_pixels": (("ky", "kx"), bad)}, attrs=attrs)
+    store.write("calibration/001", dataset, Provenance.start("calibrate", {}))
     ptychography(store, PtychographySettings(epochs=6, settling_epochs=2))
     numbers = resolution(store, settings=ResolutionSettings(halves="positions", tilts=(1,)))
     limits = numbers["frc"]["1"]["resolution_angstrom"]
@@ -129,6 +136,8 @@ def test_halves_of_the_positions(tmp_path):
     assert not (half.valid(1) & other.valid(1)).any()
     assert (half.valid(1) | other.valid(1)).all()
     np.testing.assert_array_equal(half.frames(1)[:], store.frames(1)[:])
+    for one in (store, half, other):  # pixels that the whole leaves out are left out of its halves
+        assert one.read("ptychography/001").attrs["masked_pixels"] == 1
     with pytest.raises(ConfigurationError, match="tilts 0 to 2"):
         resolution(store, settings=ResolutionSettings(halves="positions", tilts=(7,)))
 

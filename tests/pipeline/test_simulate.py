@@ -176,8 +176,12 @@ def test_the_series_is_the_same_however_it_was_interrupted(atoms, tmp_path, monk
 
 def test_another_series_is_not_written_over(atoms, tmp_path):
     simulate(tmp_path / "s.zarr", atoms, small())
-    with pytest.raises(StoreError, match="ingest into another store"):
-        simulate(tmp_path / "s.zarr", atoms, small(seed=2))
+    mark = Store.open(tmp_path / "s.zarr").fingerprint("tilt")
+    with pytest.raises(StoreError, match="simulate into another store"):
+        simulate(tmp_path / "s.zarr", atoms, small(seed=2, tilt_deg=(0.0, 10.0)))
+    store = Store.open(tmp_path / "s.zarr")
+    assert store.tilt_count == 3
+    assert store.fingerprint("tilt") == mark
 
 
 def test_the_plan_knows_what_will_be_written():

@@ -17,9 +17,9 @@ from stemtomo.errors import ConfigurationError
 from stemtomo.geometry import Detector, Scan
 from stemtomo.io.provenance import Provenance
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.ptychography import build_model, ptychography
+from stemtomo.pipeline.ptychography import ptychography
 from tests.algorithms.ptychography import test_positions as positions
-from tests.pipeline.series import DETECTOR, OPTICS, SCAN, make_series
+from tests.pipeline.series import DETECTOR, OPTICS, SCAN, build_model, make_series
 from tests.pipeline.test_mistilt import write
 
 SETTINGS = PtychographySettings(epochs=12, settling_epochs=4, batches=8)
@@ -98,6 +98,33 @@ def test_a_killed_tilt_continues_to_the_same_bits(store, tmp_path, monkeypatch, 
     for name in expected.variables:
         np.testing.assert_array_equal(found[name].values, expected[name].values)
     assert not any((store.path / ".checkpoints").rglob("*.npz"))
+
+
+@pytest.mark.parametrize(
+    ("at", "changes"),
+    [
+        (12, {"background": "uniform", "background_from_epoch": 2, "refine_positions_from_epoch": 4}),
+        (8, {"rule": "lbfgs", "background": "uniform", "background_from_epoch": 2, "refine_positions_from_epoch": 4}),
+    ],
+)
+def test_a_tilt_killed_behind_its_last_batches_knows_what_moved(store, tmp_path, monkeypatch, at, changes):
+    changes = {**changes, "checkpoint_every": 4}
+    _, expected = run(make_series(tmp_path / "other.zarr", tilts=1), **changes)
+    commit = Checkpoint.commit
+
+    def killed(self, step, *rest):
+        commit(self, step, *rest)
+        if step == at:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "commit", killed)
+        with pytest.raises(Killed):
+            run(store, **changes)
+    _, found = run(store, **changes)
+    for name in expected.variables:
+        np.testing.assert_array_equal(found[name].values, expected[name].values)
+    assert found.attrs["noise_floor"] == expected.attrs["noise_floor"]
 
 
 def test_held_out_patterns_stop_a_run_that_follows_the_noise(tmp_path, truth):

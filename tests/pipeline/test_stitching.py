@@ -1,16 +1,22 @@
 """Tiles on their own, put together: nothing shows at their seams that noise does not show everywhere."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from stemtomo.algorithms.ptychography.adaptive import Geometry
 from stemtomo.algorithms.ptychography.seams import seam_lines, seams
 from stemtomo.distributed import executor
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.geometry import Detector, Scan
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.ptychography import build_model, ptychography
+from stemtomo.pipeline.mistilt import Found
+from stemtomo.pipeline.ptychography import grid_of, ptychography
 from stemtomo.pipeline.tile_layout import Room, layout_of
-from tests.pipeline.scanned import OPTICS, make_scan
+from stemtomo.pipeline.tiled_ptychography import load_patterns, make_field, start_state
+from tests.pipeline import scanned
+from tests.pipeline.scanned import make_scan
 from tests.pipeline.test_tiled_ptychography import KillWorkers, Stop, StopAfter
 
 SCAN, DETECTOR = Scan((56, 56), (0.6, 0.6)), Detector((32, 32), 1 / 16.0)
@@ -21,7 +27,7 @@ SMALL = {"epochs": 6, "settling_epochs": 2, "batches": 4, "stitch_polish_epochs"
 
 def true_phase(seed=2):
     """Return the phase (y, x) that :func:`make_scan` draws."""
-    shape = build_model(SCAN, DETECTOR, OPTICS, SETTINGS).grid.shape_yx
+    shape = grid_of(SCAN, DETECTOR).shape_yx
     rng, found = np.random.default_rng(seed), np.zeros(shape)
     y, x = np.indices(shape)
     for row, column in rng.uniform(0, 1, size=(60, 2)) * np.array(shape):
@@ -136,3 +142,19 @@ def test_killed_workers_change_no_bit_of_stitched_tiles(tmp_path, client):
 def test_the_result_knows_that_the_cut_matters_to_it():
     assert "tiles" in STITCHED.how() ^ STITCHED.HOW
     assert {"tiles", "stitch_halo", "stitch_meet_epochs"} <= SETTINGS.how()
+
+
+def test_tiles_with_wide_halos_start_from_their_own_window(tmp_path):
+    """Tiles beside one another may begin at the same position of the scan."""
+    store = make_scan(tmp_path / "s.zarr", Scan((8, 40), (1.1, 1.1)), scanned.DETECTOR)
+    settings = PtychographySettings(slices=3, slice_thickness_angstrom=10.0, detector_padding=0.0, tiles=(1, 5))
+    layout = replace(layout_of(store, 0, settings, Room(2**33)), halo=8)
+    tiles = layout.tiles()
+    assert tiles[0].where[0] == tiles[1].where[0]
+    shape = layout.grid().shape_yx
+    phase = np.arange(np.prod(shape), dtype=np.float32).reshape(1, *shape)
+    found = Found(Geometry(np.zeros(2), 10.0), np.ones((1, 16, 16), np.complex64), phase, np.zeros((1, 3)))
+    for index, tile in enumerate(tiles):
+        field = make_field(load_patterns(index, layout), layout, found, index)
+        (y0, y1), (x0, x1) = tile.window
+        np.testing.assert_array_equal(start_state(field, found, layout).phase, phase[:, y0:y1, x0:x1])

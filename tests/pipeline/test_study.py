@@ -80,6 +80,15 @@ def test_the_command_reads_a_structure_and_simulates(tmp_path):
         assert store.optics(0).c1_angstrom == c1
 
 
+def test_the_truth_of_another_study_is_not_replaced(tmp_path):
+    write_specimen(tmp_path / "truth.xyz", ATOMS)
+    before = (tmp_path / "truth.xyz").read_bytes()
+    other = Specimen(ATOMS.positions + 1, ATOMS.atomic_numbers, "other")
+    with pytest.raises(ConfigurationError, match="another specimen"):
+        study(tmp_path, other, simulation=SIMULATION, executor=ThreadExecutor(1))
+    assert (tmp_path / "truth.xyz").read_bytes() == before
+
+
 def test_what_is_asked_wrongly_is_said():
     with pytest.raises(ConfigurationError, match="jointly"):
         study_settings({}, "jointly")

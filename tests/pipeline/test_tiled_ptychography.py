@@ -6,10 +6,12 @@ import signal
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from stemtomo.distributed import Checkpoint, executor
 from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import StoreError
+from stemtomo.io.provenance import Provenance
 from stemtomo.pipeline import tile_fields
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.ptychography import ptychography
@@ -113,6 +115,22 @@ def test_what_sums_over_the_whole_object_is_the_same_in_tiles(tmp_path, changes)
     assert_same(found, one)
     for name in set(found.variables) & {"variation_weights"}:
         assert np.abs(found[name].values - one[name].values).max() < 1e-3 * np.abs(one[name].values).max()
+
+
+def test_the_noise_floor_knows_of_bad_pixels_and_blur(tmp_path):
+    bad = np.zeros((16, 16), np.uint8)
+    bad[6:10, 7:10] = 2  # in the disc, where electrons are
+    attrs = {"found": {}, "metadata": {}, "difference": {}, "undetermined": {}}
+    found = []
+    for name, tiles in (("one", "auto"), ("tiles", (2, 2))):
+        store = make_scan(tmp_path / f"{name}.zarr")
+        dataset = xr.Dataset({"bad_pixels": (("ky", "kx"), bad)}, attrs=attrs)
+        store.write("calibration/000", dataset, Provenance.start("calibrate", {}))
+        settings = SETTINGS.model_copy(update={"epochs": 2, "tiles": tiles, "detector_blur_px": 0.7})
+        ptychography(store, settings, executor=ThreadExecutor(1))
+        found.append(store.read("ptychography/000").attrs)
+    assert found[1]["masked_pixels"] == found[0]["masked_pixels"] == 12
+    assert found[1]["noise_floor"] == pytest.approx(found[0]["noise_floor"], rel=1e-5)
 
 
 def test_a_cluster_gives_the_bits_of_threads(tmp_path, client):

@@ -26,17 +26,16 @@ _CLIPPED = 4.0
 def position_covariance(model: AtomModel, projected: ProjectedImages) -> np.ndarray:
     """Return the covariance (atom, 3, 3) in Å² of the positions by the curvature of the loss, atoms taken as isolated.
 
-    With per-image curvature I² / (8 pi b⁴) and the local variance s² of the residual, the covariance of a plain
-    least-squares fit is H^-1 (sum_k s_k² H_k) H^-1, H = sum_k H_k.
+    With per-image curvature I² / (8 pi b⁴), times the share of the atom that was measured there, and the local variance
+    s² of the residual, the covariance of a plain least-squares fit is H^-1 (sum_k s_k² H_k) H^-1, H = sum_k H_k.
     """
     pixel = projected.pixel_angstrom
     b = model.width_angstrom / pixel
     strength = (model.intensity / pixel**2) ** 2 / (8 * np.pi * b**4) / pixel**2
     planes = np.einsum("kij,klj->kil", projected.rotations[:, :, :2], projected.rotations[:, :, :2])
-    variance = _local_variance(model, projected)
-    curvature = planes.sum(axis=0)
-    inverse = np.linalg.pinv(curvature)
-    met = np.einsum("kn,kij->nij", variance, planes)
+    variance, share = _local_variance(model, projected)
+    inverse = np.linalg.pinv(np.einsum("kn,kij->nij", share, planes), hermitian=True)
+    met = np.einsum("kn,kij->nij", variance * share, planes)
     return inverse @ met @ inverse / np.maximum(strength, np.finfo(np.float64).tiny)[:, None, None]
 
 
@@ -105,18 +104,18 @@ def _factors(ratio: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return factors
 
 
-def _local_variance(model: AtomModel, projected: ProjectedImages) -> np.ndarray:
-    """Return the mean square of the residual where each atom is seen, (tilt, atom)."""
+def _local_variance(model: AtomModel, projected: ProjectedImages) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean square of the residual where each atom is seen, and the share of it that is, (tilt, atom)."""
     xp = array_namespace(projected.images)
     dtype, pixel = projected.images.dtype, projected.pixel_angstrom
     radius = model.radius_px(pixel)
     width = xp.asarray(model.width_angstrom / pixel, dtype=dtype)
     seen = projected.seen(model.positions)
-    variance = np.empty(seen.shape[:2])
+    variance, share = np.empty(seen.shape[:2]), np.empty(seen.shape[:2])
     for tilt, residual in enumerate(residuals(model, projected)):
         u, v = (xp.asarray(seen[tilt, :, axis], dtype=dtype) for axis in (0, 1))
         valid = projected.valid[tilt].astype(dtype)
         squares = to_host(gather(residual**2, u, v, width, width, radius)[0])
-        counted = to_host(gather(valid, u, v, width, width, radius)[0])
-        variance[tilt] = squares / np.maximum(counted, 1e-3)
-    return variance
+        share[tilt] = np.minimum(to_host(gather(valid, u, v, width, width, radius)[0]), 1)
+        variance[tilt] = squares / np.maximum(share[tilt], 1e-3)
+    return variance, share

@@ -82,11 +82,14 @@ def denoise_lowrank(image: Array, noise: NoiseSpectrum, groups: PatchGroups | No
     offsets = (xp.arange(groups.patch_px)[:, None] * width + xp.arange(groups.patch_px)).ravel()
     flat = scaled.ravel()
     for corners in _similar(scaled, groups):
+        # A band of rows: counting all pixels for every batch would go with the square of the image.
+        band = slice(int(corners.min()), int(corners.max()) + int(offsets[-1]) + 1)
+        size = band.stop - band.start
         for start in range(0, len(corners), _BATCH):
             pixels = corners[start : start + _BATCH, :, None] + offsets
-            cleaned = _shrunk(flat[pixels], *colour)
-            total += xp.bincount(pixels.ravel(), cleaned.ravel(), image.size)
-            weight += xp.bincount(pixels.ravel(), minlength=image.size)
+            cleaned, there = _shrunk(flat[pixels], *colour), pixels.ravel() - band.start
+            total[band] += xp.bincount(there, cleaned.ravel(), size)
+            weight[band] += xp.bincount(there, minlength=size)
     return (total / weight).reshape(image.shape).astype(np.float32) * np.float32(noise.sigma)
 
 
@@ -131,7 +134,8 @@ def _similar(image: Array, groups: PatchGroups) -> list[Array]:
     rows, columns = (_corners(length, patch, groups.stride_px) for length in (height, width))
     padded = xp.pad(image, reach, constant_values=_FAR)
     across = 2 * reach + 1
-    count = min(groups.similar, (height - patch + 1) * (width - patch + 1), across**2 // 4)
+    # As many as a patch in a corner has around it.
+    count = min(groups.similar, min(reach + 1, height - patch + 1) * min(reach + 1, width - patch + 1))
     band = max(1, 2**22 // (across**2 * len(columns)))
     found = []
     for start in range(0, len(rows), band):

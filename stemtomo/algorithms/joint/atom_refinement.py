@@ -116,7 +116,9 @@ class _Unknowns:
         relative = 3 * start.width_angstrom**2 * by_position
         by_intensity = relative / np.maximum(np.abs(start.intensity), 0.1 * np.abs(start.intensity).max()) ** 2
         by_width = np.bincount(self.groups, 2 * relative)
-        self.scale = 1 / np.sqrt(np.concatenate([np.repeat(by_position, 3), by_intensity, by_width]))
+        curvature = np.concatenate([np.repeat(by_position, 3), by_intensity, by_width])
+        # A class without atoms has no curvature: its width goes nowhere.
+        self.scale = 1 / np.sqrt(np.maximum(curvature, 1e-30 * curvature.max()))
         self.size, count = len(self.scale), len(start)
         self.ends = (3 * count, 4 * count)
         self.intensity_spread = np.zeros(0)

@@ -16,7 +16,7 @@ from stemtomo.kernels.fourier import fft2, ifft2
 
 
 def padded_shape(shape_yx: tuple[int, int], window_yx: tuple[int, int]) -> tuple[int, int]:
-    """Return the shape in which convolutions do not fold back onto the image."""
+    """Return the shape in which convolutions of what lies within the image do not fold back onto it."""
     rows, columns = (
         scipy.fft.next_fast_len(n + w // 2 + 1, real=True) for n, w in zip(shape_yx, window_yx, strict=True)
     )
@@ -37,6 +37,11 @@ class SliceConvolution:
         self._root = math.sqrt(math.prod(shape))
         #: The slices (slice, y, x), to draw into and to read correlations from.
         self.stack = self._stack[:slices]
+
+    def cut(self, shape_yx: tuple[int, int]) -> None:
+        """Make the slices zero beyond an image of ``shape_yx``: what stands there would fold back onto it."""
+        self._stack[:, shape_yx[0] :] = 0
+        self._stack[:, :, shape_yx[1] :] = 0
 
     def transfers(self, kernels: Array) -> Array:
         """Return what :meth:`image` multiplies with for ``kernels`` (slice, y, x), centred on index n // 2."""

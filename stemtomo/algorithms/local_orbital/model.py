@@ -61,6 +61,11 @@ class FocalSeries:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def shape_yx(self) -> tuple[int, int]:
+        """Pixels of an image."""
+        return int(self.images.shape[1]), int(self.images.shape[2])
+
     def part(self, where: np.ndarray) -> FocalSeries:
         """Return the images ``where``."""
         return FocalSeries(self.images[where], self.rotations[where], self.sections[where], self.pixel_angstrom)
@@ -170,9 +175,9 @@ def slices_for(extent_angstrom: float, slice_thickness_angstrom: float) -> int:
 def images_of(model: Orbitals, series: FocalSeries, numbers: np.ndarray | None = None) -> Array:
     """Return the model's images (image, y, x) at the geometry of ``series``; see :func:`sums` for ``numbers``."""
     out = array_namespace(series.images).empty_like(series.images)
-    work = _convolution(model, series)
+    work, (rows, columns) = _convolution(model, series), series.shape_yx
     for k, _, transfers, tables in _images(model, series, work, numbers):
-        out[k] = _drawn(work, tables, transfers)[0][: out.shape[1], : out.shape[2]]
+        out[k] = _drawn(work, tables, transfers, series.shape_yx)[0][:rows, :columns]
     return out
 
 
@@ -189,7 +194,8 @@ def sums(model: Orbitals, series: FocalSeries, numbers: np.ndarray | None = None
         Whether the derivatives in the probes are wanted; they cost a product per image and slice.
     """
     xp = array_namespace(series.images)
-    region = (slice(int(series.images.shape[1])), slice(int(series.images.shape[2])))
+    shape_yx = series.shape_yx
+    region = (slice(shape_yx[0]), slice(shape_yx[1]))
     by_atom = np.zeros((len(model), 5))
     shifts, tilts = np.zeros((len(series), 2)), np.zeros((len(series), 3))
     probes, total = np.zeros(model.probes.shape), None
@@ -197,7 +203,7 @@ def sums(model: Orbitals, series: FocalSeries, numbers: np.ndarray | None = None
     work = _convolution(model, series)
     order = _by_section(series)
     for at, (k, number, transfers, tables) in enumerate(_images(model, series, work, numbers)):
-        image, spectra = _drawn(work, tables, transfers)
+        image, spectra = _drawn(work, tables, transfers, shape_yx)
         residual = xp.zeros_like(image)
         residual[region] = image[region] - series.images[k]
         loss += 0.5 * float((residual[region] ** 2).sum(dtype=np.float64))
@@ -211,6 +217,7 @@ def sums(model: Orbitals, series: FocalSeries, numbers: np.ndarray | None = None
                 probes[section] = to_host(work.kernels_adjoint(total, model.slices, _window(model)))
                 total = None
         work.correlate(transfers, turned)
+        work.cut(shape_yx)
         found = [to_host(a).astype(np.float64) for a in gather(work.stack, *tables.arguments)]
         _add(by_atom, shifts[k], tilts[k], found, tables, model, series, k, number)
     return Sums(loss, by_atom[:, :3].copy(), by_atom[:, 3].copy(), by_atom[:, 4].copy(), probes, shifts, tilts)
@@ -239,8 +246,7 @@ def _window(model: Orbitals) -> tuple[int, int]:
 
 
 def _convolution(model: Orbitals, series: FocalSeries) -> SliceConvolution:
-    shape_yx = (int(series.images.shape[1]), int(series.images.shape[2]))
-    return SliceConvolution(model.slices, padded_shape(shape_yx, _window(model)), series.images)
+    return SliceConvolution(model.slices, padded_shape(series.shape_yx, _window(model)), series.images)
 
 
 def _by_section(series: FocalSeries) -> np.ndarray:
@@ -252,8 +258,7 @@ def _images(
     model: Orbitals, series: FocalSeries, work: SliceConvolution, numbers: np.ndarray | None
 ) -> Iterator[tuple[int, int, Array, _Tables]]:
     """Yield index, number, the section's probes as transfers, and the kernels' tables of every image, by section."""
-    like = series.images
-    shape_yx = (int(like.shape[1]), int(like.shape[2]))
+    like, shape_yx = series.images, series.shape_yx
     width = np.maximum(model.width_angstrom / series.pixel_angstrom, _NARROWEST_PX)
     radius = math.ceil(_WINDOW_WIDTHS * float(width.max(initial=_NARROWEST_PX)))
     transfers, held = None, -1
@@ -276,10 +281,13 @@ def _by_slice(where: Places, slices: int, rows: int) -> np.ndarray:
     return np.argsort(key, kind="stable")
 
 
-def _drawn(work: SliceConvolution, tables: _Tables, transfers: Array) -> tuple[Array, list[Array]]:
-    """Return the image, padded, and the spectra of the slices."""
+def _drawn(
+    work: SliceConvolution, tables: _Tables, transfers: Array, shape_yx: tuple[int, int]
+) -> tuple[Array, list[Array]]:
+    """Return the image, padded, and the spectra of the slices, of what stands within ``shape_yx``."""
     work.stack[...] = 0
     render(work.stack, *tables.arguments)
+    work.cut(shape_yx)
     return work.image(transfers)
 
 

@@ -265,8 +265,8 @@ def _spread(pairs: np.ndarray, count: int, values: np.ndarray, variances: np.nda
     for kind in range(values.shape[1]):
         known = np.isfinite(variances[:, kind])
         told, variance, ends = values[known, kind], variances[known, kind], pairs[known]
-        if (told**2 / variance).mean() <= _SIGNIFICANT**2:
-            continue  # less than three times what noise alone makes of them: left as they are
+        if not known.any() or (told**2 / variance).mean() <= _SIGNIFICANT**2:
+            continue  # nothing, or less than three times what noise alone makes of it: left as they are
         signs, rows = np.tile([1.0, -1.0], len(told)), np.repeat(np.arange(len(told)), 2)
         tied = scipy.sparse.csr_matrix((signs, (rows, ends.ravel())), shape=(len(told), count))
         prior = float((told**2 - variance).mean() / 2)

@@ -260,9 +260,8 @@ def _add(
         flat = ((kz % edge) * edge + ky % edge) * (edge // 2 + 1) + kx
         found = values[half] if sign == 1 else np.conj(values[half])
         # A point on the plane kx = 0 that a projection holds together with its opposite is counted twice alike.
-        weight += np.bincount(flat, weights[half], len(weight))
-        total.real += np.bincount(flat, weights[half] * found.real, len(weight))
-        total.imag += np.bincount(flat, weights[half] * found.imag, len(weight))
+        np.add.at(weight, flat, weights[half])
+        np.add.at(total, flat, weights[half] * found)
 
 
 def _signed(index: np.ndarray, edge: int) -> np.ndarray:

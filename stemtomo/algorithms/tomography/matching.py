@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from stemtomo.backend import Array, array_namespace
+from stemtomo.backend import Array, array_namespace, to_host
 
 _PER_PX = 4
 
@@ -74,7 +74,7 @@ def expected(probability: Array, offsets: np.ndarray) -> tuple[np.ndarray, np.nd
     along = xp.stack([probability.sum(axis=1), probability.sum(axis=2)], axis=1)
     mean = along @ xp.asarray(offsets)
     square = along @ xp.asarray(offsets**2)
-    return np.asarray(mean), np.sqrt(np.maximum(np.asarray(square - mean**2), 0))
+    return to_host(mean), np.sqrt(np.maximum(to_host(square - mean**2), 0))
 
 
 def averaged(images: Array, probability: Array, offsets: np.ndarray) -> Array:

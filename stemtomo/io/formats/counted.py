@@ -160,6 +160,10 @@ def open_counted(path: Path) -> CountedFrames:
             raise FormatError(f"{path}: lacks an attribute of {EVENTS} or {_POSITIONS}: {error}") from error
         lists, total = int(frames.shape[0]), math.prod(scan)
         numbers = positions[()] if version < 3 else None
+    if min(*scan, *frame_shape) < 1:
+        raise FormatError(
+            f"{path}: says {scan[0]} x {scan[1]} positions and frames of {list(frame_shape)}; it is damaged"
+        )
     if numbers is None:
         matches = lists > 0 and lists % total == 0
     else:

@@ -284,6 +284,8 @@ def _read_header(path: Path) -> tuple[MerlinHeader, int]:
         if not fields[0].startswith("MQ"):
             raise ValueError(f"begins with {fields[0][:8]!r}, not with MQ1")
         sequence, header_bytes, chips, width, height = (int(text) for text in fields[1:6])
+        if min(header_bytes, width, height) < 1:
+            raise ValueError(f"says {header_bytes} bytes of header and {width} x {height} pixels")
         kind, layout = fields[6].strip().upper(), fields[7].strip().upper().replace("G", "")
         text = data[:header_bytes].split(b"\0")[0].decode("latin-1").strip().rstrip(",")
         depth = text.rpartition(",")[2].strip()

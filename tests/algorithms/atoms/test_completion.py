@@ -1,5 +1,7 @@
 """Missing atoms come, false ones go, and the stated uncertainty is that of the errors; projections in plain NumPy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -109,6 +111,23 @@ def test_the_covariance_of_one_atom_is_that_of_repeated_noise():
         ends.append(refined.positions[0])
     predicted = np.sqrt(np.diag(position_covariance(refined.model, projected)[0]))
     np.testing.assert_allclose(np.std(ends, axis=0), predicted, rtol=0.3)
+
+
+def test_an_atom_that_few_tilts_have_in_view_is_known_by_these_alone():
+    position = np.array([[2.4, -0.2, 0.5], [-2.4, 0.2, -0.5]])
+    images, rotations = drawn(position, np.ones(2), range(-60, 61, 12))
+    noise = np.random.default_rng(3).normal(0, 0.05, images.shape)
+    measurement = measured(images + noise, rotations)
+    hidden = np.arange(len(images)) % 3 != 0
+    valid = measurement.valid.copy()
+    valid[hidden, :, images.shape[2] // 2 + 1 :] = False
+    model = AtomModel(position, np.ones(2), np.full(2, WIDTH))
+    partly = np.einsum("nii->ni", position_covariance(model, replace(measurement, valid=valid)))
+    there = measured((images + noise)[~hidden], rotations[~hidden])
+    few, all_ = (np.einsum("nii->ni", position_covariance(model, each)) for each in (there, measurement))
+    np.testing.assert_allclose(partly[0], few[0], rtol=0.15)
+    np.testing.assert_allclose(partly[1], all_[1], rtol=0.15)
+    assert (few[0] > 1.5 * all_[0]).all()
 
 
 def test_weights_are_the_inverse_of_a_variance_that_rises_with_brightness(glass):

@@ -123,6 +123,15 @@ def test_cutting_the_search_into_bands_changes_nothing(monkeypatch):
     np.testing.assert_allclose(denoise_lowrank(noisy, white(truth.shape), groups), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(14, 90), (90, 15)])
+def test_a_patch_in_the_corner_of_a_narrow_image_finds_all_its_like_inside(shape):
+    image = np.random.default_rng(0).normal(size=shape)
+    noise = NoiseSpectrum(np.ones(shape), "white")
+    cleaned = denoise_lowrank(image, noise, PatchGroups(similar=200))
+    assert np.isfinite(cleaned).all()
+    assert cleaned.std() < 0.5 * image.std()
+
+
 def test_an_image_smaller_than_its_patches():
     with pytest.raises(ConfigurationError, match="too small for patches"):
         denoise_lowrank(np.zeros((10, 40)), white((10, 40)))

@@ -52,6 +52,29 @@ def test_an_image_is_the_sum_over_atoms_and_slices_of_their_probes(scene):
     np.testing.assert_allclose(images_of(model, series)[image], expected, atol=3e-5 * expected.max())
 
 
+@pytest.mark.parametrize("beyond", [3, 8, 14])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_what_stands_outside_an_image_does_not_fold_back_onto_it(scene, axis, beyond):
+    model, series = scene
+    alone = model.kept(np.array([0]))
+    flat = replace(alone, positions=np.zeros((1, 3)), tilts_rad=np.zeros((5, 3)))
+    shifts = np.zeros((5, 2))
+    shifts[:, axis] = (SHAPE[::-1][axis] // 2 + beyond) * PIXEL
+    near = images_of(flat, series).sum()
+    for side in (1, -1):
+        assert np.abs(images_of(replace(flat, shifts_angstrom=side * shifts), series)).sum() < 0.01 * near
+
+
+def test_derivatives_are_those_of_the_loss_at_the_rim_of_the_images_too(scene):
+    model, series = scene
+    model = replace(model, shifts_angstrom=model.shifts_angstrom + np.array([9.0, 7.5]))
+    derivative = sums(model, series).positions
+    direction = np.random.default_rng(1).normal(size=derivative.shape)
+    ends = [sums(replace(model, positions=model.positions + s * 1e-5 * direction), series).loss for s in (1, -1)]
+    scale = np.linalg.norm(derivative) * np.linalg.norm(direction)
+    assert (ends[0] - ends[1]) / 2e-5 == pytest.approx((derivative * direction).sum(), abs=2e-6 * scale)
+
+
 @pytest.mark.parametrize(
     ("name", "field", "step"),
     [

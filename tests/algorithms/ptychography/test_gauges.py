@@ -117,6 +117,17 @@ def test_a_flat_overlap_tells_no_translation():
     assert not found.gauge.shift_px.any()
 
 
+def test_tiles_that_meet_in_vacuum_alone_stay_where_they_are():
+    height, width = 64, 40
+    noise = np.random.default_rng(0).normal(0, 1e-3, (2, 1, height, width))
+    found = difference(noise[0] + 0.2, noise[1], np.ones((height, width)), (0, 1))
+    flat = found._replace(variance=found.variance._replace(shift_px=np.full(2, np.inf)))
+    gauges = solve([flat], np.array([[32.0, 0.0], [32.0, 40.0]]), 1)
+    assert np.isfinite(np.concatenate([np.concatenate(gauge) for gauge in gauges])).all()
+    assert gauges[0].phase_rad[0] - gauges[1].phase_rad[0] == pytest.approx(0.2, abs=1e-3)
+    assert not any(gauge.shift_px.any() for gauge in gauges)
+
+
 def test_a_blend_keeps_the_branch_of_the_phase():
     u = np.linspace(-9, 9, 64).reshape(1, 8, 8)
     np.testing.assert_allclose(blended(u + 0.1, np.exp(1j * u)), u, atol=1e-12)

@@ -113,6 +113,16 @@ def test_what_is_no_mib(tmp_path: Path) -> None:
     refuse(FormatError, r"there is no b\*.mib beside it", tmp_path / "b.hdr")
 
 
+def test_headers_that_say_nothing_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a.mib").write_bytes(b"MQ1,000001,00000,01,0000,0000,U08,   1x1,00," + bytes(500))
+    refuse(FormatError, r"a\.mib: .*says 0 bytes of header and 0 x 0 pixels", tmp_path / "a.mib")
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file.attrs["version"] = 3
+        file.create_dataset("electron_events/frames", (4,), h5py.vlen_dtype("u4")).attrs.update({"Nx": 4, "Ny": 4})
+        file.create_dataset("electron_events/scan_positions", data=np.arange(4)).attrs.update({"Nx": 0, "Ny": 2})
+    refuse(FormatError, r"c\.h5: says 2 x 0 positions and frames of \[4, 4\]; it is damaged", tmp_path / "c.h5")
+
+
 def test_a_raw_quad_of_24_bit_is_refused_by_name(tmp_path: Path) -> None:
     files.write_mib(tmp_path / "a.mib", files.counts((1, 512, 512), 99), "R64", 24, quad=True)
     refuse(FormatError, "raw frames of 4 chips, layout 2X2, 24 bit, .* export the file cooked", tmp_path / "a.mib")
