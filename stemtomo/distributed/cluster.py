@@ -135,14 +135,17 @@ class _Together(ClientExecutor):
     def send(self, handles: Any) -> Any:
         """Submit what was kept and return futures in the place of ``handles``."""
         import dask
+        from dask.highlevelgraph import HighLevelGraph
         from dask.task_spec import TaskRef
         from distributed import Future
 
         wanted = list({ref.key: ref for ref in find(handles, TaskRef) if not isinstance(ref, Future)})
+        # A plain dict would be hashed task by task; of a graph of layers nothing but its name is.
+        graph = HighLevelGraph.from_collections(f"together-{uuid.uuid4()}", self._tasks, dependencies=())
         # Called by the scheduler with the key of every task.
         told: dict[str, Any] = {"workers": self._workers.get, "priority": self._priorities.get}
         with dask.annotate(**told, allow_other_workers=True):
-            futures = dict(zip(wanted, self.client.get(self._tasks, wanted, sync=False), strict=True))
+            futures = dict(zip(wanted, self.client.get(graph, wanted, sync=False), strict=True))
         self._tasks, self._workers, self._priorities = {}, {}, {}
         return replace(handles, TaskRef, lambda ref: futures.get(ref.key, ref))
 

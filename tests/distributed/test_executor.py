@@ -219,6 +219,20 @@ def test_one_message_of_tasks_takes_handles_of_before_and_of_itself_at_any_depth
     assert type(found[0][2]["list"][1][1]) is Pair
 
 
+def address(*_: Any) -> str:
+    from distributed import get_worker
+
+    return str(get_worker().address)
+
+
+def test_tasks_that_go_together_run_where_they_are_told(client: Any) -> None:
+    places = sorted(client.nthreads())
+    together = ClientExecutor(client).together()
+    handles = [together.submit_at(place, address, index, urgent=index > 2) for index, place in enumerate(places * 3)]
+    last = together.submit_at(places[1], address, handles)
+    assert client.gather(together.send([*handles, last])) == [*places * 3, places[1]]
+
+
 def test_tasks_that_go_together_are_made_of_public_parts_of_dask(client: Any) -> None:
     """What a release of Dask has to keep for them: it says here what is missing, not in a run."""
     from dask import annotate
