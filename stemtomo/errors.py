@@ -34,7 +34,11 @@ class UnfinishedError(StemtomoError, RuntimeError):
 
 
 class UnreachableError(StoreError):
-    """Object storage does not answer or refuses; run again, the work continues when it does."""
+    """Object storage does not answer; run again, the work continues when it does."""
+
+
+class RefusedError(UnreachableError):
+    """Object storage answers, and refuses: no such bucket, no rights. That is to be mended before running again."""
 
 
 class MemoryPlanError(StemtomoError, MemoryError):

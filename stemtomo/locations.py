@@ -26,7 +26,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from stemtomo.errors import ConfigurationError, UnreachableError
+from stemtomo.errors import ConfigurationError, RefusedError, UnreachableError
 
 SCHEME = "s3://"
 PATIENCE_VARIABLE = "STEMTOMO_S3_PATIENCE_S"
@@ -81,7 +81,7 @@ class ObjectPath:
     Raises
     ------
     UnreachableError
-        By every method, if the storage does not answer for as long as we are patient.
+        By every method, if the storage does not answer for as long as we are patient; RefusedError if it refuses.
     """
 
     bucket: str
@@ -289,8 +289,9 @@ def _settings() -> tuple[str | None, float]:
     text = os.environ.get(PATIENCE_VARIABLE, str(_PATIENCE_S))
     try:
         patience = float(text)
-    except ValueError:
-        raise ConfigurationError(f"{PATIENCE_VARIABLE}={text}: expected seconds") from None
+        timedelta(seconds=patience)
+    except (ValueError, OverflowError):
+        raise ConfigurationError(f"{PATIENCE_VARIABLE}={text}: expected a number of seconds") from None
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"), patience
 
 
@@ -347,11 +348,11 @@ def gives_up(error: Exception, path: ObjectPath, seconds: float) -> Exception | 
     if isinstance(error, UnreachableError) or not isinstance(error, (BaseError, OSError)):
         return error
     if "NoSuchBucket" in str(error):
-        return UnreachableError(f"{path}: there is no bucket {path.bucket}; make it first")
+        return RefusedError(f"{path}: there is no bucket {path.bucket}; make it first")
     if isinstance(error, (FileNotFoundError, NotFoundError)):
         return FileNotFoundError(str(path))
     if isinstance(error, (PermissionDeniedError, UnauthenticatedError, PermissionError)):
-        return UnreachableError(
+        return RefusedError(
             f"{path}: access is denied ({_short(error)}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the "
             "rights on the bucket"
         )

@@ -79,7 +79,7 @@ class Bars:
 
 def summary_table(numbers: Mapping[str, Any]) -> Table:
     """Return the table at the end of ``run`` and ``demo``."""
-    table = Table(title=f"{numbers['name']}: up to {numbers['until']}", show_header=False, title_justify="left")
+    table = Table(title=escape(f"{numbers['name']}: up to {numbers['until']}"), show_header=False, title_justify="left")
     table.add_column("what")
     table.add_column("value", justify="right")
     atoms = numbers["stages"].get("find_atoms", {}).get("atoms")
@@ -101,7 +101,7 @@ def summary_table(numbers: Mapping[str, Any]) -> Table:
 
 def info_table(name: str, tilts: int, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return the table of ``info``."""
-    table = Table(title=f"{name}: {tilts} tilts", title_justify="left")
+    table = Table(title=escape(f"{name}: {tilts} tilts"), title_justify="left")
     for heading, right in (
         ("group", False),
         ("done", True),
@@ -124,14 +124,14 @@ def info_table(name: str, tilts: int, rows: Sequence[Mapping[str, Any]]) -> Tabl
             done,
             *sizes,
             (row["time_utc"] or "-")[:19],
-            "\n".join(row["arrays"]) or f"missing: run {row['stage']}",
+            escape("\n".join(row["arrays"])) or f"missing: run {row['stage']}",
         )
     return table
 
 
 def calibration_table(numbers: Mapping[str, Any]) -> Table:
     """Return the table of ``calibrate``: what was found and, in brackets, what the metadata say."""
-    table = Table(title="found [metadata]", title_justify="left")
+    table = Table(title=escape("found [metadata]"), title_justify="left")
     for index, name in enumerate(HEAD):
         table.add_column(name, justify="right" if index else "left")
     for row in comparison_rows(numbers["tilts"]):

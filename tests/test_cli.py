@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from stemtomo.errors import (
     ConfigurationError,
     FormatError,
     MemoryPlanError,
+    RefusedError,
+    StalledError,
     StoreError,
     UnfinishedError,
 )
@@ -156,7 +159,42 @@ def test_a_missing_input_store_or_configuration(toml, tmp_path):
 
 def test_a_place_for_the_numbers_that_is_not_there_is_refused_before_the_work(toml, tmp_path):
     refused(call("run", toml, "--json", tmp_path / "absent" / "numbers.json"), "--json")
+    refused(call("run", toml, "--json", tmp_path), "--json", "is a folder; give the name of a file")
     assert not (tmp_path / "series.zarr").exists()
+    refused(call("underway", tmp_path, "--image", tmp_path / "absent" / "a.png"), "--image", "does not exist")
+    refused(call("simulate-particle", tmp_path / "absent" / "a.npz"), "a.npz: the folder", "does not exist")
+    refused(call("order", "a.xyz", "--out", tmp_path / "absent" / "a.xyz"), "--out", "does not exist")
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["host", "http://host:1", "tcp://host:x", "absent.json", "torn.json", "other.json"]
+)
+def test_a_scheduler_that_cannot_be_one(toml, tmp_path, monkeypatch, scheduler):
+    monkeypatch.setattr(shell, "_PATIENCE_S", 0.0)
+    (tmp_path / "torn.json").write_text("{")
+    (tmp_path / "other.json").write_text("{}")
+    refused(call("run", toml, "--scheduler", scheduler), f"--scheduler {scheduler}: no Dask scheduler answers there")
+
+
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        (("simulate", "a.xyz", "--dose", "abc"), "study.dose_per_square_angstrom = '[abc]'"),
+        (("simulate", "a.xyz", "--set", "simulation.seed=x"), "simulation.seed = 'x'"),
+        (("order", "a.xyz", "--set", "cutoff_angstrom=-3"), "order.cutoff_angstrom = -3: should be greater than 0 ("),
+        (("local-orbital", "a.zarr", "--set", "pixels=x"), "local_orbital."),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_told_with_its_key(tmp_path, monkeypatch, command, key):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.xyz").write_text("1\n\nAu 0 0 0\n")
+    refused(call(*command), key)
+
+
+def test_numbers_that_are_none_are_null(tmp_path):
+    shell.write_json({"loss": [1.0, float("nan")], "rmsd": (float("inf"), 2)}, tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text()) == {"loss": [1.0, None], "rmsd": [None, 2]}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_scheduler_and_workers_exclude_each_other(toml):
@@ -166,14 +204,16 @@ def test_a_scheduler_and_workers_exclude_each_other(toml):
 # -- exit codes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [ConfigurationError, FormatError, StoreError, MemoryPlanError, AcquisitionError])
+@pytest.mark.parametrize(
+    "error", [ConfigurationError, FormatError, StoreError, MemoryPlanError, AcquisitionError, RefusedError]
+)
 def test_what_the_user_can_correct_is_code_2(error):
     assert shell.exit_code(error("text")) == 2
 
 
 def test_what_can_be_run_again_is_code_1_and_a_stall_code_3():
     assert shell.exit_code(RuntimeError("lost a worker")) == 1
-    assert shell.exit_code(AcquisitionError("no new frames"), acquiring=True) == 3
+    assert shell.exit_code(StalledError("no new frames")) == 3
 
 
 def test_an_unforeseen_failure_says_how_to_go_on(toml, monkeypatch):
@@ -230,7 +270,9 @@ def test_info_lists_what_is_there(toml, tmp_path):
     call("run", toml, "--until", "quicklook")
     table = call("info", tmp_path / "series.zarr").stdout
     assert "3/3" in table
-    assert "frames (y 8, x 8, ky 32, kx 32) uint16 [counts]" in table.replace("\n", " ") or "uint16" in table
+    said = " ".join(re.sub("│", " ", table).split())
+    assert "uint16 [counts]" in said
+    assert "com_x (y 8, x 8) float32 [1/Å]" in said
     assert "missing: run tomography" in table
     rows = json.loads(call("info", tmp_path / "series.zarr", "--json").stdout)
     assert rows["tilts"] == 3

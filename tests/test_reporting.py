@@ -8,6 +8,7 @@ import shutil
 import subprocess
 
 import matplotlib.image
+import matplotlib.pyplot
 import numpy as np
 import pytest
 import xarray as xr
@@ -190,6 +191,28 @@ def test_a_store_of_frames_alone_is_reported_and_says_what_is_missing(tmp_path):
     assert "Not complete: quicklook, ptychography, projections, align, tomography, find_atoms." in page
     assert "atoms-canvas" not in page
     assert "Experiment" in page
+
+
+def test_a_series_that_is_being_recorded_is_reported(tmp_path):
+    store = Store.create(tmp_path / "live.zarr", "live")
+    store.declare_tilts(TILTS)
+    assert "3 tilts, none recorded yet" in report(store).read_text(encoding="utf-8")
+    store.create_tilt(
+        1, (8, 8, 16, 16), "u2", Optics(300e3, 0.021), Scan((8, 8), (1.6, 1.6)), Detector((16, 16), 0.2), Pose(0.5)
+    )
+    page = report(store).read_text(encoding="utf-8")
+    assert "1, single axis (about y), 2 to come" in page
+    assert "8 × 8 probe positions" in page
+
+
+def test_pictures_leave_the_session_of_a_user_alone(tmp_path, store):
+    matplotlib.use("svg")
+    figure = matplotlib.pyplot.figure()
+    before = dict(matplotlib.rcParams)
+    report(store, tmp_path / "report.html")
+    assert (matplotlib.get_backend(), matplotlib.pyplot.get_fignums()) == ("svg", [figure.number])
+    assert dict(matplotlib.rcParams) == before
+    matplotlib.pyplot.close(figure)
 
 
 def test_a_half_finished_stage_says_how_far_it_is(tmp_path, store):

@@ -86,20 +86,23 @@ def calibrate(
         require_folder(json_file)
         from stemtomo.io.store import Store
         from stemtomo.pipeline.calibrate import calibrate as calibrate_store
-        from stemtomo.pipeline.calibrate import known_beforehand
         from stemtomo.pipeline.compare import outlier_notes, refined_notes
+        from stemtomo.pipeline.references import settings_told
+        from stemtomo.pipeline.settings import CalibrationSettings
         from stemtomo.terminal import calibration_table
 
-        settings = known_beforehand(c1_sign, rotation_near, require or (), refine, thickness)
+        told = {"c1_sign": c1_sign, "rotation_near_deg": rotation_near, "require": tuple(require or ())}
+        told |= {"refine": refine, "thickness_angstrom": thickness}
+        settings = settings_told(CalibrationSettings, "calibrate", told)
         with bars() as progress:
             numbers = calibrate_store(Store.open(store, "r+"), settings, progress=progress)
         write_json(numbers, json_file)
         console = stdout()
         console.print(calibration_table(numbers))
         for note in (*refined_notes(numbers["tilts"]), *outlier_notes(numbers["series"])):
-            console.print(note, soft_wrap=True, highlight=False)
+            console.print(note, soft_wrap=True, highlight=False, markup=False)
         for reason in sorted({text for tilt in numbers["tilts"] for text in tilt["undetermined"].values()}):
-            console.print(f"Undetermined: {reason}", soft_wrap=True, highlight=False)
+            console.print(f"Undetermined: {reason}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _say(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -89,6 +89,7 @@ def _run(
 ) -> None:
     with clear_errors(debug), cluster(*where):
         require_folder(json_file)
+        require_folder(out, "--out")
         import importlib
 
         from stemtomo.pipeline.references import override_section

@@ -36,6 +36,7 @@ def local_orbital(
     """Find atoms in a tilt series of HAADF images at one focus or several, with the probe at every depth."""
     with clear_errors(debug), cluster(scheduler, workers):
         require_folder(json_file)
+        require_folder(out, "--out")
         from stemtomo.distributed import MemoryPlan
         from stemtomo.io.store import Store
         from stemtomo.pipeline.local_orbital import local_orbital as verb
@@ -79,6 +80,7 @@ def simulate_particle(
 ) -> None:
     """Write a focal tilt series of an amorphous particle, to try local-orbital tomography on."""
     with clear_errors(debug):
+        require_folder(path, "FILE")
         import numpy as np
 
         from stemtomo.pipeline.focal_series import simulate_particle as verb

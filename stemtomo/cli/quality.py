@@ -47,18 +47,20 @@ def resolution(
     """Resolution along every axis, missing wedge, and how far two halves of the data agree (FSC, FRC)."""
     with clear_errors(debug), cluster(scheduler, workers):
         require_folder(json_file)
+        from stemtomo.pipeline.references import settings_told
         from stemtomo.pipeline.resolution import resolution as measure
-        from stemtomo.pipeline.resolution import told
+        from stemtomo.pipeline.settings import ResolutionSettings
         from stemtomo.terminal import resolution_table
 
-        settings = told(
-            halves=halves,
-            tilts=tuple(tilt) if tilt else None,
-            mask=mask,
-            cone_deg=cone,
-            significance=significance,
-            voxel_angstrom=voxel,
-        )
+        told = {
+            "halves": halves,
+            "tilts": tuple(tilt) if tilt else None,
+            "mask": mask,
+            "cone_deg": cone,
+            "significance": significance,
+            "voxel_angstrom": voxel,
+        }
+        settings = settings_told(ResolutionSettings, "resolution", told)
         with bars() as progress:
             numbers: dict[str, Any] = measure(volume, other, settings, progress=progress)
         write_json(numbers, json_file)

@@ -59,7 +59,7 @@ def underway(
     """Loss and phase of a reconstruction while it runs, from its last checkpoint."""
     with clear_errors(debug):
         require_folder(json_file)
-        require_folder(image)
+        require_folder(image, "--image")
         from stemtomo.pipeline.underway import underway as look
 
         found = look(store, tilt)
@@ -72,10 +72,12 @@ def underway(
             f"tilt {tilt}: {len(losses)} epochs, loss per pattern {losses[0]:.5g} at first, {losses[-1]:.5g} now"
         )
         if image is not None:
+            from stemtomo.io.durable import replacing
             from stemtomo.reporting.figures import Picture, row
 
             pixel = found.attrs["pixel_angstrom"]
             picture = Picture(
                 found["phase_sum"].values, f"tilt {tilt}, epoch {len(losses)}", "rad", (pixel[0], pixel[1])
             )
-            image.write_bytes(row([picture]))
+            with replacing(image) as partial:
+                partial.write_bytes(row([picture]))

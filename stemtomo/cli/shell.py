@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from stemtomo.errors import (
-    AcquisitionError,
     ConfigurationError,
+    RefusedError,
     StalledError,
     StemtomoError,
-    StoreError,
     UnfinishedError,
     UnreachableError,
 )
@@ -29,17 +30,20 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_STALLED = 3
 EXIT_UNFINISHED = 75
+_PATIENCE_S = 20.0
+"""Time for a scheduler to answer, in seconds."""
+
 GRACE_S = 90.0
 """From the signal that asks a command to stop to the moment when it leaves wherever it is, in seconds."""
 
 
-def exit_code(error: BaseException, acquiring: bool = False) -> int:
-    """Return the exit code for ``error``; while a source still grows (``acquiring``), missing frames mean a stall."""
-    if isinstance(error, (UnfinishedError, UnreachableError)):
+def exit_code(error: BaseException) -> int:
+    """Return the exit code for ``error``."""
+    if isinstance(error, (UnfinishedError, UnreachableError)) and not isinstance(error, RefusedError):
         return EXIT_UNFINISHED
-    if isinstance(error, StalledError) or (isinstance(error, AcquisitionError) and acquiring):
+    if isinstance(error, StalledError):
         return EXIT_STALLED
-    return EXIT_BAD_INPUT if isinstance(error, StemtomoError) else EXIT_FAILED
+    return EXIT_BAD_INPUT if isinstance(error, StemtomoError | PermissionError) else EXIT_FAILED
 
 
 @contextmanager
@@ -95,14 +99,31 @@ def _client(scheduler: str | None, workers: int | None) -> Iterator[None]:
         yield
         return
     from distributed import Client
+    from distributed.comm import resolve_address
 
     try:
-        where = {"scheduler_file": scheduler} if scheduler.endswith(".json") else {"address": scheduler}
-        client = Client(**where, timeout="20s")
-    except OSError as error:
-        raise ConfigurationError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from None
+        address = _address(scheduler)
+        with suppress(OSError):  # the name of a host may be known later
+            resolve_address(address)  # what is no address is refused here: a client that fails stays the active one
+        client = Client(address, timeout=_PATIENCE_S)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = str(error) or type(error).__name__
+        raise ConfigurationError(
+            f"--scheduler {scheduler}: no Dask scheduler answers there ({said}); expected an address such as "
+            "tcp://host:8786, or the file that a scheduler has written, FILE.json"
+        ) from None
     with client:
         yield
+
+
+def _address(scheduler: str) -> str:
+    """Return the address of ``scheduler``, or what its file says; a scheduler that is starting may still write it."""
+    if not scheduler.endswith(".json"):
+        return scheduler
+    file, began = Path(scheduler), time.monotonic()
+    while not file.exists() and time.monotonic() - began < _PATIENCE_S:
+        time.sleep(0.1)
+    return str(json.loads(file.read_text(encoding="utf-8"))["address"])
 
 
 @contextmanager
@@ -126,8 +147,8 @@ def conclude(numbers: dict[str, Any], json_file: Path | None, debug: bool) -> No
         console.print(summary_table(numbers))
         for stage in numbers["stages"].values():
             if stage.get("note"):
-                console.print(f"Note: {stage['note']}", soft_wrap=True)
-        console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+                console.print(f"Note: {stage['note']}", soft_wrap=True, markup=False)
+        console.print(f"Report: {path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def numbers_of(text: str | None) -> list[int] | None:
@@ -143,22 +164,33 @@ def numbers_of(text: str | None) -> list[int] | None:
     return found
 
 
-def require_folder(path: Path | None) -> None:
-    """Raise ConfigurationError if a file cannot be written at ``path``, before the work begins."""
-    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise ConfigurationError(f"--json {path}: the folder {path.parent} does not exist or cannot be written")
+def require_folder(path: Path | None, option: str = "--json") -> None:
+    """Raise ConfigurationError if a file cannot be written at ``path``, told as ``option``, before the work begins."""
+    if path is None:
+        return
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise ConfigurationError(f"{option} {path}: the folder {path.parent} does not exist or cannot be written")
+    if path.is_dir():
+        raise ConfigurationError(f"{option} {path}: is a folder; give the name of a file")
 
 
 def write_json(numbers: dict[str, Any], path: Path | None) -> None:
-    """Write ``numbers`` at ``path``, whole or not at all."""
+    """Write ``numbers`` at ``path``, whole or not at all; numbers that are none (of work that diverged) are null."""
     if path is None:
         return
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise StoreError(f"--json {path}: cannot be written ({error.strerror or error})") from None
+    from stemtomo.io.durable import replacing
+
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(_finite(numbers), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """Return ``value`` with null in the place of what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def stdout() -> Any:

@@ -49,9 +49,12 @@ def simulate(
         settings, simulation, stages = study_settings(varied, way, overrides or [])
         with bars() as progress:
             if way == "none":
+                made = []
                 for chosen, one in settings.conditions(simulation):
                     name = settings.label(chosen)
-                    simulate_series(out / f"{name}.zarr", specimen, one, name=name, progress=progress)
+                    made.append(out / f"{name}.zarr")
+                    simulate_series(made[-1], specimen, one, name=name, progress=progress)
+                write_json({"stores": [str(path) for path in made]}, json_file)
                 typer.echo(f"Simulated into {out}")
                 return
             found = study(out, specimen, settings, simulation=simulation, stages=stages, progress=progress)

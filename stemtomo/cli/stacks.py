@@ -50,20 +50,21 @@ def import_stack(
     with clear_errors(debug):
         require_folder(json_file)
         from stemtomo.pipeline.import_stack import import_stack as read_in
-        from stemtomo.pipeline.import_stack import stack_settings
+        from stemtomo.pipeline.references import settings_told
+        from stemtomo.pipeline.settings import StackSettings
 
-        settings = stack_settings(
-            pixel_angstrom=pixel,
-            energy_kev=energy,
-            array=array,
-            background=background,
-            axis=axis,
-            axis_deg=axis_deg,
-            scale=scale,
-            scan_matrix=None if scan_matrix is None else scan_matrix.split(","),
-            nan_as_missing=nan_as_missing,
-        )
-        numbers = read_in(stack, store, settings, angles=angles)
+        told = {
+            "pixel_angstrom": pixel,
+            "energy_kev": energy,
+            "array": array,
+            "background": background,
+            "axis": axis,
+            "axis_deg": axis_deg,
+            "scale": scale,
+            "scan_matrix": None if scan_matrix is None else scan_matrix.split(","),
+            "nan_as_missing": nan_as_missing,
+        }
+        numbers = read_in(stack, store, settings_told(StackSettings, "import-stack", told), angles=angles)
         write_json(numbers, json_file)
         low, high = numbers["theta_deg"]
         height, width = numbers["shape_yx"]

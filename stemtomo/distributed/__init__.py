@@ -2,9 +2,10 @@
 
 from stemtomo.distributed.checkpoint import Checkpoint
 from stemtomo.distributed.executor import Executor, Handle, executor
-from stemtomo.distributed.memory import MemoryPlan, PlanRow, Usage, available_memory_bytes, cpu_seconds, peak_rss_mb
+from stemtomo.distributed.memory import MemoryPlan, PlanRow, Usage, available_memory_bytes, cpu_seconds
 from stemtomo.distributed.parts import Parts, Saved
 from stemtomo.distributed.windows import Window
+from stemtomo.process import peak_rss_mb
 
 __all__ = [
     "Checkpoint",

@@ -185,7 +185,7 @@ def read_state(path: str | os.PathLike[str]) -> Tree:
         return read_tree(location(path))
     except UnreachableError:
         raise
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise StoreError(
             f"the checkpoint file {path} cannot be read ({error}); remove its directory to go on without it"
         ) from error

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, NamedTuple
 from stemtomo.distributed.allocation import allocated_memory_bytes
 from stemtomo.distributed.cgroup import group_memory_bytes, system_memory_bytes
 from stemtomo.errors import MemoryPlanError
+from stemtomo.process import peak_rss_mb
 
 
 def available_memory_bytes() -> int:
@@ -47,20 +46,6 @@ def cpu_seconds() -> float:
     """Return the processor seconds, user and system, of this process and of its children that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
-
-
-def peak_rss_mb() -> float:
-    """Return the largest resident memory in MB (1e6 bytes) that this process has had.
-
-    On Linux it is what the kernel says of the program that runs now: ``getrusage`` counts what the process that
-    launched it had at that moment, too.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def usage() -> Usage:

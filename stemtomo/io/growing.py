@@ -59,7 +59,9 @@ class GrowingTilt:
 
     def partial_bytes(self) -> int:
         """Return the bytes of a frame that is not whole at the end of the file, 0 where the format does not tell."""
-        return self.source.partial_bytes() if isinstance(self.source, ArrayFile) else 0
+        if not isinstance(self.source, ArrayFile) or not self.source.path.exists():
+            return 0
+        return self.source.partial_bytes()
 
     def identity(self) -> dict[str, Any]:
         """Return what stays the same while the file grows: its inode and its beginning, and how it is read."""

@@ -8,8 +8,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +19,7 @@ import numpy as np
 
 from stemtomo.errors import ConfigurationError, FormatError
 from stemtomo.io.schema import SCHEMA_VERSION, stage_revision
+from stemtomo.process import peak_rss_mb
 
 _PACKAGES = ("stemtomo", "numpy", "scipy", "numba", "dask", "distributed", "xarray", "zarr", "numcodecs")
 _SAMPLE_BYTES = 65536
@@ -83,12 +82,11 @@ class Provenance:
         """Return the record with its cost: wall and CPU time in s, peak memory of the process in MB (1e6 bytes)."""
         # A record may travel to the worker that ends the stage; its processor time is then not this process's.
         here = self._process == _this_process()
-        kilobyte = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
         return replace(
             self,
             wall_s=round(time.time() - self._began[0], 3),
             cpu_s=round(time.process_time() - self._began[1], 3) if here else None,
-            peak_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte / 1e6, 1),
+            peak_rss_mb=round(peak_rss_mb(), 1),
         )
 
     @property

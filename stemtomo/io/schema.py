@@ -144,9 +144,7 @@ GROUPS: dict[str, GroupSchema] = {
             "depth_phase": _optional(("tilt", "slice"), "rad", "mean phase of the specimen in a slice, over vacuum"),
             "depth_contrast": _optional(("tilt", "slice"), "rad", "deviation of the phase of the specimen in a slice"),
             "valid": Variable(("tilt", "y", "x"), "1", "boolean", "where the phase was measured"),
-            "theta_deg": Variable(_TILT, "deg"),
-            "phi_deg": Variable(_TILT, "deg"),
-            "psi_deg": Variable(_TILT, "deg"),
+            **{f"{angle}_deg": Variable(_TILT, "deg") for angle in ("theta", "phi", "psi")},
         },
         attrs=("pixel_angstrom",),
     ),
@@ -203,18 +201,14 @@ GROUPS: dict[str, GroupSchema] = {
         variables={
             "images": Variable(("image", "y", "x"), "1", "real", "incoherent signal"),
             "section": Variable(("image",), "1", "label", "focal section"),
-            "theta_deg": Variable(("image",), "deg"),
-            "phi_deg": Variable(("image",), "deg"),
-            "psi_deg": Variable(("image",), "deg"),
+            **{f"{angle}_deg": Variable(("image",), "deg") for angle in ("theta", "phi", "psi")},
         },
         attrs=("pixel_angstrom", "energy_kev", "semiangle_mrad"),
     ),
     "local_orbital": GroupSchema(
         stage="local_orbital",
         variables={
-            "x": Variable(_ATOM, "Å"),
-            "y": Variable(_ATOM, "Å"),
-            "z": Variable(_ATOM, "Å"),
+            **{axis: Variable(_ATOM, "Å") for axis in "xyz"},
             "intensity": Variable(_ATOM, "1", "real", "integral over an image, in its unit times pixels"),
             "width_angstrom": Variable(_ATOM, "Å", "real", "standard deviation of the Gaussian"),
             "species": Variable(_ATOM, "1", "label", "number of the class"),
@@ -232,9 +226,7 @@ GROUPS: dict[str, GroupSchema] = {
     "atoms": GroupSchema(
         stage="find_atoms",
         variables={
-            "x": Variable(_ATOM, "Å"),
-            "y": Variable(_ATOM, "Å"),
-            "z": Variable(_ATOM, "Å"),
+            **{axis: Variable(_ATOM, "Å") for axis in "xyz"},
             "species": Variable(_ATOM, "1", "label", "symbol, or number of the class"),
             "intensity": Variable(_ATOM, "V Å^3", "real", "potential integrated over the atom"),
             "width_angstrom": Variable(_ATOM, "Å", "real", "standard deviation of the fitted Gaussian"),

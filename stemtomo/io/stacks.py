@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stemtomo.errors import FormatError
-from stemtomo.io.archive import load_array
+from stemtomo.io.archive import array_header, load_array, member_names, open_member
 from stemtomo.io.formats.optional import require
 from stemtomo.io.untrusted import reading
 
@@ -127,9 +127,16 @@ def _read_tiff(path: Path) -> np.ndarray:
 def _read_numpy(path: Path, array: str | None, axes: tuple[int, ...]) -> np.ndarray:
     if path.suffix.lower() == ".npy":
         return load_array(path)
+    names = member_names(path)
+    stacks = [name for name in names if _axes(path, name) in axes] if array is None else [array]
+    if len(stacks) != 1 or stacks[0] not in names:
+        raise FormatError(f"{path}: holds {', '.join(names)}; say which is the stack (--array NAME)")
     with reading(path, "an .npz archive"), np.load(path, allow_pickle=False) as archive:
-        names = list(archive)
-        stacks = [name for name in names if np.ndim(archive[name]) in axes] if array is None else [array]
-        if len(stacks) != 1 or stacks[0] not in names:
-            raise FormatError(f"{path}: holds {', '.join(names)}; say which is the stack (--array NAME)")
         return np.asarray(archive[stacks[0]])
+
+
+def _axes(path: Path, name: str) -> int:
+    """Return how many axes the member ``name`` has, from its header."""
+    _, stream = open_member(path, name)
+    with stream:
+        return len(array_header(stream, f"{path}[{name}]")[0])

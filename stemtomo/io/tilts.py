@@ -132,12 +132,8 @@ class StoredTilts:
             If the tilt exists with another shape, dtype or source, or cannot be written.
         """
         self._require_writable(f"tilt {index}")
-        geometry = {
-            "optics": optics.to_attrs(),
-            "scan": scan.to_attrs(),
-            "detector": detector.to_attrs(),
-            "pose": pose.to_attrs(),
-        }
+        told: dict[str, Any] = {"optics": optics, "scan": scan, "detector": detector, "pose": pose}
+        geometry = {name: part.to_attrs() for name, part in told.items()}
         wanted: dict[str, Any] = {**geometry, "source": dict(source or {})}
         folder = self._tilt(index)
         current = read_attrs(folder)
@@ -268,8 +264,7 @@ class StoredTilts:
 
     def valid(self, index: int) -> np.ndarray:
         """Return the mask (y, x), bool, of the scan positions of tilt ``index`` whose frame was recorded."""
-        attrs = self.tilt_attrs(index)
-        return frame_arrays.valid_positions(attrs, Scan.from_attrs(attrs["scan"]).shape_yx)
+        return frame_arrays.valid_positions(self.tilt_attrs(index), self.scan(index).shape_yx)
 
     def complete_tilt(self, index: int, provenance: Provenance, noted: Mapping[str, Any] | None = None) -> None:
         """Mark tilt ``index`` complete; the mark takes the place of the record of shards.

@@ -45,8 +45,6 @@ def piece_regions(source: FrameSource, region: Region) -> list[Region]:
 
 def _finest(source: FrameSource) -> str:
     """What can be read of ``source`` without reading more: a ``chunk``, a ``row`` of them, or a ``shard``."""
-    if isinstance(source, MaskedFrames):
-        return _finest(source.source)
     if isinstance(source, SeriesOfFiles | TiltFiles):
         return _finest(source.sources[0])
     if isinstance(source, MaskedFrames | PreparedFrames):

@@ -1,4 +1,4 @@
-"""Relativistic electrons: wavelength and interaction parameter, from CODATA 2018 constants."""
+"""Relativistic electrons: wavelength and interaction parameter, from the CODATA constants of SciPy."""
 
 from __future__ import annotations
 

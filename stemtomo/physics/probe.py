@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from stemtomo.backend import Array, array_namespace, real_dtype
-from stemtomo.geometry import Detector, Optics
+from stemtomo.geometry import Optics
 from stemtomo.kernels import patches
 from stemtomo.kernels.fourier import fft2, ifft2
 from stemtomo.physics.aberrations import aberration_phase
@@ -45,7 +45,6 @@ def probe_wave(
     *,
     plane_z_angstrom: float | None = None,
     intensity: float = 1.0,
-    amplitude: np.ndarray | None = None,
     soft_edge: bool = True,
     dtype: np.dtype | type = np.complex64,
 ) -> np.ndarray:
@@ -58,24 +57,15 @@ def probe_wave(
         further over focus: C10 grows by z - defocus_plane_z.
     intensity
         Sum of |probe|², in electrons.
-    amplitude
-        Measured aperture amplitude (ky, kx), zero frequency first (the root of a vacuum pattern); it replaces the
-        computed aperture.
     """
     wavelength = wavelength_angstrom(optics.energy_ev)
     ky, kx = reciprocal_grid(shape_yx, pixel_angstrom_yx)
     drift = 0.0 if plane_z_angstrom is None else plane_z_angstrom - optics.defocus_plane_z_angstrom
     aberrations = {**optics.aberrations, "C10": optics.c1_angstrom + drift}
-    magnitude = aperture(optics, shape_yx, pixel_angstrom_yx, soft_edge) if amplitude is None else amplitude
+    magnitude = aperture(optics, shape_yx, pixel_angstrom_yx, soft_edge)
     spectrum = magnitude * np.exp(-1j * aberration_phase(kx, ky, wavelength, aberrations))
     spectrum *= math.sqrt(intensity / np.sum(np.abs(spectrum) ** 2))
     return np.ascontiguousarray(np.fft.fftshift(ifft2(spectrum)).astype(dtype))
-
-
-def vacuum_amplitude(vacuum_pattern: np.ndarray, detector: Detector) -> np.ndarray:
-    """Return the aperture amplitude (ky, kx), zero frequency first, from the pattern of the empty beam."""
-    centre = tuple(-round(c) for c in detector.centre_yx)
-    return np.sqrt(np.clip(np.roll(vacuum_pattern.astype(np.float64), centre, axis=(-2, -1)), 0, None))
 
 
 def shift_ramps(shifts_px: Array, shape_yx: tuple[int, int], like: Array) -> tuple[Array, Array]:

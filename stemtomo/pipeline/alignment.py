@@ -90,7 +90,11 @@ def align(
         remove_tree(store.checkpoint_path(GROUP))
     progress.advance()
     progress.finish(STAGE)
-    result = store.read(GROUP)
+    return {**_numbers(store.read(GROUP)), "computed": todo}
+
+
+def _numbers(result: xr.Dataset) -> dict[str, Any]:
+    """Return what an alignment says in numbers."""
     shifts = np.hypot(result["shift_x_angstrom"].values, result["shift_y_angstrom"].values)
     return {
         "method": result.attrs["method"],
@@ -101,7 +105,6 @@ def align(
         "angle_change_rms_deg": result.attrs.get("angle_change_rms_deg"),
         "gain": result["gain"].mean("y").values.tolist() if "gain" in result else None,
         "diagnoses": result.attrs.get("diagnoses", []),
-        "computed": todo,
     }
 
 

@@ -134,12 +134,6 @@ def plan_row(shape_zyx: tuple[int, int, int], settings: AtomSettings | None = No
     return plan_block(shape_zyx, settings or AtomSettings())
 
 
-def plan_find_atoms(store: Store) -> PlanRow:
-    """Say the same for the volume of ``store``, from its metadata alone."""
-    z, y, x = store.read("volume")["potential"].shape
-    return plan_row((z, y, x))
-
-
 class _Model(NamedTuple):
     """Atoms to be written, which of ``traced`` each was (-1: none, it was added), and what refinement did."""
 

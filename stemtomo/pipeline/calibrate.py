@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from pydantic import ValidationError
 
 from stemtomo.algorithms.imaging import calibration, parallax, scan_gaps
 from stemtomo.distributed import Executor
 from stemtomo.distributed import executor as default_executor
-from stemtomo.errors import CalibrationError, ConfigurationError
+from stemtomo.errors import CalibrationError
 from stemtomo.geometry import Detector, Optics, Scan
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import tilt_name
@@ -79,34 +77,6 @@ def calibrate(
     records = [calibration_record(store, index) for index in range(store.tilt_count)]
     _require(store, records, settings)
     return {"tilts": records, "series": series_trends(records), "computed": len(todo)}
-
-
-def known_beforehand(
-    c1_sign: str | None,
-    rotation_near_deg: float | None,
-    require: Iterable[str],
-    refine: bool = False,
-    thickness_angstrom: float | None = None,
-) -> CalibrationSettings:
-    """Return settings from what a command line says.
-
-    Raises
-    ------
-    ConfigurationError
-        For a value that is not allowed.
-    """
-    given = {
-        "c1_sign": c1_sign,
-        "rotation_near_deg": rotation_near_deg,
-        "require": tuple(require),
-        "refine": refine,
-        "thickness_angstrom": thickness_angstrom,
-    }
-    try:
-        return CalibrationSettings.model_validate(given)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigurationError(f"calibrate: {problems}") from None
 
 
 def calibrate_tilt(path: Path, index: int, settings: CalibrationSettings) -> xr.Dataset:

@@ -188,7 +188,7 @@ class DoseSettings(Section):
     """[dose]: electrons, where the patterns alone do not say."""
 
     electrons_per_pattern: Positive | None = Field(
-        default=None, description="Incident electrons per pattern; the mean of the brightest patterns if not given."
+        default=None, description="Incident electrons per pattern; the mean of the patterns if not given."
     )
 
 

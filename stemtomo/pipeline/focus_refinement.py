@@ -87,7 +87,7 @@ def refine_tilt(
     columns = chosen.columns if np.ptp(chosen.columns) >= np.ptp(chosen.rows) else chosen.rows
     left = columns < np.median(columns)
     halves = np.flatnonzero(left), np.flatnonzero(~left)
-    semiangle = (found["semiangle_mrad"] or optics.semiangle_rad * 1e3) / 1e3
+    semiangle = _semiangle(optics, found)
     found["depth_of_focus_angstrom"] = wavelength_angstrom(optics.energy_ev) / semiangle**2
     refined = focus.refine(
         _geometry(optics, semiangle, settings), stack, data, halves, semiangle, settings.refine_iterations
@@ -103,6 +103,11 @@ def _starts(optics: Optics, scan: Scan, found: dict[str, Any]) -> list[dict[str,
     told = optics.c1_angstrom - optics.defocus_plane_z_angstrom
     told_turn = math.degrees(scan.rotation_rad)
     return [{"c1_angstrom": told if c1 is None else c1, "rotation_deg": told_turn if turn is None else turn}]
+
+
+def _semiangle(optics: Optics, found: dict[str, Any]) -> float:
+    """Return the semiangle in rad that was found, else that of the metadata."""
+    return (found["semiangle_mrad"] or optics.semiangle_rad * 1e3) / 1e3
 
 
 def _geometry(optics: Optics, semiangle: float, settings: CalibrationSettings) -> Geometry:
@@ -124,7 +129,7 @@ def _signed(
     fits = []
     for start in starts:
         stack, data = _prepared(store, index, chosen, start, settings, found)
-        begin = _geometry(optics, found["semiangle_mrad"] / 1e3, settings)
+        begin = _geometry(optics, _semiangle(optics, found), settings)
         every = np.arange(len(chosen.counts))
         fit = mistilt.fit(begin, stack, data, every, _SIGN_ITERATIONS, free=Free(focus=True))
         fits.append(focus.Trial(fit.loss, focus.skewness(fit, stack, data, every)))
@@ -154,7 +159,7 @@ def _chosen(
     """Read a square in the middle of the scan, as wide as patterns that still overlap well make it."""
     optics, scan, detector = store.optics(index), store.scan(index), store.detector(index)
     wavelength = wavelength_angstrom(optics.energy_ev)
-    semiangle = (found["semiangle_mrad"] or optics.semiangle_rad * 1e3) / 1e3
+    semiangle = _semiangle(optics, found)
     probe = probe_diameter_angstrom(wavelength, semiangle, c1_angstrom, 0.0)
     edge = math.isqrt(settings.refine_patterns)
     lines = []
@@ -198,7 +203,7 @@ def _prepared(
     where = chosen.rows * scan.shape_yx[1] + chosen.columns
     grid = object_grid(scan.positions()[where], window, (extent[0] / window[0], extent[1] / window[1]))
     grid = commensurate(grid, shape)
-    semiangle = (found["semiangle_mrad"] or optics.semiangle_rad * 1e3) / 1e3
+    semiangle = _semiangle(optics, found)
     lens = replace(optics, semiangle_rad=semiangle, aberrations={**optics.aberrations, "C10": start["c1_angstrom"]})
     lens = replace(lens, defocus_plane_z_angstrom=0.0)
     slices = settings.refine_slices

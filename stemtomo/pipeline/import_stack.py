@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from pydantic import ValidationError
 
 from stemtomo.algorithms.imaging.scan_distortion import (
     averaged,
@@ -23,7 +22,6 @@ from stemtomo.errors import ConfigurationError, FormatError
 from stemtomo.io.provenance import Provenance, file_digest
 from stemtomo.io.stacks import angles_beside, read_angles, read_stack
 from stemtomo.io.store import Store
-from stemtomo.locations import location
 from stemtomo.physics.electron import interaction_parameter
 from stemtomo.pipeline.config import StackSettings
 
@@ -78,7 +76,7 @@ def import_stack(
         pairs = zip(images, valid, strict=True)
         images = np.stack([image - vacuum_background(image, mask, settings.background) * mask for image, mask in pairs])
     dataset = _dataset(images, valid, np.add(tilts, (0.0, settings.axis_deg, 0.0)), pixel, settings)
-    store = store if isinstance(store, Store) else _opened(location(store), path.stem)
+    store = _opened(store, path.stem)
     told = {**settings.model_dump(), "angles_deg": tilts.tolist(), "file": path.name}
     store.write(GROUP, dataset, Provenance.start("import_stack", told, {"stack": file_digest(path)}))
     return {
@@ -90,21 +88,6 @@ def import_stack(
         "valid_fraction": float(valid.mean()),
         "drift_px_per_frame": drifts,
     }
-
-
-def stack_settings(**given: Any) -> StackSettings:
-    """Return settings from what a command line says; ``None`` for what it does not.
-
-    Raises
-    ------
-    ConfigurationError
-        For a value that is not allowed.
-    """
-    try:
-        return StackSettings.model_validate({key: value for key, value in given.items() if value is not None})
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigurationError(f"import-stack: {problems}") from None
 
 
 def scan_distortion(path: str | Path, spots: Sequence[str | Sequence[float]] | None = None) -> dict[str, Any]:
@@ -186,10 +169,11 @@ def _dataset(
     return xr.Dataset({"phase": (dims, images), "valid": (dims, valid), **angles}, attrs=attrs)
 
 
-def _opened(path: Path, name: str) -> Store:
-    if not Store.is_store(path):
-        return Store.create(path, name)
-    store = Store.open(path, "r+")
+def _opened(store: Store | str | Path, name: str) -> Store:
+    if not isinstance(store, Store):
+        if not Store.is_store(store):
+            return Store.create(store, name)
+        store = Store.open(store, "r+")
     if store.tilt_count:
-        raise FormatError(f"{path}: is a store with frames, whose projections come from them; give a new path")
+        raise FormatError(f"{store.path}: is a store with frames, whose projections come from them; give a new path")
     return store

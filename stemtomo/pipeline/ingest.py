@@ -68,9 +68,9 @@ def ingest(
 ) -> dict[str, Any]:
     """Copy the frames of ``source`` into ``store``, with the geometry of every tilt; continue where a run ended.
 
-    Uncompressed files are copied by one task per shard, which opens file and store where it runs. A compressed archive
-    member is streamed forward once by the calling process, with a shard row (or, for files whose axes do not begin
-    with tilt and y, a tilt) in memory. Changed geometry is written again without touching finished frames.
+    Uncompressed files are copied by one task per shard. A compressed archive member is streamed forward once by the
+    calling process, with a shard row (or, for files whose axes do not begin with tilt and y, a tilt) in memory.
+    Changed geometry is written again without touching finished frames.
 
     Parameters
     ----------
@@ -98,31 +98,38 @@ def ingest(
     StoreError
         If the store cannot be written or clearly has not enough room.
     """
-    began = time.perf_counter()
-    progress, settings = progress or Silent(), settings or IngestSettings()
+    began, progress, settings = time.perf_counter(), progress or Silent(), settings or IngestSettings()
     _check_match(source, scan, detector, tilts)
     limits = Limits.of(source.dtype, settings)
-    if settings.missing == "mask":
-        source = without_gaps(source)
-    else:
-        check_complete(source)
+    source = _complete(source, settings)
     store = store if isinstance(store, Store) else open_or_create(store, name)
     source, detector = prepare(source, detector, settings, store, executor)
     identities = tilt_identities(source)
     _check_identity(store, source, identities)
-    experiment = Experiment(optics, scan, detector, tilts)
-    intake = Intake.prepare(store, source, experiment, settings, identities, limits)
+    intake = Intake.prepare(store, source, Experiment(optics, scan, detector, tilts), settings, identities, limits)
+    _copy(intake, executor, progress)
+    if tilt_identities(source) != identities:
+        raise AcquisitionError(f"{source.where}: changed while it was read; remove {store.path} and ingest again")
+    intake.mark()
+    progress.finish(STAGE)
+    return intake.numbers(time.perf_counter() - began)
+
+
+def _complete(source: FrameSource, settings: IngestSettings) -> FrameSource:
+    """Return ``source`` if it is whole, or with a mask of what is missing where that is allowed."""
+    if settings.missing == "mask":
+        return without_gaps(source)
+    check_complete(source)
+    return source
+
+
+def _copy(intake: Intake, executor: Executor | None, progress: Progress) -> None:
     progress.start(STAGE, intake.shard_total, "shard")
     progress.advance(intake.shard_total - len(intake.tasks))
     intake.check_room()
     for task in intake.steps(executor):
         intake.record(task)
         progress.advance(1)
-    if tilt_identities(source) != identities:
-        raise AcquisitionError(f"{source.where}: changed while it was read; remove {store.path} and ingest again")
-    intake.mark()
-    progress.finish(STAGE)
-    return intake.numbers(time.perf_counter() - began)
 
 
 def open_input(

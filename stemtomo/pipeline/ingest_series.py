@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stemtomo.distributed import Executor
+from stemtomo.errors import ConfigurationError
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import Configuration
 from stemtomo.pipeline.ingest import ingest as ingest_frames
@@ -47,6 +48,10 @@ def ingest(
     """
     from stemtomo.pipeline.references import load_configuration
 
+    if overrides and isinstance(series, Configuration):
+        raise ConfigurationError(
+            f"overrides = {list(overrides)} are for a TOML file; give them to load_configuration, which made the series"
+        )
     told = series if isinstance(series, Configuration) else load_configuration(series, overrides)
     source = open_input(told.input, told.scan.shape, told.theta_deg())
     geometry = (

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from stemtomo.distributed.executor import Executor
 from stemtomo.distributed.executor import executor as make_executor
 from stemtomo.errors import AcquisitionWarning, ConfigurationError, StoreError
@@ -17,7 +19,6 @@ from stemtomo.io.durable import free_bytes, human_bytes, stored_bytes
 from stemtomo.io.frames import FRAMES, MISSING, NOTED, shard_count, shard_file, shard_regions, shard_shape
 from stemtomo.io.gaps import missing_runs
 from stemtomo.io.nodes import MARK
-from stemtomo.io.prepared import PreparedFrames, first_file
 from stemtomo.io.provenance import Provenance, fingerprint_of
 from stemtomo.io.schema import shard_positions_for, tilt_name
 from stemtomo.io.shards import Piece
@@ -81,7 +82,7 @@ class Intake:
     done: list[set[int]]
     tasks: list[ShardTask]
     kept: list[ShardTask]
-    shard_total: int
+    shard_counts: list[int]
     noted: dict[int, Noted] = field(default_factory=dict)
     written_bytes: int = 0
     written_shards: int = 0
@@ -100,7 +101,7 @@ class Intake:
         optics, scan, detector, tilts = experiment
         store.declare_tilts(len(tilts))
         options: dict[str, Any] = {"shard_positions": shard_edge(source, settings), "codec": settings.codec}
-        marks, done, tasks, kept, lost, total = [], [], [], [], [], 0
+        marks, done, tasks, kept, lost, counts = [], [], [], [], [], []
         for tilt, pose in enumerate(tilts):
             frames = (source.shape[1:], source.dtype)
             array = store.create_tilt(tilt, *frames, optics, scan, detector, pose, source=identities[tilt], **options)
@@ -114,17 +115,25 @@ class Intake:
             tasks += [task for task in regions if task.number not in finished]
             if NOTED not in attrs and MARK not in attrs:
                 kept += [task for task in regions if task.number in finished]
-            total += shard_count(array)
+            counts.append(shard_count(array))
             done.append(finished)
             lost.append(sum(stop - start for start, stop in missing))
             marks.append(tilt_mark(experiment, tilt, identities[tilt], missing))
         series_mark = mark_of_series([mark.fingerprint for mark in marks])
-        return cls(store, source, limits, marks, series_mark, lost, done, tasks, kept, total)
+        return cls(store, source, limits, marks, series_mark, lost, done, tasks, kept, counts)
+
+    @property
+    def shard_total(self) -> int:
+        """Shards of all tilts."""
+        return sum(self.shard_counts)
 
     def steps(self, executor: Executor | None) -> Iterable[ShardTask]:
         """Copy the missing shards in the way that the source allows, and yield each when it is on the disk."""
         executor = executor or make_executor()
-        for index, noted in executor.map_bounded(look_again, self.kept, self.store, self.limits):
+        # What was repaired is finite in the store: only the file still tells how much that was.
+        repaired = self.limits.nonfinite_fraction > 0 and self.source.dtype.kind == "f"
+        file = self.source if repaired and not isinstance(self.source, StreamedMember) else None
+        for index, noted in executor.map_bounded(look_again, self.kept, self.store, self.limits, file):
             self.note(self.kept[index].tilt, noted)  # copied by a run that was killed
         if not self.tasks:
             return
@@ -176,7 +185,7 @@ class Intake:
         self.store.record_frames(task.tilt, self.done[task.tilt])
         self.written_bytes += _task_bytes(task, self.source)
         self.written_shards += 1
-        if len(self.done[task.tilt]) * len(self.done) == self.shard_total:
+        if len(self.done[task.tilt]) == self.shard_counts[task.tilt]:
             self.complete(task.tilt)
 
     def complete(self, tilt: int) -> None:
@@ -247,13 +256,21 @@ def copy_shard(task: ShardTask, store: Store, source: FrameSource, limits: Limit
     return noted
 
 
-def look_again(task: ShardTask, store: Store, limits: Limits) -> Noted:
-    """Count the frames of a shard that is in the store."""
+def look_again(task: ShardTask, store: Store, limits: Limits, source: FrameSource | None = None) -> Noted:
+    """Count the frames of a shard that is in the store, and what is not finite of it in ``source``, if given."""
     array = store.frames(task.tilt, require_complete=False)
     noted = Noted.nothing((array.shape[2], array.shape[3]), array.dtype)
     for _y, _x, block in store.read_pieces(task.tilt, task.y0, task.x0):
         noted.look(block, limits)
+    if source is not None:
+        noted.nonfinite_values += nonfinite_values(task, source, task.tilt)
     return noted
+
+
+def nonfinite_values(task: ShardTask, source: FrameSource, tilt: int) -> int:
+    """Return how many values of a shard are not finite in ``source``, whose ``tilt`` is that of the shard."""
+    regions = piece_regions(source, (task.y0, task.y1, task.x0, task.x1))
+    return sum(int((~np.isfinite(source.read(tilt, *region))).sum()) for region in regions)
 
 
 def _task_bytes(task: ShardTask, source: FrameSource) -> int:
@@ -261,22 +278,24 @@ def _task_bytes(task: ShardTask, source: FrameSource) -> int:
 
 
 def shard_edge(source: FrameSource, settings: IngestSettings) -> int:
-    """Return the edge of a shard in scan positions.
+    """Return the edge of a shard in scan positions."""
+    detector_shape = (source.shape[3], source.shape[4])
+    return shard_positions_for(detector_shape, source.dtype, settings.shard_mib * 2**20)
+
+
+def refuse_changes(where: object, settings: IngestSettings) -> None:
+    """Refuse to change frames on their way where an acquisition is followed: only ingest changes them.
 
     Raises
     ------
     ConfigurationError
-        If frames should be changed on their way and ``source`` gives them as recorded: only ingest changes them.
+        If ``settings`` ask for it.
     """
-    if not isinstance(first_file(source), PreparedFrames) and (
-        settings.crop or settings.bin > 1 or settings.dead_pixels or settings.narrow
-    ):
+    if settings.crop or settings.bin > 1 or settings.dead_pixels or settings.narrow:
         raise ConfigurationError(
-            f"{source.where}: ingest.crop, bin, dead_pixels and narrow are for ingest of finished files; leave them "
-            "out where an acquisition is followed"
+            f"{where}: ingest.crop, bin, dead_pixels and narrow are for ingest of finished files; leave them out where "
+            "an acquisition is followed"
         )
-    detector_shape = (source.shape[3], source.shape[4])
-    return shard_positions_for(detector_shape, source.dtype, settings.shard_mib * 2**20)
 
 
 def _check_room(store: Store, source: FrameSource, tasks: list[ShardTask], ratio: float) -> None:

@@ -18,6 +18,7 @@ from stemtomo.algorithms.tomography import refinement, solver
 from stemtomo.algorithms.tomography.alignment import without_translation
 from stemtomo.algorithms.tomography.poses import POSE_COLUMNS, turns_between
 from stemtomo.distributed import Checkpoint, Executor
+from stemtomo.errors import ConfigurationError
 from stemtomo.physics.projection import TiltGeometry
 from stemtomo.pipeline.config import AlignmentSettings, TomographySettings
 from stemtomo.pipeline.descent import Problem
@@ -116,6 +117,11 @@ def columns_of(settings: AlignmentSettings) -> tuple[str, ...]:
 def scales_of(shape_yx: tuple[int, int], settings: AlignmentSettings) -> tuple[int, ...]:
     """Return by how many pixels the projections are binned, coarse to fine."""
     if settings.joint_bins is not None:
+        if 2 * settings.joint_bins[0] > min(shape_yx):
+            raise ConfigurationError(
+                f"alignment.joint_bins begins with {settings.joint_bins[0]}, and projections of {shape_yx[0]} x "
+                f"{shape_yx[1]} pixels leave nothing of that; begin with {min(shape_yx) // 2} at most"
+            )
         return settings.joint_bins
     longest = max(shape_yx)
     useful = [2**n for n in range(8) if _SMALLEST_PX <= longest / 2**n <= _LARGEST_PX]

@@ -24,6 +24,7 @@ from stemtomo.io.store import Store
 from stemtomo.io.transfer import piece_regions
 from stemtomo.pipeline.config import IngestSettings, QuicklookSettings
 from stemtomo.pipeline.ingest import Experiment, ShardTask, shard_edge
+from stemtomo.pipeline.intake import nonfinite_values
 from stemtomo.pipeline.lookup import BlockLook, detectors, merge_patterns, whole_look
 from stemtomo.pipeline.noted import Limits, Noted, warning_text
 from stemtomo.pipeline.quicklook import empty_tilt
@@ -36,11 +37,15 @@ Seen: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class LiveTask:
-    """One shard: to be copied from ``source``, zeros at the positions ``missing``; or to be looked at in the store."""
+    """One shard: to be copied from ``source``, zeros at the positions ``missing``; or to be looked at in the store.
+
+    What was repaired of one in the store, only its ``file`` tells.
+    """
 
     shard: ShardTask
     source: GrowingTilt | None
     missing: tuple[Run, ...] = ()
+    file: GrowingTilt | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,10 @@ def take(task: LiveTask, store: Store, eyes: Eyes) -> Seen | FormatError | Acqui
     if task.source is None:
         for y, x, block in store.read_pieces(shard.tilt, shard.y0, shard.x0):
             noted.look(block, eyes.limits, look.add(y, x, block))
+        try:
+            noted.nonfinite_values += 0 if task.file is None else _repaired(shard, task.file)
+        except (FormatError, AcquisitionError) as error:
+            return error
         return {**look.result(), "noted": noted}
     try:
         store.write_pieces(shard.tilt, shard.y0, shard.x0, _seen(task, task.source, look, noted, eyes.limits))
@@ -83,7 +92,19 @@ def _seen(task: LiveTask, source: GrowingTilt, look: BlockLook, noted: Noted, li
             noted.look(block, limits, look.add(y0, x0, block))
             yield y0, x0, block
     except FileNotFoundError:
-        raise AcquisitionError(f"{source.where}: disappeared while it was read; finished shards are kept") from None
+        raise _disappeared(source) from None
+
+
+def _repaired(shard: ShardTask, source: GrowingTilt) -> int:
+    """Return how many values of ``shard`` are not finite in its file."""
+    try:
+        return nonfinite_values(shard, source.source, source.tilt)
+    except FileNotFoundError:
+        raise _disappeared(source) from None
+
+
+def _disappeared(source: GrowingTilt) -> AcquisitionError:
+    return AcquisitionError(f"{source.where}: disappeared while it was read; finished shards are kept")
 
 
 @dataclass
@@ -158,7 +179,8 @@ class LiveTilt:
         eyes = executor.broadcast(Eyes(weights, blocks.labels, limits, dtype))
         seen, noted = np.zeros(shape[:2], bool), Noted.nothing(shape[2:], dtype)
         tilt = cls(index, source, follower, regions, rows, done, eyes, blocks, seen, limits, noted)
-        tilt.queue = [LiveTask(regions[number], None) for number in sorted(done)]
+        file = source if limits.nonfinite_fraction > 0 and dtype.kind == "f" else None
+        tilt.queue = [LiveTask(regions[number], None, file=file) for number in sorted(done)]
         return tilt
 
     @property
@@ -193,6 +215,21 @@ class LiveTilt:
         self.follower.state = State.COMPLETE
         self.queue = []
         self._queue(r for n, r in self.regions.items() if n not in self.done)
+
+    def check_finished(self) -> None:
+        """Check that the file, taken as finished, has not gone on.
+
+        Raises
+        ------
+        AcquisitionError
+            With what it has now.
+        """
+        ready, seen = self.source.ready(), self.follower.ready
+        if ready != seen:
+            raise AcquisitionError(
+                f"{self.source.where}: was taken as finished with {seen} frames of {self.source.n_expected}, and now "
+                f"has {ready}; correct the shape of the scan, or begin another store"
+            )
 
     def accept(self, task: LiveTask, look: Seen) -> None:
         """Add what was seen in one shard.

@@ -20,6 +20,7 @@ from stemtomo.io.prepared import (
     read_dead_pixels,
     smallest_dtype,
 )
+from stemtomo.io.schema import tilt_name
 from stemtomo.io.series import tilt_identities
 from stemtomo.io.sources import FrameSource
 from stemtomo.io.store import Store
@@ -81,15 +82,14 @@ def _preparation(settings: IngestSettings) -> Preparation:
 def _begun(store: Store, source: FrameSource) -> np.dtype | None:
     """Return the type that an earlier run has chosen for the same files."""
     for tilt, identity in zip(range(store.tilt_count), tilt_identities(source), strict=False):
-        if not (store.path / "tilt" / f"{tilt:03d}").exists():
+        if not (store.path / "tilt" / tilt_name(tilt)).exists():
             continue
         known: dict[str, Any] = store.tilt_attrs(tilt).get("source", {})
         said = known.get("prepared", {})
-        if {**known, "prepared": {**said, "dtype": ""}} == {
-            **identity,
-            "prepared": {**identity["prepared"], "dtype": ""},
-        }:
+        begun = {**known, "prepared": {**said, "dtype": ""}}
+        if "dtype" in said and begun == {**identity, "prepared": {**identity["prepared"], "dtype": ""}}:
             return np.dtype(said["dtype"])
+        return source.dtype  # of other files, or as they were recorded: ingest refuses it, before a look at all frames
     return None
 
 

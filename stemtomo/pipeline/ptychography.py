@@ -74,7 +74,7 @@ def ptychography(
     StoreError
         If the frames of a tilt are missing.
     ConfigurationError
-        If the scan and the detector do not fit together (see :func:`grid_of`).
+        If the scan and the detector do not fit together (see :func:`grid_of`), or the settings to the scan.
     """
     from stemtomo.pipeline.tile_groups import reconstruct_in_groups
     from stemtomo.pipeline.tile_layout import Room, layout_of
@@ -221,6 +221,12 @@ class Job:
 
 
 def _job(store: Store, index: int, settings: PtychographySettings) -> Job:
+    turn = float(np.degrees(store.scan(index).rotation_rad))
+    if settings.notch_scan_raster and turn:
+        raise ConfigurationError(
+            "ptychography.notch_scan_raster takes out a raster along the axes of the object, and "
+            f"scan.rotation_deg turns that of tilt {index}: {turn:.3g}; leave one of them out"
+        )
     sources = [f"tilt/{tilt_name(index)}"]
     calibration = f"calibration/{tilt_name(index)}"
     if settings.mask_bad_pixels and store.fingerprint(calibration) is not None:

@@ -204,6 +204,7 @@ def _numbers(store: Store, jobs: list[_Job]) -> dict[str, Any]:
     mean, bright = [], []
     for job in jobs:
         result = store.read(job.group)
-        mean.append(float(result["total_counts"].mean()))
-        bright.append(float(result["bright_field"].mean()) / mean[-1])
+        total, recorded = float(result["total_counts"].sum()), int(store.valid(job.tilt).sum())
+        mean.append(total / recorded)
+        bright.append(float(result["bright_field"].sum()) / total)
     return {"mean_counts": mean, "bright_field_fraction": bright}

@@ -14,20 +14,21 @@ import textwrap
 import tomllib
 import types
 import typing
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from stemtomo.errors import ConfigurationError
 from stemtomo.io.series import angles_in_names, field_of
+from stemtomo.io.untrusted import reading
 from stemtomo.pipeline.config import Configuration, Section, StageSettings
 
 ANGLE = "theta_deg"
+_Told = TypeVar("_Told", bound=BaseModel)
 _LARGEST_REFERENCED = 100_000  # numbers; a reference is for angles and positions, not for frames
 
 
@@ -75,7 +76,7 @@ def parse_configuration(raw: Mapping[str, Any], where: str = "configuration") ->
     try:
         return Configuration.model_validate(resolved)
     except ValidationError as error:
-        raise ConfigurationError(f"{where}: " + "; ".join(_explain_all(error.errors()))) from None
+        raise ConfigurationError(f"{where}: " + "; ".join(_explain_all(error.errors(), Configuration))) from None
 
 
 def override_section(
@@ -95,8 +96,23 @@ def override_section(
     try:
         settings: Section = getattr(model.model_validate(raw), section)
     except ValidationError as error:
-        raise ConfigurationError("; ".join(_explain_all(error.errors()))) from None
+        raise ConfigurationError("; ".join(_explain_all(error.errors(), model))) from None
     return settings
+
+
+def settings_told(model: type[_Told], command: str, given: Mapping[str, Any]) -> _Told:
+    """Return the settings ``model`` from what a ``command`` line says; ``None`` for what it does not.
+
+    Raises
+    ------
+    ConfigurationError
+        For a value that is not allowed.
+    """
+    try:
+        return model.model_validate({key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ConfigurationError(f"{command}: {problems}") from None
 
 
 def is_reference(value: object) -> bool:
@@ -180,28 +196,23 @@ class _References:
         """Return the value behind ``@kind:key``, asked for by the configuration key ``for_key``."""
         if kind == "metadata":
             return _walk(self._metadata, key, f"{self._where}: {for_key} = '@metadata:{key}'", str(self._metadata_path))
-        try:
-            with np.load(self._input, allow_pickle=False) as archive:
-                if not isinstance(archive, np.lib.npyio.NpzFile):
-                    raise ValueError("not an .npz")
-                member, _, rest = key.partition(".")
-                if member not in archive.files:
-                    raise ConfigurationError(
-                        f"{self._where}: {for_key} = '@data:{key}': {self._input} has {', '.join(archive.files)}"
-                    )
-                size = _member_size(archive, member)
-                if size > _LARGEST_REFERENCED:
-                    raise ConfigurationError(
-                        f"{self._where}: {for_key} = '@data:{key}': {size} numbers are too many for a configuration"
-                    )
-                value = archive[member].tolist()
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            if isinstance(error, ConfigurationError):
-                raise
-            raise ConfigurationError(
-                f"{self._where}: {for_key} = '@data:{key}': {self._input} cannot be read as .npz ({error})"
-            ) from None
-        return _walk(value, rest, f"{self._where}: {for_key} = '@data:{key}'", str(self._input)) if rest else value
+        what = f"{self._where}: {for_key} = '@data:{key}'"
+        member, _, rest = key.partition(".")
+        with (
+            reading(
+                f"{what}: {self._input}", ".npz", "name another input, or the value itself", error=ConfigurationError
+            ),
+            np.load(self._input, allow_pickle=False) as archive,
+        ):
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("not an .npz")
+            if member not in archive.files:
+                raise ConfigurationError(f"{what}: {self._input} has {', '.join(archive.files)}")
+            size = _member_size(archive, member)
+            if size > _LARGEST_REFERENCED:
+                raise ConfigurationError(f"{what}: {size} numbers are too many for a configuration")
+            value = archive[member].tolist()
+        return _walk(value, rest, what, str(self._input)) if rest else value
 
 
 def _member_size(archive: np.lib.npyio.NpzFile, member: str) -> int:
@@ -287,17 +298,17 @@ def _suggest(name: str, names: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def _explain_all(details: Sequence[Any]) -> list[str]:
-    """One sentence per key; of several findings for one key (one per allowed type) its meaning says more."""
+def _explain_all(details: Sequence[Any], root: type[BaseModel]) -> list[str]:
+    """One sentence per key of ``root``; of several findings for one (one per allowed type) its meaning says more."""
     by_key: dict[tuple[Any, ...], list[Any]] = {}
     for detail in details:
         by_key.setdefault(tuple(detail["loc"][:2]), []).append(detail)
-    return [_explain(found[0], several=len(found) > 1) for found in by_key.values()]
+    return [_explain(found[0], root, several=len(found) > 1) for found in by_key.values()]
 
 
-def _explain(detail: Any, several: bool) -> str:
+def _explain(detail: Any, root: type[BaseModel], several: bool) -> str:
     """One sentence for one finding of pydantic: key, value, what is allowed, what the key means."""
-    model: type[BaseModel] | None = Configuration
+    model: type[BaseModel] | None = root
     names: list[str] = []
     meaning = ""
     for part in detail["loc"]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 import xarray as xr
-from pydantic import ValidationError
 
 from stemtomo.algorithms.imaging.resolution import (
     Correlation,
@@ -94,21 +93,6 @@ def resolution(
     return dict(store.read(GROUP).attrs["numbers"])
 
 
-def told(**given: Any) -> ResolutionSettings:
-    """Return settings from what a command line says; ``None`` for what it does not.
-
-    Raises
-    ------
-    ConfigurationError
-        For a value that is not allowed.
-    """
-    try:
-        return ResolutionSettings.model_validate({key: value for key, value in given.items() if value is not None})
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigurationError(f"resolution: {problems}") from None
-
-
 #: Heading of :func:`table_rows`.
 HEAD = ("resolution (Å)", "z", "y", "x", "all")
 _CRITERIA = {"0.143": "FSC = 0.143", "0.5": "FSC = 0.5", "half_bit": "FSC, half bit", "one_bit": "FSC, one bit"}
@@ -121,7 +105,7 @@ def table_rows(numbers: dict[str, Any]) -> list[tuple[str, ...]]:
         peaks = (numbers["axes"][axis]["resolution_angstrom"] for axis in _AXES)
         rows.append(("last spectral peak", *("-" if peak is None else f"{peak:.2f}" for peak in peaks), "-"))
     if "fsc" in numbers:
-        finest = 0.5 / numbers["fsc"]["nyquist_inv_angstrom"] * 2
+        finest = 1 / numbers["fsc"]["nyquist_inv_angstrom"]
         curves = [*(numbers["fsc"]["directional"][axis] for axis in _AXES), numbers["fsc"]]
         for key, label in _CRITERIA.items():
             rows.append((label, *(_said(curve["resolution_angstrom"][key], finest) for curve in curves)))

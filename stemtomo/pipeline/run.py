@@ -68,7 +68,7 @@ def run(
     StoreError
         If the store cannot be written or is of a newer schema.
     """
-    from stemtomo.pipeline.ingest import ingest, open_input
+    from stemtomo.pipeline.ingest_series import ingest
     from stemtomo.pipeline.references import load_configuration
 
     if not isinstance(configuration, Configuration):
@@ -82,24 +82,8 @@ def run(
     limits = worker_limits(executor, configuration.resources)
     plan(configuration, executor.workers, until, limits).check(*limits)
     ledger = _Ledger(executor)
-    source = open_input(configuration.input, configuration.scan.shape, configuration.theta_deg())
-    _require_tilts(source.shape[0], tilts)
-    scan_shape, detector_shape = (source.shape[1], source.shape[2]), (source.shape[3], source.shape[4])
-    ledger.stage(
-        "ingest",
-        lambda: ingest(
-            configuration.store_path,
-            source,
-            configuration.to_optics(),
-            configuration.to_scan(scan_shape),
-            configuration.to_detector(detector_shape),
-            configuration.to_tilts(source.shape[0]),
-            configuration.ingest,
-            name=configuration.series.name,
-            executor=executor,
-            progress=progress,
-        ),
-    )
+    _require_tilts(len(configuration.theta_deg()), tilts)
+    ledger.stage("ingest", functools.partial(ingest, configuration, executor=executor, progress=progress))
     store = Store.open(configuration.store_path, "r+")
     return _run_on(store, with_dose(configuration), until, progress or Silent(), executor, ledger, tilts)
 

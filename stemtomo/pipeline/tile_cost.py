@@ -65,6 +65,7 @@ def estimate(settings: PtychographySettings, choice: Choice, threads: int, rates
     tasks that the scheduler hands out to all groups; and the strips, which have to wait for the patterns.
     """
     _, batches = epochs_of(settings)
+    batches += (1,) * (settings.epochs - len(batches))  # of a search, every iteration takes all patterns
     tiles = math.prod(choice.tiles_yx)
     slots = min(tiles, threads)
     remote = 0 if threads == 1 else min(_SIDES, slots - 1)

@@ -19,7 +19,7 @@ from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import ConfigurationError
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
-from stemtomo.locations import is_object
+from stemtomo.locations import is_object, remove_tree
 from stemtomo.physics.projection import render, seen_extent
 from stemtomo.pipeline import streaming
 from stemtomo.pipeline.alignment import aligned_geometry, aligned_images, series_of
@@ -68,8 +68,7 @@ def tomography(
     StoreError
         If projections or alignment are missing.
     ConfigurationError
-        If the projections do not say how phase and potential are related, or the method needs a volume in memory that
-        does not fit.
+        If the projections do not say how phase and potential are related, or a volume in memory does not fit.
     """
     store = Store.of(store)
     settings = settings or TomographySettings()
@@ -89,9 +88,7 @@ def tomography(
         checkpoint = Checkpoint(store.checkpoint_path(GROUP), provenance.fingerprint)
         found = reconstruct(problem, settings, executor, progress, checkpoint, files=files)
         store.write(GROUP, _dataset(found, problem, refined_by(problem, settings) is not None, settings), provenance)
-        for kept in (checkpoint, files):
-            if kept is not None:
-                kept.clear()
+        remove_tree(store.checkpoint_path(GROUP))  # with files of a run that had less memory
     progress.finish(STAGE)
     result = store.read(GROUP)
     return {

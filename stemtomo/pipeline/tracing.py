@@ -22,7 +22,8 @@ from stemtomo.algorithms.atoms.tracing import (
 )
 from stemtomo.distributed import Executor, PlanRow, available_memory_bytes
 from stemtomo.io.store import Store
-from stemtomo.pipeline.config import AtomSettings
+from stemtomo.pipeline.config import AtomSettings, ResourceSettings
+from stemtomo.pipeline.plan import worker_limits
 
 #: What a block takes while it is traced, in bytes per sample: read, sharpened, smoothed, compared; and its fits.
 _BYTES_PER_SAMPLE, _BYTES_FOR_FITS = 24, 200 * 2**20
@@ -62,7 +63,7 @@ def tracing_rules(settings: AtomSettings) -> TracingRules:
 def traced_in_blocks(store: Store, group: str, settings: AtomSettings, workers: Executor) -> TracedAtoms:
     """Return the atoms of the volume in ``group`` of ``store``; where ``workers`` hold one block each."""
     shape, voxel = _shape_and_voxel(store, group)
-    edge = block_edge(shape, settings, workers.workers)
+    edge = block_edge(shape, settings, memory_of_task(workers))
     read = StoredVolume(str(store.path), group)
     rules = tracing_rules(settings)
     return trace_blocks(shape, read, voxel, rules, block_voxels=edge, run=_mapper(workers))
@@ -73,7 +74,7 @@ def measured_in_blocks(
 ) -> TracedAtoms:
     """Return what tracing says of atoms at ``positions`` (atom, 3) in Å."""
     shape, voxel = _shape_and_voxel(store, group)
-    edge = block_edge(shape, settings, workers.workers)
+    edge = block_edge(shape, settings, memory_of_task(workers))
     read = StoredVolume(str(store.path), group)
     rules = tracing_rules(settings)
     return measure_atoms(shape, read, voxel, positions, rules, block_voxels=edge, run=_mapper(workers))
@@ -98,7 +99,7 @@ def with_local_species(
 ) -> xr.Dataset:
     """Return ``atoms`` with the species that their profiles in the volume have among the atoms around them."""
     shape, voxel = _shape_and_voxel(store, group)
-    edge = block_edge(shape, settings, workers.workers)
+    edge = block_edge(shape, settings, memory_of_task(workers))
     positions = np.stack([atoms[axis].values for axis in "xyz"], axis=-1)
     read = StoredVolume(str(store.path), group)
     run = _mapper(workers)
@@ -117,18 +118,24 @@ def with_local_species(
     return atoms.assign(changed).assign_attrs(class_intensity=(totals / np.maximum(count, 1)).tolist())
 
 
-def block_edge(shape_zyx: tuple[int, ...], settings: AtomSettings, workers: int) -> int:
-    """Return the edge in voxels of blocks that ``workers`` can hold at once, or the one asked for."""
+def block_edge(shape_zyx: tuple[int, ...], settings: AtomSettings, memory_bytes: float) -> int:
+    """Return the edge in voxels of blocks that each have ``memory_bytes``, or the one asked for."""
     if settings.block_voxels is not None:
         return settings.block_voxels
-    room = _SHARE_OF_MEMORY * available_memory_bytes() / max(workers, 1) - _BYTES_FOR_FITS
+    room = _SHARE_OF_MEMORY * memory_bytes - _BYTES_FOR_FITS
     edge = int(np.cbrt(max(room, 0) / _BYTES_PER_SAMPLE) / settings.upsampling) - 2 * _MARGIN
     return min(max(edge, _SMALLEST_EDGE), max(shape_zyx))
 
 
+def memory_of_task(workers: Executor) -> float:
+    """Return the bytes of memory that each of the tasks has which run at once where ``workers`` are."""
+    limit, _, threads = worker_limits(workers, ResourceSettings())
+    return limit / threads
+
+
 def plan_block(shape_zyx: tuple[int, int, int], settings: AtomSettings) -> PlanRow:
     """Say what tracing a volume of ``shape_zyx`` will hold and read, one block at a time."""
-    edge = block_edge(shape_zyx, settings, 1)
+    edge = block_edge(shape_zyx, settings, available_memory_bytes())
     held = int(np.prod([min(edge + 2 * _MARGIN, count) for count in shape_zyx]))
     blocks = int(np.prod([-(-count // edge) for count in shape_zyx]))
     return PlanRow(

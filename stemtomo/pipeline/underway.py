@@ -28,7 +28,7 @@ def underway(store: Store | str | Path, tilt: int = 0) -> xr.Dataset | None:
         return None
     try:
         fingerprint = json.loads(marks[-1].read_text())["fingerprint"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None  # just being replaced
     mark = Checkpoint(directory, fingerprint).latest()
     saved: Any = None if mark is None else mark.shared

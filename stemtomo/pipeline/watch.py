@@ -30,6 +30,7 @@ from stemtomo.pipeline.arrivals import Arrivals, unreadable_text
 from stemtomo.pipeline.conclusion import Conclusions
 from stemtomo.pipeline.config import Configuration
 from stemtomo.pipeline.ingest import Experiment, mark_of_series, open_or_create, tilt_mark
+from stemtomo.pipeline.intake import refuse_changes
 from stemtomo.pipeline.live import QUICKLOOK, LiveTask, LiveTilt, take
 from stemtomo.pipeline.meter import Meter, Partial
 from stemtomo.pipeline.noted import store_warnings
@@ -63,8 +64,6 @@ def watch(
         An open store, or the path of one to make or continue.
     configuration
         Geometry, layout of the files ([input]), and [watch]: see :class:`~stemtomo.pipeline.config.WatchSettings`.
-    clock
-        The wall clock unless given.
 
     Yields
     ------
@@ -86,10 +85,9 @@ def watch(
     AcquisitionError
         At the end, if a file was replaced, shrank, holds too many frames, is unlike the first, or has a name that is
         duplicate or no tilt; the other tilts are complete then.
-    StoreError
-        If the store cannot be written.
     """
     local_path(store.path if isinstance(store, Store) else store, "acquisitions are followed into stores")
+    refuse_changes(path, configuration.ingest)
     arrivals = Arrivals.at(Path(path).expanduser().absolute(), configuration)
     configuration.to_tilts()
     watcher = _Watcher(
@@ -269,8 +267,7 @@ class _Watcher:
             try:
                 tilt.follower.check()
             except (FileNotFoundError, AcquisitionError) as error:
-                gone = f"{tilt.source.where}: is no longer there; finished shards are kept"
-                self.fail(tilt, str(error) if isinstance(error, AcquisitionError) else gone)
+                self.fail(tilt, _why(tilt, error))
                 return None
         try:
             tilt.accept(task, value)
@@ -298,18 +295,14 @@ class _Watcher:
         """Mark ``tilt`` complete when all of it is on the disk and its file will not change any more."""
         if tilt.index in self.complete or tilt.follower.state is not State.COMPLETE or not tilt.whole:
             return
-        source = tilt.source
-        ready = source.ready()
-        if ready != tilt.follower.ready:
-            self.fail(
-                tilt,
-                f"{source.where}: was taken as finished with {tilt.follower.ready} frames of {source.n_expected}, and "
-                f"now has {ready}; correct the shape of the scan, or begin another store",
-            )
+        try:
+            tilt.check_finished()
+            if tilt.source.source.shape[0] > 1 and not all(self.closed(other) for other in range(self.tilts)):
+                return  # the identity of the file is known when all of it is there
+            identity = self.arrivals.open_again(tilt.source.source.path).identity()
+        except (AcquisitionError, FormatError, OSError) as error:
+            self.fail(tilt, _why(tilt, error))
             return
-        if source.source.shape[0] > 1 and not all(self.closed(other) for other in range(self.tilts)):
-            return  # the identity of the file is known when all of it is there
-        identity = self.arrivals.open_again(source.source.path).identity()
         assert self.experiment is not None
         self.store.close_source(tilt.index, identity, tilt.missing)
         noted, odd = tilt.conclude()
@@ -399,3 +392,9 @@ class _Watcher:
             told = self.configuration
             numbers["run"] = run_stages(self.store, told, executor=self.executor, progress=self.progress)
         return numbers
+
+
+def _why(tilt: LiveTilt, error: Exception) -> str:
+    """Say why ``tilt`` is not followed any more."""
+    gone = f"{tilt.source.where}: is no longer there; finished shards are kept"
+    return gone if isinstance(error, FileNotFoundError) else str(error)

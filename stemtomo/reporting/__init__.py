@@ -78,9 +78,10 @@ def report(store: Store | str | Path, out: str | Path | None = None) -> Path:
     name = f"{opened.path.stem}-report.html"
     beside = Path(name) if is_object(opened.path) else opened.path.with_name(name)
     path = local_path(out, "reports are written") if out is not None else beside
+    page = render(Results(opened))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, render(Results(opened)))  # jobs of one series may write theirs at the same time
+        replace_text(path, page)  # jobs of one series may write theirs at the same time
     except OSError as error:
         raise StoreError(f"the report cannot be written to {path}: {error.strerror or error}") from error
     return path
@@ -196,9 +197,12 @@ def _lead(results: Results) -> str:
         return (
             "A store without frames." if projections is None else f"{projections.sizes['tilt']} projections, no frames."
         )
-    scan, detector = results.store.scan(0), results.store.detector(0)
+    tilts = f"4D-STEM tilt series: {count} tilt{'s' if count != 1 else ''}, "
+    if not results.begun:
+        return f"{tilts}none recorded yet."
+    scan, detector = results.store.scan(results.begun[0]), results.store.detector(results.begun[0])
     return (
-        f"4D-STEM tilt series: {count} tilt{'s' if count != 1 else ''}, "
+        f"{tilts}"
         f"{scan.shape_yx[0]} × {scan.shape_yx[1]} probe positions, "
         f"{detector.shape_yx[0]} × {detector.shape_yx[1]} detector pixels."
     )

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.ndimage
 import xarray as xr
 
+from stemtomo.geometry import TiltSeries
 from stemtomo.io.durable import human_bytes
 from stemtomo.io.schema import tilt_name
 from stemtomo.physics.electron import wavelength_angstrom
@@ -29,10 +30,12 @@ _VIRTUAL = (
 def experiment(results: Results) -> str:
     """Return the section on optics, scan, detector and poses."""
     store = results.store
-    if not results.tilt_count:
+    if not results.begun:
         return ""
-    optics, scan, detector, series = store.optics(0), store.scan(0), store.detector(0), store.tilt_series()
-    frames = store.frames(0)
+    first = results.begun[0]
+    optics, scan, detector = store.optics(first), store.scan(first), store.detector(first)
+    frames, series = store.frames(first, require_complete=False), TiltSeries(tuple(map(store.pose, results.begun)))
+    to_come = f", {results.tilt_count - len(series)} to come" if len(series) < results.tilt_count else ""
     aberrations = {name: value for name, value in optics.aberrations.items() if name != "C10" and value}
     rows: list[tuple[str, str]] = [
         (
@@ -59,7 +62,7 @@ def experiment(results: Results) -> str:
             f"{markup.number(results.tilt_count * scan.count)} of {frames.dtype}, "
             f"{human_bytes(results.tilt_count * frames.nbytes)} before compression",
         ),
-        ("tilts", f"{len(series)}, {'single axis (about y)' if series.single_axis else 'general poses'}"),
+        ("tilts", f"{len(series)}, {'single axis (about y)' if series.single_axis else 'general poses'}{to_come}"),
     ]
     theta = [math.degrees(pose.theta_rad) for pose in series]
     angles = ", ".join(f"{value:g}" for value in theta)
@@ -171,7 +174,7 @@ def _losses(results: Results, tilts: list[int]) -> str:
         floors.append(data.attrs.get("noise_floor"))
     known = [float(floor) for floor in floors if floor is not None]
     caption = "Loss of every tilt after each epoch" + (f", {unit}" if unit else "")
-    if known and results.store.frames(tilts[0]).dtype.kind in "iu":
+    if known and results.store.frames(tilts[0], require_complete=False).dtype.kind in "iu":
         caption += f"; counting noise alone would leave {min(known):.4g} to {max(known):.4g}"
     return markup.figure(figures.curves(lines, "epoch", "loss", logarithmic=True), f"{caption}.", width=620)
 

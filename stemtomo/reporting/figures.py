@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,16 +71,10 @@ class Picture:
 
 def row(pictures: Sequence[Picture], height: float = 2.6) -> bytes:
     """Draw pictures side by side, each with its own colour bar, scale bar and axis names."""
-    with _figure() as plt:
+    with _style():
         widths = [height * min(3.0, max(0.4, _aspect(picture))) + 1.0 for picture in pictures]
-        figure, axes = plt.subplots(
-            1,
-            len(pictures),
-            figsize=(sum(widths), height + 0.55),
-            width_ratios=widths,
-            squeeze=False,
-            layout="constrained",
-        )
+        figure = _figure(sum(widths), height + 0.55)
+        axes = figure.subplots(1, len(pictures), width_ratios=widths, squeeze=False)
         for axis, picture in zip(axes[0], pictures, strict=True):
             image = _draw(axis, picture)
             bar = figure.colorbar(image, ax=axis, fraction=0.05, pad=0.03, aspect=24)
@@ -93,13 +88,12 @@ def row(pictures: Sequence[Picture], height: float = 2.6) -> bytes:
 
 def montage(pictures: Sequence[Picture], columns: int = 8, size: float = 1.25) -> bytes:
     """Draw many pictures of one kind as a grid with one common grey scale and one colour bar."""
-    with _figure() as plt:
+    with _style():
         columns = min(columns, len(pictures))
         rows = math.ceil(len(pictures) / columns)
         tall = size / max(0.5, min(2.0, _aspect(pictures[0])))
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(columns * size + 0.9, rows * (tall + 0.28)), squeeze=False, layout="constrained"
-        )
+        figure = _figure(columns * size + 0.9, rows * (tall + 0.28))
+        axes = figure.subplots(rows, columns, squeeze=False)
         low, high = common_range([_shown(picture) for picture in pictures])
         image: Any = None
         for axis in axes.flat[len(pictures) :]:
@@ -122,10 +116,13 @@ def curves(
     whole_numbers: bool = True,
 ) -> bytes:
     """Draw ``(label, x values, y values)`` lines; more than eight lines become a fan from one colour to another."""
-    with _figure() as plt:
-        figure, axis = plt.subplots(figsize=(5.4, 2.7), layout="constrained")
+    import matplotlib
+
+    with _style():
+        figure = _figure(5.4, 2.7)
+        axis = figure.subplots()
         many = len(lines) > len(COLOURS)
-        fan = plt.get_cmap("viridis")
+        fan = matplotlib.colormaps["viridis"]
         for index, (label, xs, ys) in enumerate(lines):
             colour = fan(0.1 + 0.8 * index / max(1, len(lines) - 1)) if many else COLOURS[index]
             named = label if not many or index in (0, len(lines) - 1) else None
@@ -154,8 +151,9 @@ def curves(
 
 def histogram(groups: Sequence[tuple[str, np.ndarray]], x: str, y: str = "atoms") -> bytes:
     """Draw the distribution of one number in several groups on common bins."""
-    with _figure() as plt:
-        figure, axis = plt.subplots(figsize=(5.4, 2.4), layout="constrained")
+    with _style():
+        figure = _figure(5.4, 2.4)
+        axis = figure.subplots()
         everything = np.concatenate([values for _, values in groups])
         bins = np.histogram_bin_edges(everything, bins=min(60, max(10, int(math.sqrt(everything.size) * 2))))
         for index, (label, values) in enumerate(groups):
@@ -185,24 +183,20 @@ def scale_bar_length(extent: float) -> float:
     return max(step * power for step in (1, 2, 5) if step * power <= longest)
 
 
-class _figure:
-    """Matplotlib without a window and in this module's style, imported when the first picture is drawn."""
+@contextmanager
+def _style() -> Iterator[None]:
+    """Use this module's style inside; matplotlib is imported when the first picture is drawn."""
+    import matplotlib
 
-    def __enter__(self) -> Any:
-        import matplotlib
+    with matplotlib.rc_context(_STYLE):
+        yield
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
 
-        self._context = plt.rc_context(_STYLE)
-        self._context.__enter__()
-        return plt
+def _figure(width: float, height: float) -> Any:
+    """Return a figure of ``width`` x ``height`` inches of which pyplot, and so the session of a user, knows nothing."""
+    from matplotlib.figure import Figure
 
-    def __exit__(self, *exception: object) -> None:
-        import matplotlib.pyplot as plt
-
-        self._context.__exit__(*exception)
-        plt.close("all")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _png(figure: Any) -> bytes:

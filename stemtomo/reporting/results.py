@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from stemtomo.io.nodes import read_attrs
 from stemtomo.io.schema import GROUPS, tilt_name
 from stemtomo.io.store import Store
 from stemtomo.pipeline.run import group_of, recorded_runs
@@ -20,6 +21,8 @@ class Results:
         self.store = store
         self.tilt_count = store.tilt_count
         self.runs = recorded_runs(store)
+        #: Tilts that have begun to be recorded; of those still to come nothing is known.
+        self.begun = [i for i in range(self.tilt_count) if read_attrs(store.path / "tilt" / tilt_name(i))]
 
     def groups(self, stage: str) -> list[str]:
         """Return the names of the groups that ``stage`` makes, one per tilt or one for all."""

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import stemtomo
 from stemtomo.cli import app
 from stemtomo.distributed import Checkpoint
-from stemtomo.errors import ConfigurationError, UnreachableError
+from stemtomo.errors import ConfigurationError, RefusedError, UnreachableError
 from stemtomo.io.store import Store
 from stemtomo.locations import PATIENCE_VARIABLE, ObjectPath, location
 from stemtomo.pipeline.references import load_configuration
@@ -318,5 +318,5 @@ def test_a_result_that_is_replaced_is_the_old_one_or_none(proxy: FaultyProxy, tm
 
 
 def test_a_bucket_that_is_not_there_is_named(proxy: FaultyProxy) -> None:
-    with pytest.raises((UnreachableError, OSError), match="absent"):
+    with pytest.raises(RefusedError, match="there is no bucket absent; make it first"):
         Store.create("s3://absent/series.zarr", "name")

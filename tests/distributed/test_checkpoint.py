@@ -149,6 +149,21 @@ def test_flipped_bit_is_reported_with_the_file(tmp_path: Path) -> None:
         found.parts.gather()
 
 
+def test_a_flipped_bit_anywhere_is_named_or_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "part.npz"
+    write_state(path, {"object": np.arange(8.0), "loss": [1.0, "x", None]})
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            state = read_state(path)
+        except StoreError as error:
+            assert "part.npz cannot be read" in str(error)  # noqa: PT017
+        else:
+            np.testing.assert_array_equal(state["object"], np.arange(8.0))
+            assert state["loss"] == [1.0, "x", None]
+
+
 @pytest.mark.parametrize("full_at", ["part", "mark"])
 def test_full_disk_leaves_the_previous_checkpoint_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: str

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,3 +70,12 @@ def test_identity_of_a_file_changes_with_its_ends_size_and_time(tmp_path: Path) 
     assert file_identity(path)["head_tail_sha256"] != first["head_tail_sha256"]
     os.utime(path, ns=(2, 2))
     assert file_identity(path)["mtime_ns"] != first["mtime_ns"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_the_peak_is_that_of_this_program_and_not_of_what_launched_it() -> None:
+    held = bytearray(300_000_000)
+    code = "from stemtomo.io.provenance import Provenance; print(Provenance.start('score', {}).finish().peak_rss_mb)"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 10 < float(child.stdout) < 280
+    assert len(held) == 300_000_000

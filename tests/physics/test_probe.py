@@ -3,10 +3,10 @@ import pytest
 
 from stemtomo.backend import fft2
 from stemtomo.errors import ConfigurationError
-from stemtomo.geometry import Detector, Optics
+from stemtomo.geometry import Optics
 from stemtomo.physics.aberrations import aberration_phase
 from stemtomo.physics.electron import wavelength_angstrom
-from stemtomo.physics.probe import aperture, probe_wave, shifted_probes, shifted_probes_adjoint, vacuum_amplitude
+from stemtomo.physics.probe import aperture, probe_wave, shifted_probes, shifted_probes_adjoint
 from stemtomo.physics.propagation import fresnel_propagator, propagate
 
 OPTICS = Optics(energy_ev=300e3, semiangle_rad=21e-3, aberrations={"C10": 200.0})
@@ -76,9 +76,3 @@ def test_subpixel_shifts_move_the_probe_and_have_their_adjoint():
     other = rng.normal(size=(4, *SHAPE)) + 1j * rng.normal(size=(4, *SHAPE))
     back = shifted_probes_adjoint(other.copy(), shifts)
     assert np.vdot(moved, other) == pytest.approx(np.vdot(probe, back), rel=1e-12)
-
-
-def test_the_vacuum_pattern_gives_the_aperture_back():
-    detector = Detector((64, 64), 1 / 25.6)
-    pattern = np.fft.fftshift(aperture(OPTICS, SHAPE, PIXEL)) ** 2
-    np.testing.assert_allclose(vacuum_amplitude(pattern, detector), aperture(OPTICS, SHAPE, PIXEL), atol=1e-12)

@@ -47,7 +47,7 @@ def configuration(
             "scan": {"step_angstrom": 0.5},
             "detector": {"pixel_inv_angstrom": 0.2},
             "tilts": {"theta_deg": list(angles[:tilts])},
-            "ingest": {"shard_mib": SHARD_MIB},
+            "ingest": {"shard_mib": SHARD_MIB, **sections.pop("ingest", {})},
             "watch": {"poll_s": 1.0, "deadline_s": 20.0, "settle_s": 3.0, "publish_s": 5.0, **told},
             **sections,
         }

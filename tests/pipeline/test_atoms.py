@@ -5,14 +5,16 @@ import pytest
 import xarray as xr
 
 from stemtomo.algorithms.atoms.scoring import match_atoms
+from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import ConfigurationError, StoreError
 from stemtomo.geometry import TiltSeries
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
-from stemtomo.pipeline.atoms import find_atoms, plan_find_atoms
+from stemtomo.pipeline.atoms import find_atoms, plan_row
 from stemtomo.pipeline.config import AtomSettings
 from stemtomo.pipeline.simulate import SimulationSettings
 from stemtomo.pipeline.specimen import Specimen, core_shell_nanoparticle
+from stemtomo.pipeline.tracing import block_edge, memory_of_task
 
 VOXEL = 0.5
 TRACED = AtomSettings(refine=False)
@@ -181,8 +183,8 @@ def test_species_must_be_elements_named_once(store):
         find_atoms(store, AtomSettings(refine=False, species=("Cu", "Cu")))
 
 
-def test_the_plan_reads_the_volume_once(store):
-    assert plan_find_atoms(store).bytes_read == 4 * 52**3
+def test_the_plan_reads_the_volume_once():
+    assert plan_row((52, 52, 52)).bytes_read == 4 * 52**3
 
 
 @pytest.mark.parametrize("species", [("Cu", "Au"), 2])
@@ -204,3 +206,14 @@ def test_what_is_fainter_than_all_species_is_no_atom(tmp_path, specimen):
     store = store_with_volume(tmp_path / "s.zarr", specimen)
     numbers = find_atoms(store, AtomSettings(refine=False, species=1, non_atoms=True))
     assert numbers["atoms"] == int((specimen.atomic_numbers == 79).sum())
+
+
+def test_blocks_have_the_memory_of_the_workers_not_that_of_the_client():
+    class Workers(ThreadExecutor):
+        class client:
+            @staticmethod
+            def scheduler_info(n_workers):
+                return {"workers": {name: {"nthreads": 2, "memory_limit": 4 << 30} for name in "ab"}}
+
+    assert memory_of_task(Workers(4)) == 2 << 30
+    assert block_edge((2000, 2000, 2000), AtomSettings(), 2 << 30) < block_edge((2000,) * 3, AtomSettings(), 64 << 30)

@@ -14,10 +14,11 @@ from stemtomo.geometry import Detector, Optics, Pose, Scan
 from stemtomo.io.frames import shard_regions
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
-from stemtomo.pipeline.calibrate import calibrate, known_beforehand
+from stemtomo.pipeline.calibrate import calibrate
 from stemtomo.pipeline.compare import refined_notes, series_trends
 from stemtomo.pipeline.config import CalibrationSettings
 from stemtomo.pipeline.quicklook import quicklook
+from stemtomo.pipeline.references import settings_told
 from tests.algorithms.imaging import microscope
 from tests.data import FOLDER, needs
 
@@ -99,7 +100,7 @@ def test_what_is_required_and_not_there_is_an_error(tmp_path):
     assert found["found"]["rotation_mod_180_deg"] is None
     for what in ("rotation", "c1"):
         with pytest.raises(CalibrationError, match=f"do not determine the {what}"):
-            calibrate(store, known_beforehand(None, None, [what]))
+            calibrate(store, CalibrationSettings(require=(what,)))
 
 
 def test_trends_stay_on_one_branch_and_name_the_odd_tilt():
@@ -171,7 +172,7 @@ def test_a_refinement_that_is_too_short_says_so(store):
     assert tilt["found"]["c1_angstrom"] == pytest.approx(150, rel=0.015)
     assert "the search was too short" in tilt["undetermined"]["refined_c1_angstrom"]
     with pytest.raises(ConfigurationError, match="thickness_angstrom"):
-        known_beforehand(None, None, [], refine=True, thickness_angstrom=-3.0)
+        settings_told(CalibrationSettings, "calibrate", {"refine": True, "thickness_angstrom": -3.0})
 
 
 def test_a_refinement_is_said_with_the_planes_it_belongs_to():

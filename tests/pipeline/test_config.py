@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from stemtomo.errors import ConfigurationError, FormatError
+from stemtomo.pipeline.config import PtychographySettings
+from stemtomo.pipeline.ingest_series import ingest
 from stemtomo.pipeline.references import load_configuration
+from stemtomo.pipeline.solving import epochs_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DATA = Path(os.environ.get("STEMTOMO_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -211,3 +214,42 @@ def test_the_examples_hold_no_number_that_the_data_set_states(name):
     )
     assert configuration.to_scan((24, 24)).step_angstrom_yx == {"cuau_tilt": (1.6, 1.6), "mset_cuau": (0.4, 0.4)}[name]
     assert len(configuration.to_tilts()) == {"cuau_tilt": 15, "mset_cuau": 8}[name]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "others", "message"),
+    [
+        ("ptychography", "positive_phase=true", 'rule = "lbfgs"', "rule = .lbfgs. does not keep positive_phase"),
+        ("ptychography", "held_out=0.1", "mistilt_map_smoothing_angstrom = 5", "found without held_out"),
+        ("tomography", "refine_shifts=true", 'method = "sirt"', "refine_shifts = true is for method fista, fista_tv"),
+        ("tomography", "free_fraction=0.1", 'method = "wbp"', "free_fraction is for method"),
+        ("alignment", "joint_bins=[4, 4, 2]", "", "joint_bins go from coarse to fine"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(toml, section, key, others, message):
+    stack = "slices = 3\nslice_thickness_angstrom = 5\n" if section == "ptychography" else ""
+    toml.write_text(f"{TOML}\n[{section}]\n{stack}{others}\n")
+    load_configuration(toml)
+    with pytest.raises(ConfigurationError, match=message):
+        load_configuration(toml, [f"{section}.{key}"])
+
+
+def test_settling_epochs_are_at_most_all():
+    settings = PtychographySettings(epochs=4, settling_epochs=9, rule="lbfgs")
+    assert settings.settling_of(settings.epochs) == 4
+    assert epochs_of(settings) == ((), ())
+
+
+def test_overrides_of_a_configuration_are_not_ignored(toml):
+    with pytest.raises(ConfigurationError, match="are for a TOML file"):
+        ingest(load_configuration(toml), overrides=["ingest.bin=2"])
+
+
+def test_a_damaged_member_behind_a_reference_is_named(toml, tmp_path):
+    np.savez_compressed(tmp_path / "frames.npz", frames=np.zeros((3, 4, 5, 64, 64), np.uint16), theta=np.arange(3.0))
+    damaged = bytearray((tmp_path / "frames.npz").read_bytes())
+    place = damaged.index(b"theta.npy") + 40
+    damaged[place : place + 60] = bytes(60)
+    (tmp_path / "frames.npz").write_bytes(bytes(damaged))
+    with pytest.raises(ConfigurationError, match=r"tilts.theta_deg = '@data:theta': .* cannot be read as .npz"):
+        load_configuration(toml)

@@ -8,6 +8,7 @@ import stemtomo
 from stemtomo.cli import app
 from stemtomo.errors import ConfigurationError, FormatError
 from stemtomo.geometry import TiltSeries
+from stemtomo.io.stacks import read_stack
 from stemtomo.io.store import Store
 from stemtomo.io.volume_files import read_volume, write_volume
 from stemtomo.pipeline.config import StackSettings, TomographySettings
@@ -130,13 +131,16 @@ def test_what_cannot_be_used_is_refused_with_exit_code_2(tmp_path):
     refused(stack, "pixel_angstrom", "greater than 0", arguments=("--pixel-angstrom", "-1"))
     np.savez(tmp_path / "f.npz", a=IMAGES, b=IMAGES)
     refused(tmp_path / "f.npz", "holds a, b", "--array")
+    np.savez(tmp_path / "g.npz", a=IMAGES, notes=np.array([{"operator": "x"}], dtype=object))
+    assert read_stack(tmp_path / "g.npz")[0].shape == IMAGES.shape  # what is beside the stack is not read
 
 
 def test_a_store_with_frames_is_not_overwritten(tmp_path):
     store = Store.create(tmp_path / "s.zarr", "frames")
     store.declare_tilts(3)
-    with pytest.raises(FormatError, match="store with frames"):
-        import_stack(_mrc(tmp_path / "a.st"), tmp_path / "s.zarr")
+    for where in (tmp_path / "s.zarr", store):
+        with pytest.raises(FormatError, match="store with frames"):
+            import_stack(_mrc(tmp_path / f"{type(where).__name__}.st"), where)
     with pytest.raises(ConfigurationError, match="pixel"):
         stemtomo.import_stack(_mrc(tmp_path / "b.st", pixel=0.0), tmp_path / "t.zarr")
 

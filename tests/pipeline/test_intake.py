@@ -19,9 +19,11 @@ from stemtomo.io.prepared import read_dead_pixels
 from stemtomo.io.sources import open_frames
 from stemtomo.io.store import Store
 from stemtomo.pipeline.config import IngestSettings
-from stemtomo.pipeline.ingest import ingest, plan_ingest, shard_edge
+from stemtomo.pipeline.ingest import ingest, plan_ingest
 from stemtomo.pipeline.quicklook import quicklook
+from stemtomo.pipeline.watch import watch
 from tests.io.cases import counts, digest, experiment
+from tests.pipeline.acquisitions import configuration
 
 SHAPE = (2, 20, 18, 8, 12)
 
@@ -111,6 +113,14 @@ def test_whole_numbers_are_narrowed_to_what_holds_them_all(tmp_path: Path) -> No
     assert stored(tmp_path, 1, "wider").dtype == np.uint16
 
 
+def test_frames_stored_as_recorded_are_not_narrowed_afterwards(tmp_path: Path) -> None:
+    frames = counts(SHAPE, "<u4")
+    copied(tmp_path, frames)
+    with pytest.raises(AcquisitionError, match="differ in prepared"):
+        copied(tmp_path, frames, narrow=True)
+    np.testing.assert_array_equal(stored(tmp_path, 1), frames[1])
+
+
 @pytest.mark.parametrize(("change", "dtype"), [(0.0, "u1"), (0.5, "f4"), (-300.0, "f4")])
 def test_real_numbers_are_narrowed_only_if_they_are_counts(change: float, dtype: str, tmp_path: Path) -> None:
     frames = counts(SHAPE, "<f4")
@@ -138,7 +148,8 @@ def test_a_followed_or_streamed_source_is_not_changed_silently(tmp_path: Path) -
     with pytest.raises(ConfigurationError, match=r"compressed as a whole .* numpy.savez"):
         ingest(tmp_path / "s.zarr", source, *experiment(SHAPE), IngestSettings(bin=2))
     with pytest.raises(ConfigurationError, match="are for ingest of finished files"):
-        shard_edge(source, IngestSettings(bin=2))
+        watch(tmp_path / "f.npz", tmp_path / "w.zarr", configuration(tmp_path / "f.npz", None, ingest={"bin": 2}))
+    assert not (tmp_path / "w.zarr").exists()
 
 
 def test_the_plan_is_that_of_the_frames_as_they_are_stored(tmp_path: Path) -> None:
@@ -230,6 +241,14 @@ def test_a_share_of_values_need_not_be_finite(tmp_path: Path) -> None:
     expected[5, 6, 3, 3] = np.sort(around)[3]
     expected[5, 6, 0, 0] = np.sort([frames[1, 5, 6, 0, 1], frames[1, 5, 6, 1, 0], frames[1, 5, 6, 1, 1]])[1]
     np.testing.assert_array_equal(stored(tmp_path, 1), expected)
+
+
+def test_too_many_values_that_are_not_finite_are_too_many_again(tmp_path: Path) -> None:
+    frames = counts((1, 40, 18, 8, 12), "<f4")
+    frames[0, [5, 39], 6, 3, 3] = np.nan  # in two shards
+    for _ in range(2):
+        with pytest.raises(FormatError, match=r"2 values of tilt 0 are not finite so far, 1 of 69120 are allowed"):
+            copied(tmp_path, frames, nonfinite_fraction=1.5 / frames.size)
 
 
 def test_gaps_are_a_mask_that_later_steps_use_when_asked(tmp_path: Path) -> None:

@@ -185,6 +185,8 @@ def test_scales_leave_48_to_128_pixels_and_coarse_pixels_know_where_they_are():
     assert scales_of((256, 200), AlignmentSettings()) == (4, 2)
     assert scales_of((800, 800), AlignmentSettings()) == (16, 8)
     assert scales_of((300, 20), AlignmentSettings(joint_bins=(3, 1))) == (3, 1)
+    with pytest.raises(ConfigurationError, match="begin with 10 at most"):
+        scales_of((300, 20), AlignmentSettings(joint_bins=(16, 1)))
     position = np.array([[2.0, -1.2, 0.0]])
     image = phantom.images(position, np.ones(1), np.eye(3)[None], np.zeros((1, 2)), (51, 50), 1.0)
     valid = np.ones(image.shape, bool)

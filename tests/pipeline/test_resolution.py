@@ -177,6 +177,9 @@ def test_the_command_compares_two_files(tmp_path):
     done = call(tmp_path / "a.npy", tmp_path / "b.npy", "--voxel", 0.5)
     assert done.exit_code == 0, done.output
     assert "FSC, one bit" in done.output
+    refused = call(tmp_path / "a.npy", "--tilt", 1)
+    assert refused.exit_code == 2
+    assert "halves = 'positions'" in refused.stderr.replace("\n", " ")
     refused = call(tmp_path / "a.npy", "--halves", "odd")
     assert refused.exit_code == 2
     assert "halves" in refused.stderr

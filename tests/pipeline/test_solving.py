@@ -251,6 +251,13 @@ def test_slices_of_unequal_thickness_are_said_one_by_one(store):
     assert model.weights == pytest.approx([0.4, 0.8, 1.8])
 
 
+def test_the_raster_of_a_turned_scan_is_not_taken_out_along_the_axes(tmp_path):
+    turned = Scan(SCAN.shape_yx, SCAN.step_angstrom_yx, rotation_rad=0.3)
+    store = write(tmp_path / "turned.zarr", np.zeros((SCAN.count, *DETECTOR.shape_yx), int), OPTICS, turned, DETECTOR)
+    with pytest.raises(ConfigurationError, match=r"scan.rotation_deg turns that of tilt 0: 17.2"):
+        run(store, notch_scan_raster=True)
+
+
 def test_a_list_of_slices_must_fit():
     with pytest.raises(ValidationError, match="lists 2 slices, but slices is 3"):
         PtychographySettings(slices=3, slice_thickness_angstrom=[5.0, 6.0])

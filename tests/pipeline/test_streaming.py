@@ -86,6 +86,14 @@ def test_a_streamed_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
     np.testing.assert_array_equal(_volume(store), _volume(whole))
 
 
+def test_files_of_a_run_that_was_stopped_do_not_outlive_one_in_memory(tmp_path):
+    store, _ = _store(tmp_path / "s.zarr", drift=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        tomography(store, STREAMED, progress=Stop(2))
+    tomography(store, STREAMED.model_copy(update={"stream": "never", "iterations": 2}))
+    assert not list(store.checkpoint_path("volume").rglob("*.npz"))
+
+
 @pytest.mark.parametrize("method", ["cgls", "fista_tv"])
 def test_any_method_that_was_stopped_goes_on_to_the_same_bits(tmp_path, method):
     settings = STREAMED.model_copy(update={"method": method, "iterations": 5})

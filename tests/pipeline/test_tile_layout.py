@@ -87,6 +87,8 @@ def test_the_cost_model_is_the_patterns_over_the_threads_until_the_scheduler_is_
     slow = estimate(SETTINGS, many, 400, Rates(2e-3, 5e-3, 1e12))
     assert slow.seconds > 2 * alone / 400
     assert slow.tasks == slow.steps * (400 * 6 + 1)
+    search = SETTINGS.model_copy(update={"rule": "lbfgs", "settling_epochs": SETTINGS.epochs})
+    assert estimate(search, few, 16, rates).steps == SETTINGS.epochs
 
 
 def test_what_cannot_fit_is_refused_with_the_number_and_what_would(tmp_path):

@@ -157,6 +157,14 @@ def broken(config: Any, store: Path, steps: list[Any], message: str) -> None:
     assert not isinstance(caught.value, StalledError)
 
 
+def test_a_file_of_all_tilts_that_goes_behind_its_first_one_is_named(tmp_path: Path, data: np.ndarray) -> None:
+    path = tmp_path / "in" / "a.raw"
+    first = data.nbytes // 3
+    steps = appended(path, data.tobytes()[: first + 9 * FRAME_BYTES], [first])
+    gone = r"tilt 0: is no longer there(.|\n)*tilt 2: is no longer there"
+    broken(configuration(path, files=None), tmp_path / "s.zarr", [*steps, path.unlink], gone)
+
+
 def test_a_truncated_file_stops_its_tilt_and_no_other(tmp_path: Path, data: np.ndarray) -> None:
     steps = appended(name(tmp_path, 0), data[0].tobytes(), [300 * FRAME_BYTES])[:1]
     steps.append(lambda: name(tmp_path, 0).open("r+b").truncate(100 * FRAME_BYTES))

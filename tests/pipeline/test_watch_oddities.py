@@ -123,3 +123,15 @@ def test_the_codec_that_is_asked_for_is_used(tmp_path: Path) -> None:
     assert "zstd" in (tmp_path / "s.zarr" / "tilt" / "000" / "frames" / "zarr.json").read_text()
     assert tilts_of(digest(tmp_path / "s.zarr")) == ingested(config, tmp_path / "plain.zarr")
     assert Store.open(tmp_path / "s.zarr").frames(0).shape == SHAPE[1:]
+
+
+def test_values_that_are_not_finite_count_behind_a_restart(tmp_path: Path) -> None:
+    path, data = tmp_path / "a.raw", frames()[0].astype("<f4")
+    data[[0, -1], 3, 3, 3] = np.nan  # in the first and the last shard
+    told = {"files": None, "tilts": 1, "input_dtype": "<f4", "ingest": {"nonfinite_fraction": 1.5 / data.size}}
+    config, whole = configuration(path, **told), data.tobytes()
+    steps = appended(path, whole, [len(whole) * 3 // 4])
+    with pytest.raises(StalledError):
+        follow(config, tmp_path / "s.zarr", steps[:1])
+    with pytest.raises(AcquisitionError, match="2 values of tilt 0 are not finite so far, 1 of"):
+        follow(config, tmp_path / "s.zarr", steps[1:])

@@ -7,6 +7,7 @@ the loss knows it: the operator comes with its adjoint.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,12 +34,8 @@ class RunningMean:
     @classmethod
     def of(cls, image: Array, sigma_px: float) -> RunningMean:
         """Return the mean for images like ``image`` (y, x), over a Gaussian of ``sigma_px``."""
-        weights = []
-        for count in image.shape:
-            places = np.arange(count)
-            kernel = np.exp(-((places[:, None] - places) ** 2) / (2 * sigma_px**2)) / (np.sqrt(2 * np.pi) * sigma_px)
-            weights.append(to_device_of(kernel.astype(image.dtype), image))
-        return cls(weights[0], weights[1])
+        along_y, along_x = (to_device_of(_gaussian(count, sigma_px, image.dtype), image) for count in image.shape)
+        return cls(along_y, along_x)
 
     def removed(self, image: Array, valid: Array) -> Array:
         """Return ``image`` less its running mean over the ``valid`` pixels (y, x), bool; zero elsewhere."""
@@ -64,3 +61,13 @@ class RunningMean:
     def blurred(self, image: Array) -> Array:
         """Return ``image`` (y, x), zero outside, under the weights."""
         return self.along_y @ image @ self.along_x
+
+
+@functools.lru_cache(maxsize=8)
+def _gaussian(count: int, sigma_px: float, dtype: np.dtype) -> np.ndarray:
+    """Return the weights of ``count`` places for each other, read-only: every tilt of every iteration asks for them."""
+    places = np.arange(count)
+    kernel = np.exp(-((places[:, None] - places) ** 2) / (2 * sigma_px**2)) / (np.sqrt(2 * np.pi) * sigma_px)
+    found = kernel.astype(dtype)
+    found.flags.writeable = False  # the cache hands out one array
+    return found

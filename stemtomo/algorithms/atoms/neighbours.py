@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -10,23 +10,6 @@ from scipy.sparse.csgraph import connected_components
 
 from stemtomo.algorithms.atoms.blocks import atom_blocks, require_positions
 from stemtomo.errors import ConfigurationError
-
-
-class Pairs(NamedTuple):
-    """Pairs of atoms, both ways round, in the order of the first; vectors point from the first to the second, in Å."""
-
-    first: np.ndarray
-    second: np.ndarray
-    vector: np.ndarray
-    distance: np.ndarray
-
-
-def neighbour_pairs(positions: np.ndarray, cutoff_angstrom: float) -> Pairs:
-    """Return all pairs of ``positions`` (atom, 3) closer than ``cutoff_angstrom``; nothing is periodic."""
-    found = neighbour_list(*open_box(positions, cutoff_angstrom), cutoff_angstrom)
-    first, second = np.asarray(found.query_point_indices), np.asarray(found.point_indices)
-    vector = positions[second] - positions[first]
-    return Pairs(first, second, vector, np.sqrt((vector**2).sum(axis=1)))
 
 
 def bonds(

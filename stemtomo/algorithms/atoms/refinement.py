@@ -115,20 +115,10 @@ def refine_atoms(
         value, gradient = problem.loss(parameters * np.sqrt(first))
         return value / first, gradient / np.sqrt(first)
 
-    single = projected.images.dtype == np.float32
     # In these units the loss begins at 1 with curvatures of about 1, so that stopping does not depend on image units.
-    result = minimize(
-        scaled,
-        np.zeros(problem.size),
-        jac=True,
-        method="L-BFGS-B",
-        options={
-            "maxiter": iterations,
-            "maxcor": 20,
-            "ftol": _SINGLE_TOLERANCE if single else _LOSS_TOLERANCE,
-            "gtol": _GRADIENT_TOLERANCE,
-        },
-    )
+    tolerance = _SINGLE_TOLERANCE if projected.images.dtype == np.float32 else _LOSS_TOLERANCE
+    told = {"maxiter": iterations, "maxcor": 20, "ftol": tolerance, "gtol": _GRADIENT_TOLERANCE}
+    result = minimize(scaled, np.zeros(problem.size), jac=True, method="L-BFGS-B", options=told)
     model, shifts = problem.unpack(result.x * np.sqrt(first))
     if refine_shifts:
         positions, shifts = _without_translation(model.positions, shifts, projected)

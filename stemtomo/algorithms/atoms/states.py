@@ -123,7 +123,10 @@ def _settled(
 
 
 def mutual_pairs(a: np.ndarray, b: np.ndarray, radius: float, tree_b: cKDTree | None = None) -> np.ndarray:
-    """Return pairs (index of a, index of b) of atoms that are each other's nearest within ``radius``, (pair, 2)."""
+    """Return pairs (index of a, index of b) within ``radius``, one to one, (pair, 2).
+
+    Every a goes to its nearest b; of those that go to one b the nearest stays.
+    """
     distance, index = (tree_b or cKDTree(b)).query(a, distance_upper_bound=radius)
     rows = np.flatnonzero(np.isfinite(distance))
     if len(rows) == 0:

@@ -68,9 +68,8 @@ def matrix_of_lattice(image: np.ndarray, known: np.ndarray, reach: float = 0.15)
     window = np.outer(*(np.hanning(n) for n in image.shape))
     values = (image - image.mean()) * window
     seen = np.array([_spot(values, frequency, reach) for frequency in known])
-    # g' = M^T g for every spot.
-    transposed = np.linalg.lstsq(known, seen, rcond=None)[0].T
-    return np.asarray(transposed.T)
+    # g' = M^T g for every spot; these are rows.
+    return np.asarray(np.linalg.lstsq(known, seen, rcond=None)[0])
 
 
 def corrected(

@@ -314,7 +314,8 @@ def _inverse_curvature(model: Orbitals, geometry: Geometry) -> dict[str, np.ndar
     floor = 0.05 * np.maximum(by_place.max(axis=1, keepdims=True), 1e-30)
     square = np.maximum(model.intensity, 0.3 * np.median(np.abs(model.intensity))) ** 2
     radius = float((model.positions**2).sum(axis=1).mean()) / 2
-    by_shift = 1 / geometry.gradient_power
+    # An image of nothing tells no shift, and moves by none.
+    by_shift = 1 / np.maximum(geometry.gradient_power, max(1e-6 * geometry.gradient_power.max(), 1e-30))
     return {
         "positions": 1 / (square[:, None] * np.maximum(by_place, floor)),
         "intensity": 1 / by_intensity,

@@ -1,4 +1,4 @@
-"""Gradients of one part with all that lies between probe and detector as parameters: tilt, thickness, positions, focus.
+"""Gradients of one part with all that lies between probe and detector as parameters: tilt, thickness, focus.
 
 Everything that these do to a wave is a phase on its spectrum, so the three moments of
 :func:`stemtomo.physics.gaps.gap_moments`, before the first slice and between slices, give all their gradients
@@ -34,7 +34,7 @@ class Stack:
     Parameters
     ----------
     grid
-        Object grid and windows; the shifts in it are where the positions start.
+        Object grid and windows.
     wavelength
         In Å.
     slices
@@ -88,8 +88,6 @@ class Geometry:
     """Mistilt (2,) as x, y in rad, positive where columns drift to +x, +y with depth; or (position, 2), a map of it."""
     slice_thickness_angstrom: float
     """Their mean, where slices differ."""
-    moved_angstrom: np.ndarray | None = None
-    """(position, 2), x and y in Å, how far every position lies from where the grid has it; ``None`` is nowhere."""
     c1_angstrom: float = 0.0
     """Defocus C1 of the probe beside what its modes have already."""
 
@@ -186,11 +184,6 @@ def geometry_slopes(entry: Array, gaps: Array, geometry: Geometry, stack: Stack,
     return inside + ahead
 
 
-def position_slopes(entry: Array) -> Array:
-    """Return dL/d(x, y) per Å, (position, 2): a probe that lies at X carries the phase -2 pi k.X."""
-    return -2 * np.pi * entry[..., :2]
-
-
 def focus_slope(entry: Array, wavelength: float) -> Array:
     """Return dL/dC1 per Å: a probe of defocus C1 carries the phase -pi lambda C1 |k|²."""
     return -np.pi * wavelength * entry[..., 2]
@@ -249,8 +242,6 @@ def _drift(geometry: Geometry, where: np.ndarray, like: Array) -> Array:
 def _ramps(geometry: Geometry, stack: Stack, where: np.ndarray, like: Array) -> Array:
     pixel = stack.grid.pixel_angstrom_yx
     there = stack.grid.shifts_px[where] * np.asarray(pixel)[::-1]
-    if geometry.moved_angstrom is not None:
-        there = there + geometry.moved_angstrom[where]
     drift = stack.entry_drift * _drift(geometry, where, like) - to_device_of(there, like)
     return drift_ramps(drift, like.shape[-2:], pixel, like)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
+import scipy.sparse.csgraph
 import scipy.sparse.linalg
 
 from stemtomo.backend import Array, array_namespace, fft2, ifft2, to_device_of, to_host
@@ -21,6 +22,8 @@ from stemtomo.backend import Array, array_namespace, fft2, ifft2, to_device_of, 
 #: Edge in pixels of the blocks that are left out, and the largest translation that is looked for.
 _BLOCK_PX, _REACH_PX = 16, 8
 _ROUNDS, _SIGNIFICANT, _HUBER = 6, 3.0, 3.0
+#: Most tiles whose phases are synchronised by a dense matrix.
+_DENSE = 200
 #: Shifts below this many pixels leave the rim of an overlap as it is.
 _STILL_PX = 0.02
 
@@ -290,10 +293,24 @@ def _synchronised(pairs: np.ndarray, count: int, phases: np.ndarray, variances: 
     """
     weight = 1 / (variances + np.median(variances) + 1e-12)
     degree = np.bincount(pairs.ravel(), np.repeat(weight, 2), minlength=count)
-    matrix = np.zeros((count, count), np.complex128)
-    matrix[pairs[:, 0], pairs[:, 1]] = weight * np.exp(1j * phases)
-    matrix += matrix.conj().T
     scale = 1 / np.sqrt(np.where(degree > 0, degree, 1))
-    vectors = np.linalg.eigh(scale[:, None] * matrix * scale)[1]
-    leading = vectors[:, -1]
-    return np.angle(leading * np.exp(-1j * np.angle(leading.sum())))
+    told = scale[pairs[:, 0]] * scale[pairs[:, 1]] * weight * np.exp(1j * phases)
+    ends = (np.r_[pairs[:, 0], pairs[:, 1]], np.r_[pairs[:, 1], pairs[:, 0]])
+    matrix = scipy.sparse.csr_matrix((np.r_[told, told.conj()], ends), shape=(count, count))
+    # Tiles that no chain of differences ties to others have leading eigenvectors of their own.
+    islands, island = scipy.sparse.csgraph.connected_components(abs(matrix), directed=False)
+    found = np.zeros(count)
+    for number in range(islands):
+        members = np.flatnonzero(island == number)
+        leading = _leading_eigenvector(matrix[members][:, members])
+        found[members] = np.angle(leading * np.exp(-1j * np.angle(leading.sum())))
+    return found
+
+
+def _leading_eigenvector(matrix: scipy.sparse.csr_matrix) -> np.ndarray:
+    size = matrix.shape[0]
+    if size <= _DENSE:
+        return np.asarray(np.linalg.eigh(matrix.toarray())[1][:, -1])
+    return np.asarray(
+        scipy.sparse.linalg.eigsh(matrix, 1, which="LA", v0=np.ones(size, np.complex128), tol=1e-6)[1][:, 0]
+    )

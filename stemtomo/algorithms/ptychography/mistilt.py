@@ -64,43 +64,6 @@ class Free(NamedTuple):
     focus: bool = False
 
 
-def fit_object(
-    geometry: Geometry,
-    stack: Stack,
-    data: Data,
-    where: np.ndarray,
-    iterations: int,
-    phase: Array | None = None,
-    smoothness: float = 0.0,
-) -> Fit:
-    """Fit the object alone, from ``phase`` or vacuum, under a given geometry.
-
-    ``smoothness`` is the penalty on |u|² between neighbouring free slices, in the loss's unit per rad². With an upright
-    geometry and :mod:`stemtomo.algorithms.ptychography.drift` afterwards it is the fixed-propagator method.
-    """
-
-    def evaluate(point: Point) -> tuple[float, Point]:
-        sums, _ = adaptive.gradients(point[0], data.probe, geometry, stack, data.counts, where, data.mask)
-        penalty, slope = _roughness(point[0], smoothness)
-        return sums.loss + penalty, (sums.phase + slope,)
-
-    begin = vacuum(stack, data.probe) if phase is None else phase
-    found = minimise(evaluate, (begin,), (object_scale(geometry, stack, data, where),), iterations)
-    return Fit(geometry, found.point[0], found.loss / len(where))
-
-
-def _roughness(phase: Array, weight: float) -> tuple[float, Array]:
-    xp = array_namespace(phase)
-    slope = xp.zeros_like(phase)
-    if len(phase) == 1 or weight == 0:
-        return 0.0, slope
-    jumps = phase[1:] - phase[:-1]
-    slope[1:] += jumps
-    slope[:-1] -= jumps
-    factor = real_dtype(phase).type(2 * weight)
-    return weight * float(xp.vdot(jumps, jumps).real), factor * slope
-
-
 def fit(
     start: Geometry,
     stack: Stack,

@@ -58,6 +58,11 @@ def fit_map(
         (position, 2), x and y, of all patterns.
     smoothing_angstrom
         Standard deviation of the Gaussian over neighbouring positions.
+
+    Raises
+    ------
+    ValueError
+        If slices are free.
     """
     if not stack.tied:
         raise ValueError("a map of mistilts needs tied slices: free ones trade any drift for a tilt")

@@ -216,7 +216,8 @@ def probes_adjoint(gradient: Array, grid: ObjectGrid, where: np.ndarray) -> Arra
 def start_modes(probe: np.ndarray, count: int, share: float = 0.02) -> np.ndarray:
     """Return ``count`` orthogonal modes (mode, y, x) of the intensity of ``probe`` (y, x), the others ``share`` each.
 
-    They are the probe and its derivatives along x, y, xx, xy ...: what a source of some size makes of a probe.
+    They are the probe and its derivatives along x, y, xx, xy ...: what a source of some size makes of a probe. However
+    many they are, half of the intensity stays in the first.
     """
     ky, kx = (np.fft.fftfreq(length) for length in probe.shape)
     spectrum = np.fft.fft2(probe)
@@ -227,8 +228,8 @@ def start_modes(probe: np.ndarray, count: int, share: float = 0.02) -> np.ndarra
         for other in found:
             mode = mode - np.vdot(other, mode) * other
         found.append(mode / np.linalg.norm(mode))
-    power = np.full(count, share)
-    power[0] = 1 - share * (count - 1)
+    power = np.full(count, min(share, 0.5 / count))
+    power[0] = 1 - power[1:].sum()
     modes = np.sqrt(power)[:, None] * np.stack(found) * np.linalg.norm(probe)
     return modes.reshape(count, *probe.shape).astype(probe.dtype)
 

@@ -7,10 +7,7 @@ import functools
 import numpy as np
 from scipy import stats
 
-from stemtomo.kernels.patches import Loss
-
-_POISSON_BACKGROUND = 0.5
-_ROOT_OFFSET = {"amplitude": 0.0, "anscombe": 0.375}
+from stemtomo.kernels.patches import _POISSON_FLOOR, _ROOT_OFFSET, Loss
 
 
 def expected_loss(intensity: np.ndarray, loss: Loss) -> float:
@@ -35,7 +32,7 @@ def _table(loss: Loss) -> tuple[np.ndarray, np.ndarray]:
 
 def _losses(counts: np.ndarray, mean: float, loss: Loss) -> np.ndarray:
     if loss == "poisson":
-        seen = counts + _POISSON_BACKGROUND
-        return mean - counts + seen * np.log(seen / (mean + _POISSON_BACKGROUND))
+        seen = counts + _POISSON_FLOOR
+        return mean - counts + seen * np.log(seen / (mean + _POISSON_FLOOR))
     offset = _ROOT_OFFSET[loss]
     return (np.sqrt(counts + offset) - np.sqrt(mean + offset)) ** 2

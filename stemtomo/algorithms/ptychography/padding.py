@@ -69,13 +69,15 @@ def to_detector_pixels(image: np.ndarray, window_yx: tuple[int, int], detector_y
     """
     if window_yx == detector_yx:
         return image
-    spectrum = np.fft.fftshift(np.fft.fft2(image), axes=(-2, -1))
-    for axis, (window, count) in zip((-2, -1), zip(window_yx, detector_yx, strict=True), strict=True):
+    last = (-2, -1)
+    # Phases about index n // 2: a detector of an odd number of pixels shares no corner with its window.
+    spectrum = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image, axes=last)), axes=last)
+    for axis, (window, count) in zip(last, zip(window_yx, detector_yx, strict=True), strict=True):
         length = image.shape[axis]
         kept = length * count // window
         start = length // 2 - kept // 2
         spectrum = np.take(spectrum, np.arange(start, start + kept), axis=axis)
-    found = np.fft.ifft2(np.fft.ifftshift(spectrum, axes=(-2, -1)))
+    found = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(spectrum, axes=last)), axes=last)
     found *= found.shape[-1] * found.shape[-2] / (image.shape[-1] * image.shape[-2])
     return np.ascontiguousarray(found if np.iscomplexobj(image) else found.real).astype(image.dtype)
 

@@ -215,7 +215,8 @@ def seen_curvature(state: State, model: Model, step_angstrom: float = 0.02) -> A
                 moved[:, axis] = sign * step_angstrom
                 seen = patterns(state, replace(model, grid=moved_grid(model.grid, moved)), where)
                 roots.append(xp.sqrt(seen + offset))
-            slopes.append(((roots[0] - roots[1]) / (2 * step_angstrom)).reshape(len(where), -1))
+            slope = (roots[0] - roots[1]) / (2 * step_angstrom)
+            slopes.append((slope if model.mask is None else slope * model.mask).reshape(len(where), -1))
         for row in (0, 1):
             for column in (0, 1):
                 found[start : start + len(where), row, column] = (slopes[row] * slopes[column]).sum(axis=1)

@@ -217,9 +217,7 @@ def solve(
     """
     losses: list[float] = []
     taking_part = np.arange(len(counts)) if where is None else where
-    for epoch, (rule, count) in enumerate(zip(rules, batches, strict=True)):
-        if epoch < first_epoch:
-            continue
+    for epoch, (rule, count) in list(enumerate(zip(rules, batches, strict=True)))[first_epoch:]:
         if epoch >= tied_epochs:
             state = untied(state, model.slices, model.weights)
         moving = parameters if epoch >= parameters_start else ()
@@ -228,12 +226,10 @@ def solve(
             told = last_losses if epoch + 1 == len(rules) else None
             sums = gradients(state, model, counts, taking_part[batch], parameters, told)
             state = update(state, sums, rule, epoch >= probe_start, slices=model.slices, parameters=moving)
-            if regularise is not None:
-                state = regularise(state, epoch)
+            state = state if regularise is None else regularise(state, epoch)
             total, seen = total + sums.loss, seen + sums.positions
         state = orthogonal_modes(state)
-        if after_epoch is not None:
-            state = after_epoch(state, epoch)
+        state = state if after_epoch is None else after_epoch(state, epoch)
         losses.append(total / seen)
         if on_epoch is not None and on_epoch(epoch, losses[-1], state):
             break

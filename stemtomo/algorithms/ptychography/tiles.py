@@ -42,11 +42,6 @@ class Tile:
     window: Rectangle
     grid: ObjectGrid
 
-    @property
-    def object_pixels(self) -> int:
-        """Pixels of the window of the object."""
-        return math.prod(stop - start for start, stop in self.window)
-
 
 def edges(length: int, count: int, unit: int = 1) -> list[int]:
     """Return where ``count`` runs of ``length`` positions begin, and ``length``: even, at multiples of ``unit``.

@@ -198,7 +198,13 @@ def _heights(filled: np.ndarray) -> np.ndarray:
 
 
 def row_profile(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the sums over x of the rows of ``image``; rows not measured over their full width are interpolated."""
+    """Return the sums over x of the rows of ``image``; rows not measured over their full width are interpolated.
+
+    Raises
+    ------
+    ValueError
+        If no row is measured over its full width.
+    """
     full = mask.all(axis=1)
     if not full.any():
         measured = mask.any(axis=0)  # the same columns may be missing in all rows

@@ -97,7 +97,9 @@ def with_heights(model: AtomicModel, images: np.ndarray, valid: np.ndarray, geom
         return model
     normal, right = np.zeros((count, count)), np.zeros(count)
     for waves, image, mask in zip(_waves(model, geometry), images, valid, strict=True):
-        normal += (waves.x @ waves.x.T) * (waves.y @ waves.y.T)
+        whole = (waves.x**2).sum(axis=1) * (waves.y**2).sum(axis=1)
+        share = np.sqrt(((waves.y**2 @ mask) * waves.x**2).sum(axis=1) / np.maximum(whole, 1e-30))
+        normal += (waves.x @ waves.x.T) * (waves.y @ waves.y.T) * share[:, None] * share
         left = (image - (waves.y * model.heights[:, None]).T @ waves.x) * mask
         right += ((waves.y @ left) * waves.x).sum(axis=1)
     ridge = _RIDGE * np.diag(normal).mean()

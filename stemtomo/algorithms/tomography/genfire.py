@@ -113,6 +113,11 @@ def reconstruct(
         Hold out one point in twenty of every shell, and report how well they are predicted.
     like
         An array in the memory in which to work.
+
+    Raises
+    ------
+    ValueError
+        If ``iterations`` is zero.
     """
     kept, held = _held_out(fourier, seed) if free else (np.ones(len(fourier.indices), bool), None)
     work = _Cube(fourier, shape, support, np.zeros(1, np.float32) if like is None else like)

@@ -23,16 +23,17 @@ def missing_wedge(rotations: np.ndarray, diameter_angstrom: float | None = None)
     dict
         ``worst_direction_xyz``: the direction that is farthest from any measurement; ``missing_half_angle_deg``: how
         far; ``spacing_deg``: median angle between neighbouring planes; ``measured_fraction``: of all directions, those
-        within half a spacing of a plane; ``elongation``: of a point along the beam for a single axis, ``None`` else;
-        ``crowther_angstrom``: finest detail over ``diameter_angstrom`` that the spacing allows, ``None`` without one.
+        within half a spacing of a plane, 0 of a single one; ``elongation``: of a point along the beam for a single
+        axis, ``None`` else; ``crowther_angstrom``: finest detail over ``diameter_angstrom`` that the spacing allows,
+        ``None`` without one.
     """
     beams = np.asarray(rotations)[:, :, 2]
     spacing = _spacing(beams)
     directions = _sphere(_DIRECTIONS)
     away = _away(directions, beams)
     worst = directions[np.argmax(away)]
-    for _ in range(_REFINEMENTS):
-        worst = _climbed(worst, beams, 2.0 / np.sqrt(_DIRECTIONS) / 2**_)
+    for halved in range(_REFINEMENTS):
+        worst = _climbed(worst, beams, 2.0 / np.sqrt(_DIRECTIONS) / 2**halved)
     half_angle = float(_away(worst[None], beams)[0])
     # A sign has no meaning: the half-space of positive z, then y, then x.
     worst = worst * (np.sign(worst[np.abs(worst) > 1e-3][-1]) if np.any(np.abs(worst) > 1e-3) else 1)
@@ -40,7 +41,7 @@ def missing_wedge(rotations: np.ndarray, diameter_angstrom: float | None = None)
         "worst_direction_xyz": [round(float(value), 4) for value in worst],
         "missing_half_angle_deg": float(np.degrees(half_angle)),
         "spacing_deg": float(np.degrees(spacing)),
-        "measured_fraction": float(np.mean(away <= spacing / 2)),
+        "measured_fraction": float(np.mean(away <= spacing / 2)) if len(beams) > 1 else 0.0,
         "elongation": _elongation(beams),
         "crowther_angstrom": None if diameter_angstrom is None else float(spacing * diameter_angstrom),
     }

@@ -85,7 +85,8 @@ def identify(path: Path, format: str | None = None, *, raw: bool = False) -> str
         what = "is a folder, not a file of frames" if folder else "no such file"
         raise FormatError(f"{path}: {what}; check input.path")
     if format is not None:
-        if format.partition(":")[0] not in FORMATS:
+        kind, colon, _ = format.partition(":")
+        if kind not in FORMATS or (colon and kind not in ("sectors", PREFIX)):
             raise FormatError(f"{path}: there is no format {format!r}; {_known()}")
         return format
     if is_zarr:

@@ -8,6 +8,25 @@ from pydantic import Field, model_validator
 
 from stemtomo.pipeline.experiment import Count, Finite, NonNegative, Positive, Section
 
+#: What is asked of the object beside the patterns.
+_CONSTRAINTS = (
+    "positive_phase",
+    "amplitude_limits",
+    "tv_weight_rad",
+    "kz_filter",
+    "vacuum_percentile",
+    "notch_scan_raster",
+)
+#: What a search for a map of mistilts knows nothing of.
+_BESIDE_A_MAP = (
+    *_CONSTRAINTS,
+    "refine_positions_from_epoch",
+    "background",
+    "detector_blur_px",
+    "probe_variations",
+    "held_out",
+)
+
 
 class PtychographySettings(Section):
     """[ptychography]: multislice phase retrieval at each tilt."""
@@ -198,7 +217,7 @@ class PtychographySettings(Section):
 
     def settling_of(self, epochs: int) -> int:
         """Return the whole-scan epochs at the end of ``epochs``."""
-        return min(10, max(0, epochs - 5)) if self.settling_epochs is None else self.settling_epochs
+        return min(10, max(0, epochs - 5)) if self.settling_epochs is None else min(epochs, self.settling_epochs)
 
     @property
     def mean_slice_angstrom(self) -> float:
@@ -249,3 +268,16 @@ class PtychographySettings(Section):
         if self.mistilt_map_smoothing_angstrom is not None and self.slices < 3:
             raise ValueError("mistilt_map_smoothing_angstrom needs at least 3 slices: one slice has no depth")
         return self
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> PtychographySettings:
+        searches = self.rule == "lbfgs" and self.settling_of(self.epochs) > 0
+        if searches and (asked := self._asked(_CONSTRAINTS)):
+            raise ValueError(f'the search of rule = "lbfgs" does not keep {asked}: leave one of them out')
+        if self.mistilt_map_smoothing_angstrom is not None and (asked := self._asked(_BESIDE_A_MAP)):
+            raise ValueError(f"a map of mistilts is found without {asked}: leave one of them out")
+        return self
+
+    def _asked(self, names: tuple[str, ...]) -> str:
+        """Return which of ``names`` are not as they are unless told."""
+        return ", ".join(name for name in names if getattr(self, name) != type(self).model_fields[name].default)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stemtomo.pipeline.experiment import Positive, Section
 
@@ -38,3 +38,9 @@ class ResolutionSettings(Section):
     voxel_angstrom: Positive | None = Field(
         default=None, description="Voxel of volumes from files that do not say it, in Å."
     )
+
+    @model_validator(mode="after")
+    def _tilts_are_of_half_scans(self) -> ResolutionSettings:
+        if self.tilts is not None and self.halves != "positions":
+            raise ValueError("tilts are chosen for half sets of positions alone: give halves = 'positions' with them")
+        return self

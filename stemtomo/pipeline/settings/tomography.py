@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stemtomo.pipeline.experiment import Count, NonNegative, Pair, Positive, Section
 
@@ -143,6 +144,13 @@ class AlignmentSettings(Section):
         description="Part of the brightest pixel at which the joint refinement cuts.",
     )
 
+    @model_validator(mode="after")
+    def _coarse_to_fine(self) -> AlignmentSettings:
+        bins = self.joint_bins
+        if bins is not None and (not bins or any(after >= before for before, after in itertools.pairwise(bins))):
+            raise ValueError(f"joint_bins go from coarse to fine, each less than the one before, not {list(bins)}")
+        return self
+
 
 class TomographySettings(Section):
     """[tomography]: the volume from the projections."""
@@ -232,3 +240,17 @@ class TomographySettings(Section):
 
     #: What says where a result is computed, and does not change it.
     HOW: ClassVar[frozenset[str]] = frozenset({"memory_gib"})
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> TomographySettings:
+        descents = ("fista", "fista_tv", "resire", "sirt")
+        asked = {
+            "refine_shifts = true": (self.refine_shifts is True, descents[:2]),
+            "soft_threshold_rad": (self.soft_threshold_rad > 0, descents),
+            "free_fraction": (self.free_fraction > 0, (*descents, "cgls")),
+            'support = "seen"': (self.support == "seen", (*descents, "cgls", "wbp")),
+        }
+        for name, (told, methods) in asked.items():
+            if told and self.method not in methods:
+                raise ValueError(f"{name} is for method {', '.join(methods)}; {self.method} knows nothing of it")
+        return self

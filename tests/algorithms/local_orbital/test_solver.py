@@ -260,6 +260,18 @@ def test_the_faintest_species_says_what_is_too_faint(alloy, particle):
     np.testing.assert_array_equal(kept.kinds, truth.kinds)
 
 
+def test_an_image_of_a_blanked_beam_does_not_end_the_search(particle):
+    series, defocus = series_of(particle)
+    images = series.images.copy()
+    images[0] = 0
+    series = replace(series, images=images)
+    model = model_of(particle + 0.05, series, defocus)
+    free = Free(shifts=True)
+    found = refine(model, lambda m, probes: sums(m, series, with_probes=probes), geometry_of(series), free, 3)
+    assert found.losses[-1] < found.losses[0]
+    assert np.isfinite(found.model.shifts_angstrom).all()
+
+
 def test_a_search_ends_where_its_atoms_come_to_rest(particle):
     series, defocus = series_of(particle, 1)
     truth = model_of(particle, series, defocus)

@@ -24,14 +24,14 @@ def probe_modes(modes=1):
     return np.stack([strong, 0.3 * np.roll(strong, 1, axis=1)][:modes])
 
 
-def experiment(tied=True, kind="complex", modes=1, mapped=False, moved=False, detector=(18, 16), entry=0.5):
+def experiment(tied=True, kind="complex", modes=1, mapped=False, detector=(18, 16), entry=0.5):
     rng = np.random.default_rng(3)
     grid = object_grid(Scan((2, 3), (1.3, 1.1)).positions(), WINDOW, PIXEL)
     stack = Stack(grid, WAVELENGTH, 4, entry, tied, "anscombe", kind)
     phase = 0.3 * rng.random((1 if tied else 4, *grid.shape_yx))
     phase = phase + (0.05j * rng.random(phase.shape) if kind == "complex" else 0)
     tilt = TILT + 2e-3 * rng.normal(size=(6, 2)) if mapped else TILT
-    geometry = Geometry(tilt, 20.0, 0.1 * rng.normal(size=(6, 2)) if moved else None)
+    geometry = Geometry(tilt, 20.0)
     expected = adaptive.patterns(phase, probe_modes(modes), geometry, stack, np.arange(6))
     counts = rng.poisson(expected[:, : detector[0], : detector[1]] * 1.2)
     return phase, probe_modes(modes), geometry, stack, counts
@@ -70,20 +70,6 @@ def test_object_and_probe_gradients_agree_with_finite_differences(tied, kind):
     turn = rng.normal(size=probe.shape) + 1j * rng.normal(size=probe.shape)
     above, below = (run(phase, probe + s * step * turn, geometry, stack, counts)[0].loss for s in (1, -1))
     assert (above - below) / (2 * step) == pytest.approx(np.vdot(sums.probe, turn).real, rel=1e-6)
-
-
-def test_position_gradients_agree_with_finite_differences():
-    phase, probe, geometry, stack, counts = experiment(moved=True)
-    _, moments = run(phase, probe, geometry, stack, counts)
-    turn, step = np.random.default_rng(0).normal(size=(6, 2)), 1e-6
-
-    def loss(sign):
-        moved = replace(geometry, moved_angstrom=geometry.moved_angstrom + sign * step * turn)
-        return run(phase, probe, moved, stack, counts)[0].loss
-
-    assert (loss(1) - loss(-1)) / (2 * step) == pytest.approx(
-        np.sum(adaptive.position_slopes(moments.entry) * turn), rel=1e-6
-    )
 
 
 def test_a_map_of_tilts_has_a_gradient_per_position():

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from stemtomo.algorithms.ptychography.gauges import Gauge, blended, difference, shifted, solve, without
+from stemtomo.algorithms.ptychography.gauges import Difference, Gauge, blended, difference, shifted, solve, without
 
 EDGE, SLICES = 144, 2
 STARTS, SPAN = (0, 40, 80), 64
@@ -115,6 +115,26 @@ def test_a_flat_overlap_tells_no_translation():
     assert found.gauge.phase_rad[0] == pytest.approx(0.2)
     assert found.variance.phase_rad[0] < 1e-6
     assert not found.gauge.shift_px.any()
+
+
+@pytest.mark.parametrize(("edge", "islands"), [(3, 2), (5, 3), (16, 1)])
+def test_islands_of_tiles_that_nothing_ties_to_each_other_are_each_in_tune(edge, islands):
+    rng = np.random.default_rng(1)
+    numbers = np.arange(islands * edge**2).reshape(islands, edge, edge)
+    pairs = [
+        *zip(numbers[:, :-1].ravel(), numbers[:, 1:].ravel(), strict=True),
+        *zip(numbers[..., :-1].ravel(), numbers[..., 1:].ravel(), strict=True),
+    ]
+    told, places = rng.uniform(-np.pi, np.pi, numbers.size), rng.uniform(0, 100, (numbers.size, 2))
+    zero, spread = np.zeros(2), Gauge(np.full(1, 4e-4), np.full(2, 4e-4), np.full(2, 4e-4))
+    differences = []
+    for one, other in pairs:
+        seen = np.angle(np.exp(1j * (told[one] - told[other] + rng.normal(0, 0.02))))
+        differences.append(Difference(one, other, places[one], Gauge(np.array([seen]), zero, zero), spread, spread))
+    found = np.array([gauge.phase_rad[0] for gauge in solve(differences, places, 1)])
+    one, other = np.array(pairs).T
+    left = np.angle(np.exp(1j * (found[one] - found[other] - told[one] + told[other])))
+    assert np.abs(left).max() < 0.1
 
 
 def test_tiles_that_meet_in_vacuum_alone_stay_where_they_are():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stemtomo.algorithms.ptychography import solver
-from stemtomo.algorithms.ptychography.model import State, orthogonal_modes, seen_by_detector, untied
+from stemtomo.algorithms.ptychography.model import State, orthogonal_modes, seen_by_detector, start_modes, untied
 from stemtomo.algorithms.ptychography.parameters import Background
 from stemtomo.algorithms.ptychography.windows import object_grid
 from stemtomo.geometry import Detector, Optics, Scan
@@ -138,6 +138,17 @@ def test_untying_takes_the_momentum_along():
     sums = solver.gradients(state, model, counts, np.arange(12), [Background()])
     moved = untied(solver.update(state, sums, solver.Nesterov(), slices=3), 3)
     assert moved.phase.shape == moved.memory["object"]["momentum"].shape == (3, *model.grid.shape_yx)
+
+
+@pytest.mark.parametrize("count", [1, 3, 60])
+def test_any_number_of_modes_to_begin_with_shares_the_electrons_of_the_probe(count):
+    probe = np.random.default_rng(0).normal(size=(16, 16)) + 0j
+    modes = start_modes(probe, count)
+    flat = modes.reshape(count, -1)
+    power = np.abs(flat @ flat.conj().T) / np.linalg.norm(probe) ** 2
+    np.testing.assert_allclose(power, np.diag(np.diag(power)), atol=1e-12)
+    assert np.trace(power) == pytest.approx(1)
+    assert power[0, 0] >= 0.5
 
 
 def test_modes_become_orthogonal_and_sorted_and_show_the_same():

@@ -42,6 +42,17 @@ def test_what_the_detectors_pixels_can_hold_comes_through_unchanged():
     np.testing.assert_allclose(found[0], wave(coarse_y, coarse_x), atol=1e-12)
 
 
+@pytest.mark.parametrize(("window", "detector"), [((60, 64), (51, 55)), ((60, 72), (50, 63))])
+def test_a_probe_stays_at_its_centre_on_detectors_of_any_number_of_pixels(window, detector):
+    def bell(count, pixel):
+        return np.exp(-(((np.arange(count) - count // 2) * pixel) ** 2) / 2)
+
+    fine, coarse = (
+        bell(shape[0], 10 / shape[0])[:, None] * bell(shape[1], 12 / shape[1]) for shape in (window, detector)
+    )
+    np.testing.assert_allclose(to_detector_pixels(fine[None], window, detector)[0], coarse, atol=1e-5)
+
+
 def test_the_blur_along_the_beam_keeps_what_is_shared_and_has_the_gaussians_width():
     rng = np.random.default_rng(0)
     same = np.repeat(rng.normal(size=(1, 4, 5)), 6, axis=0)

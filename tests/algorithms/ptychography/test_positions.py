@@ -1,5 +1,7 @@
 """Positions: their gradient in the solver, the jitter they recover, and the affine map they tell."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,14 @@ def test_the_gradient_of_positions_agrees_with_finite_differences():
     step = 1e-6
     numeric = (sums(at + step * turn).loss - sums(at - step * turn).loss) / (2 * step)
     assert numeric == pytest.approx(np.sum(sums(at).extra["positions"]["gradient"] * turn), rel=1e-6)
+
+
+def test_pixels_that_tell_nothing_are_no_part_of_the_curvature():
+    model, truth, *_ = experiment(3, 1.13, np.complex128, 0.1)
+    mask = np.random.default_rng(1).uniform(size=WINDOW) > 0.4
+    whole, one, other = (seen_curvature(truth, replace(model, mask=each)) for each in (None, mask, ~mask))
+    np.testing.assert_allclose(one + other, whole, rtol=1e-9)
+    assert (np.linalg.eigvalsh(whole - one) > 0).all()
 
 
 def test_a_jitter_of_40_pm_is_recovered_to_5_pm():

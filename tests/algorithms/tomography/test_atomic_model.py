@@ -45,6 +45,16 @@ def test_displaced_atoms_come_back_and_those_that_are_none_are_dropped():
     assert np.corrcoef(model.heights, heights)[0, 1] > 0.99
 
 
+def test_an_atom_that_most_tilts_do_not_show_is_as_high_as_the_others():
+    positions = np.array([[-8.0, 0.0, 0.0], [8.0, 3.0, 1.0]])
+    geometry = TiltGeometry(SERIES.rotations, np.zeros((15, 2)), (48, 48, 48), (48, 48))
+    images = atomic_model.projections(AtomicModel(positions, np.full(2, 2.0), 1.4), geometry)
+    valid = np.ones(images.shape, bool)
+    valid[np.arange(15) % 5 != 0, :, 24:] = False
+    found = atomic_model.fitted(positions, 1.4, images * valid, valid, geometry)
+    np.testing.assert_allclose(found.heights, 2, rtol=0.02)
+
+
 def test_the_width_of_atoms_is_chosen_by_what_it_explains():
     positions, _, _ = _seen()
     for width in atomic_model.WIDTHS_PX:

@@ -39,5 +39,6 @@ def test_a_second_axis_leaves_a_pyramid():
 
 def test_one_tilt_measures_one_plane():
     found = missing_wedge(TiltSeries.from_degrees([0.0]).rotations)
+    assert found["measured_fraction"] == 0
     assert found["missing_half_angle_deg"] == pytest.approx(90, abs=0.05)
     assert found["elongation"] is None

@@ -250,6 +250,7 @@ def test_a_folder_that_is_no_zarr_array(tmp_path: Path) -> None:
 
 def test_unknown_formats_and_options_of_another_format(mib: Path) -> None:
     refuse(FormatError, "there is no format 'merlyn'; input.format can be npz, npy, raw, merlin", mib, format="merlyn")
+    refuse(FormatError, "there is no format 'merlin:2'", mib, format="merlin:2")
     refuse(FormatError, "input.channel is for DECTRIS", mib, channel=1)
     refuse(FormatError, "leave input.axes and input.array out", mib, array="data")
     refuse(FormatError, "are for raw binary; merlin says them itself", mib, dtype="<u2")
