@@ -124,10 +124,10 @@ class _Together(ClientExecutor):
 
     def submit_at(self, place: Place, function: Callable[..., Any], /, *args: Any, urgent: bool = False) -> Handle:
         """Keep ``function(*args)`` for ``place``."""
-        from dask._task_spec import Task, TaskRef, parse_input
+        from dask.task_spec import Task, TaskRef
 
         key = f"{getattr(function, '__name__', 'task')}-{uuid.uuid4()}"
-        self._tasks[key] = Task(key, function, *(parse_input(arg) for arg in args))
+        self._tasks[key] = Task(key, function, *(_argument(arg) for arg in args))
         self._workers[key] = list(self.among) if place is None else [place]
         self._priorities[key] = int(urgent)
         return TaskRef(key)
@@ -135,13 +135,43 @@ class _Together(ClientExecutor):
     def send(self, handles: Any) -> Any:
         """Submit what was kept and return futures in the place of ``handles``."""
         import dask
-        from dask._task_spec import TaskRef
+        from dask.highlevelgraph import HighLevelGraph
+        from dask.task_spec import TaskRef
         from distributed import Future
 
         wanted = list({ref.key: ref for ref in find(handles, TaskRef) if not isinstance(ref, Future)})
+        # A plain dict would be hashed task by task; of a graph of layers nothing but its name is.
+        graph = HighLevelGraph.from_collections(f"together-{uuid.uuid4()}", self._tasks, dependencies=())
         # Called by the scheduler with the key of every task.
         told: dict[str, Any] = {"workers": self._workers.get, "priority": self._priorities.get}
         with dask.annotate(**told, allow_other_workers=True):
-            futures = dict(zip(wanted, self.client.get(self._tasks, wanted, sync=False), strict=True))
+            futures = dict(zip(wanted, self.client.get(graph, wanted, sync=False), strict=True))
         self._tasks, self._workers, self._priorities = {}, {}, {}
         return replace(handles, TaskRef, lambda ref: futures.get(ref.key, ref))
+
+
+def _argument(value: Any) -> Any:
+    """Return ``value`` as an argument of a task of a graph, with references to keys in the place of handles."""
+    from dask.task_spec import GraphNode, List, Task, TaskRef
+
+    if isinstance(value, TaskRef):
+        return TaskRef(value.key)  # of a future, the key alone
+    if isinstance(value, dict):
+        values = _argument(list(value.values()))
+        return Task(None, _keyed, tuple(value), values) if isinstance(values, GraphNode) else value
+    if not isinstance(value, list | tuple):
+        return value
+    found = [_argument(each) for each in value]
+    if not any(isinstance(each, GraphNode | TaskRef) for each in found):
+        return value
+    if isinstance(value, list):
+        return List(*found)
+    return Task(None, type(value) if hasattr(value, "_fields") else _tuple, *found)
+
+
+def _keyed(keys: tuple[Any, ...], values: list[Any]) -> dict[Any, Any]:
+    return dict(zip(keys, values, strict=True))
+
+
+def _tuple(*values: Any) -> tuple[Any, ...]:
+    return values

@@ -17,7 +17,8 @@ def map_tree(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     if isinstance(tree, dict):
         return {key: map_tree(function, value, *(other[key] for other in others)) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return type(tree)(map_tree(function, *leaves) for leaves in zip(tree, *others, strict=True))
+        found = (map_tree(function, *leaves) for leaves in zip(tree, *others, strict=True))
+        return type(tree)(*found) if hasattr(tree, "_fields") else type(tree)(found)
     return function(tree, *others)
 
 

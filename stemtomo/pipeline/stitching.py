@@ -1,9 +1,11 @@
-"""Tiles on their own: one probe for all, tiles that exchange nothing, then their gauges and one blend of them.
+"""Tiles on their own: one probe for all, tiles that exchange nothing for whole epochs, then meet and are blended.
 
 For clusters whose network or scheduler is slow. The probe is fitted to the middle of the scan. Every tile, with some
-patterns of its neighbours, is then one chain of long tasks. What they leave free, and what a probe of their own would,
-is solved for over all overlaps (:mod:`~stemtomo.algorithms.ptychography.gauges`); transmissions are blended with the
-illumination of the patterns that each tile owns as weights. A few exact epochs follow.
+patterns of its neighbours, is then one chain of long tasks. Where tiles meet, what they leave free, and what a probe of
+their own would, is solved for over all overlaps (:mod:`~stemtomo.algorithms.ptychography.gauges`), transmissions are
+blended with the illumination of the patterns that each tile owns as weights, and every tile goes on with the blend in
+its window and the mean of all probes: an additive Schwarz iteration whose tiles are restricted to what they own. A few
+exact epochs follow.
 """
 
 from __future__ import annotations
@@ -42,6 +44,10 @@ class Apart:
         Per tile, (position,) bool: which of its positions are its own.
     epochs
         Epochs of the schedule that they are on their own for.
+    meet_every
+        Epochs after which they meet.
+    layers
+        Layers of their objects.
     kept
         What a checkpoint keeps beside the tiles and the losses.
     """
@@ -52,6 +58,8 @@ class Apart:
     owned: Sequence[np.ndarray]
     schedule: Schedule
     epochs: int
+    meet_every: int
+    layers: int
     kept: dict[str, Any]
 
     def start(self, build: Callable[..., solver.State], *shared: Any) -> Parts:
@@ -68,30 +76,49 @@ class Apart:
     ) -> tuple[Parts, list[float]]:
         """Return the trees of the tiles after :attr:`epochs` epochs, and the loss per pattern of each."""
         while (first := len(losses)) < self.epochs:
-            last = min(self.epochs, first - first % checkpoint_every + checkpoint_every)
-            work = trees.map(tile_alone, self.schedule, first, last, each=[self.fields])
+            last = min(self.epochs, *(first - first % every + every for every in (checkpoint_every, self.meet_every)))
+            work = trees.map(tile_alone, self.schedule, first, last, self.meet_every, each=[self.fields])
             trees = work.pick("tree")
             sums = self.executor.gather(work.pick("sums").sum())
             for epoch, (loss, count) in zip(range(first, last), sums, strict=True):
                 losses = [*losses, float(loss / count)]
                 on_epoch(epoch, losses[-1])
-            if last < self.epochs:
+            if last < self.epochs and last % self.meet_every == 0:
+                trees = self.met(trees, last)
+            if last < self.epochs and last % checkpoint_every == 0:
                 trees = trees.save(checkpoint, last, {**self.kept, "losses": np.array(losses)}).parts
                 trees = Parts(self.executor, trees.handles, self.fields.places)
         return trees, losses
 
-    def joined(self, trees: Parts, windows: Sequence[Rectangle], layers: int) -> Parts:
-        """Return the trees of exact tiles with these ``windows`` of the object of ``layers``: all tiles blended."""
+    def met(self, trees: Parts, epochs: int) -> Parts:
+        """Return the trees of the tiles after ``epochs`` with the blend of all in their windows, and one probe.
+
+        Tiles that met an epoch ago have not drifted apart, and no gauges are looked for.
+        """
+        everything = [np.ones(len(tile.where), bool) for tile in self.tiles]
+        return self._blended(trees, [tile.window for tile in self.tiles], everything, epochs, keep_memory=True)
+
+    def joined(self, trees: Parts, windows: Sequence[Rectangle]) -> Parts:
+        """Return the trees of exact tiles with these ``windows`` of the object: all tiles blended."""
+        return self._blended(trees, windows, list(self.owned), self.epochs, keep_memory=False)
+
+    def _blended(
+        self, trees: Parts, windows: Sequence[Rectangle], kept: Sequence[np.ndarray], epochs: int, keep_memory: bool
+    ) -> Parts:
+        """Return the trees of tiles with these ``windows`` and the positions ``kept`` of each, after ``epochs``."""
         owned, seen = list(self.owned), [tile.window for tile in self.tiles]
         pieces = trees.map(tile_piece, each=[self.fields, owned])
         centres = np.array([[(a + b) / 2 for a, b in window] for window in seen])
         first = self.schedule.positions_from
-        moving = first is not None and first < self.epochs
-        solved = self.executor.submit(tiles_gauges, self._differences(pieces, seen), centres, layers, moving)
+        moving = first is not None and first < epochs
+        apart = self.meet_every > 1 or epochs == self.epochs
+        differences = self._differences(pieces, seen) if apart else []
+        solved = self.executor.submit(tiles_gauges, differences, centres, self.layers, moving)
         numbers = list(range(len(seen)))
         shares = pieces.map(tile_share, solved, each=[numbers])
         blends = shares.exchange(seen, windows, beside=self.fields)
-        return trees.map(tile_blended, solved, each=[blends, self.fields, owned, numbers])
+        probe = trees.map(tile_probe, each=[owned]).sum()
+        return trees.map(tile_blended, solved, probe, keep_memory, each=[blends, self.fields, list(kept), numbers])
 
     def _differences(self, pieces: Parts, windows: Sequence[Rectangle]) -> list[Handle]:
         found, submit = [], self.executor.submit_at
@@ -110,8 +137,13 @@ class Apart:
 # -- tasks, under the names that a dashboard shows ---------------------------------------------------------------------
 
 
-def tile_alone(tree: dict[str, Any], schedule: Schedule, first: int, last: int, part: Field) -> dict[str, Any]:
-    """Return a tile after the epochs from ``first`` to before ``last``, its probe as it was, and their losses."""
+def tile_alone(
+    tree: dict[str, Any], schedule: Schedule, first: int, last: int, meet_every: int, part: Field
+) -> dict[str, Any]:
+    """Return a tile after the epochs from ``first`` to before ``last``, and their losses.
+
+    Its probe moves in the epoch before tiles meet: on its own for longer, each would find a probe for its noise.
+    """
     state, positions = tile_state(tree), None
     if tree["curvature"] is not None:
         free = schedule.affine_from is not None and first > schedule.affine_from
@@ -126,12 +158,15 @@ def tile_alone(tree: dict[str, Any], schedule: Schedule, first: int, last: int, 
             state = replace(state, extra={**state.extra, Positions.name: moved})
         parameters = [] if positions is None else [positions]
         state = state if schedule.tied else solver.untied(state, part.model.slices, part.model.weights)
+        moves_probe = epoch >= schedule.probe_start and (epoch + 1) % meet_every == 0
         for batch in schedule.steps(epoch):
             wanted = batch.share.of(part)
             if not len(wanted):
                 continue
             found = part.gradients(state, wanted, parameters)
-            state = solver.update(state, found, batch.rule, False, slices=part.model.slices, parameters=parameters)
+            state = solver.update(
+                state, found, batch.rule, moves_probe, slices=part.model.slices, parameters=parameters
+            )
             state = state if batch.regularise is None else batch.regularise(state, epoch)
             sums[epoch - first] += (found.loss, found.positions)
     return {"tree": tile_tree(state, positions), "sums": sums}
@@ -180,15 +215,26 @@ def tile_share(piece: dict[str, Array], solved: Sequence[Gauge], number: int) ->
     return {"u": weight * u, "t": weight * xp.exp(1j * u), "weight": weight}
 
 
+def tile_probe(tree: dict[str, Any], owned: np.ndarray) -> dict[str, Any]:
+    """Return what a tile adds to the mean probe, as much as it owns patterns."""
+    count = int(np.count_nonzero(owned))
+    return {"probe": tree["probe"] * count, "positions": count}
+
+
 def tile_blended(
     tree: dict[str, Any],
     solved: Sequence[Gauge],
+    probes: dict[str, Any],
+    keep_memory: bool,
     blend: dict[str, Array],
     part: Field,
-    owned: np.ndarray,
+    kept: np.ndarray,
     number: int,
 ) -> dict[str, Any]:
-    """Return the tree of an exact tile: the blend in its window, and the positions that it owns."""
+    """Return the tree of a tile with the mean probe, the blend in its window, and the positions ``kept``.
+
+    What update rules remember of the object is its own, or nothing unless ``keep_memory``.
+    """
     xp = array_namespace(blend["weight"])
     weight = xp.where(blend["weight"] > 0, blend["weight"], 1)
     u = gauges.blended(blend["u"] / weight, xp.where(blend["weight"] > 0, blend["t"] / weight, 1))
@@ -196,7 +242,9 @@ def tile_blended(
     if Positions.name in extra:
         pixel = np.asarray(part.model.grid.pixel_angstrom_yx)
         gauge = (solved[number].shift_px * pixel)[::-1]
-        extra[Positions.name] = extra[Positions.name][owned] - backend.to_device_of(gauge, extra[Positions.name])
-        curvature = curvature[owned]
-    phase = u.astype(tree["phase"].dtype)
-    return {"phase": phase, "probe": tree["probe"], "extra": extra, "memory": {}, "curvature": curvature, "best": None}
+        extra[Positions.name] = extra[Positions.name][kept] - backend.to_device_of(gauge, extra[Positions.name])
+        curvature = curvature[kept]
+    probe = (probes["probe"] / probes["positions"]).astype(tree["probe"].dtype)
+    memory = {name: value for name, value in tree["memory"].items() if name != "probe"} if keep_memory else {}
+    state = solver.orthogonal_modes(solver.State(u.astype(tree["phase"].dtype), probe, extra, memory))
+    return {**state.tree(), "curvature": curvature, "best": None}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stemtomo import backend
-from stemtomo.algorithms.ptychography import held_out, solver
+from stemtomo.algorithms.ptychography import gauges, held_out, solver
 from stemtomo.algorithms.ptychography.constraints import Constraints
 from stemtomo.algorithms.ptychography.regularisation import blurred_along_beam
 from stemtomo.algorithms.ptychography.tiles import Tile, cut_scan
@@ -111,7 +111,8 @@ def _joined(
     patterns = Parts.create(executor, load_patterns, numbers, wider)
     fields = patterns.map(make_field, wider, found, each=[numbers])
     owned = [np.isin(wide.where, tile.where) for wide, tile in zip(seen, tiles, strict=True)]
-    apart = Apart(executor, fields, seen, owned, schedule, alone, kept)
+    layers = 1 if schedule.tied else settings.slices
+    apart = Apart(executor, fields, seen, owned, schedule, alone, settings.stitch_meet_epochs, layers, kept)
     saved = Parts.load(executor, checkpoint)
     losses: list[float] = []
     if saved is not None:
@@ -121,8 +122,7 @@ def _joined(
     else:
         trees = apart.start(start_state, executor.submit(fit_probe, layout, found), wider)
     trees, losses = apart.solve(trees, losses, checkpoint, settings.checkpoint_every, on_epoch)
-    layers = 1 if schedule.tied else settings.slices
-    return apart.joined(trees, [tile.window for tile in tiles], layers), losses
+    return apart.joined(trees, [tile.window for tile in tiles]), losses
 
 
 def _as_before(layout: Layout, checkpoint: Checkpoint) -> Layout:
@@ -184,7 +184,8 @@ def _whole_filter(layout: Layout, scan: Scan) -> WholeFilter | None:
 
 
 def _alone_epochs(settings: PtychographySettings, epochs: int) -> int:
-    return max(1, epochs - settings.stitch_polish_epochs)
+    polish = settings.stitch_polish_epochs or max(1, settings.settling_of(epochs))
+    return max(1, epochs - polish)
 
 
 def _members(layout: Layout) -> tuple[int, np.ndarray]:
@@ -264,7 +265,10 @@ def find_start(layout: Layout, counted: dict[str, float]) -> Found:
 
 
 def fit_probe(layout: Layout, found: Found) -> Found:
-    """Return ``found`` with the probe that the patterns in the middle of the scan tell, in one piece."""
+    """Return ``found`` with the probe that the patterns in the middle of the scan tell, in one piece.
+
+    A ramp of the probe against one of the object is free: it is that of the probe that the fit began with.
+    """
     store, settings = Store.open(layout.path), layout.settings
     scan, optics = store.scan(layout.tilt), store.optics(layout.tilt)
     recorded, whole = np.flatnonzero(store.valid(layout.tilt)), layout.grid()
@@ -289,7 +293,8 @@ def fit_probe(layout: Layout, found: Found) -> Found:
         model, counts, scan.positions()[recorded[where]], blur_slices(told, optics), found.tied, settings.seed
     )
     solved = solve_tilt(solving, solver.State.start(model, found.probe, tied=found.tied), settings)
-    return found._replace(probe=solved.state.probe)
+    begun = found.probe if found.probe.ndim == 3 else found.probe[None]
+    return found._replace(probe=gauges.without_ramp_to(solved.state.probe, begun))
 
 
 def start_facts(found: Found) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -40,6 +40,11 @@ def inner_sum(count: int) -> tuple[int, str, int]:
     inner = executor()
     handles = [inner.submit(add, index, 1) for index in range(count)]
     return inner.workers, type(inner).__name__, sum(inner.gather(handles))
+
+
+class Pair(NamedTuple):
+    one: float
+    other: float
 
 
 class Big:
@@ -193,6 +198,55 @@ def test_released_values_leave_the_cluster(client: Any) -> None:
     while key in client.who_has() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert key not in client.who_has()
+
+
+def nested(*args: Any) -> Any:
+    return args
+
+
+@pytest.mark.parametrize("on_cluster", [False, True])
+def test_one_message_of_tasks_takes_handles_of_before_and_of_itself_at_any_depth(client: Any, on_cluster: bool) -> None:
+    workers = executor(client) if on_cluster else ThreadExecutor(1)
+    before, together = workers.submit(add, 1, 1), workers.together()
+    inside = together.submit(add, before, 1)
+    plain = {"list": [1, (2, Pair(3, 4))]}
+    nest = {"list": [before, [inside]], "deep": (inside, Pair(before, 5)), "plain": plain}
+    found = workers.gather(together.send([together.submit(nested, nest, [nest["deep"], 6], plain, inside), inside]))
+    deep = (3, Pair(2, 5))
+    expected = ({"list": [2, [3]], "deep": deep, "plain": plain}, [deep, 6], plain, 3)
+    assert found == [expected, 3]
+    assert type(found[0][0]["deep"][1]) is Pair
+    assert type(found[0][2]["list"][1][1]) is Pair
+
+
+def address(*_: Any) -> str:
+    from distributed import get_worker
+
+    return str(get_worker().address)
+
+
+def test_tasks_that_go_together_run_where_they_are_told(client: Any) -> None:
+    places = sorted(client.nthreads())
+    together = ClientExecutor(client).together()
+    handles = [together.submit_at(place, address, index, urgent=index > 2) for index, place in enumerate(places * 3)]
+    last = together.submit_at(places[1], address, handles)
+    assert client.gather(together.send([*handles, last])) == [*places * 3, places[1]]
+
+
+def test_tasks_that_go_together_are_made_of_public_parts_of_dask(client: Any) -> None:
+    """What a release of Dask has to keep for them: it says here what is missing, not in a run."""
+    from dask import annotate
+    from dask.task_spec import GraphNode, List, Task, TaskRef
+    from distributed import Future
+
+    assert issubclass(Future, TaskRef)
+    inner = Task("inner", add, 1, 2)
+    outer = Task("outer", nested, List(TaskRef("inner"), 5), Task(None, add, TaskRef("inner"), 1))
+    assert isinstance(outer, GraphNode)
+    workers = {key: list(client.nthreads()) for key in ("inner", "outer")}
+    with annotate(workers=workers.get, priority={"inner": 1, "outer": 0}.get, allow_other_workers=True):
+        (found,) = client.get({"inner": inner, "outer": outer}, ["outer"], sync=False)
+    assert found.result() == ([3, 5], 4)
 
 
 def test_thread_tasks_may_wait_for_tasks_that_wait() -> None:

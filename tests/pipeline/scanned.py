@@ -21,13 +21,13 @@ OPTICS = Optics(energy_ev=300e3, semiangle_rad=21e-3, aberrations={"C10": 60.0})
 
 
 def make_scan(
-    path: Path, scan: Scan = SCAN, detector: Detector = DETECTOR, electrons: float = 4e3, missing=()
+    path: Path, scan: Scan = SCAN, detector: Detector = DETECTOR, electrons: float = 4e3, missing=(), seed: int = 2
 ) -> Store:
     """Write one tilt in shards of 8 x 8 positions, some of which may be missing, with jittered positions."""
     store = Store.create(path, "scan")
     store.declare_tilts(1)
     model = build_model(scan, detector, OPTICS, PtychographySettings())
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(seed)
     y, x = np.indices(model.grid.shape_yx)
     phase = np.zeros(model.grid.shape_yx, np.float32)
     for row, column in rng.uniform(0, 1, size=(60, 2)) * np.array(phase.shape):

@@ -67,11 +67,11 @@ def test_planted_gauges_are_taken_off_with_the_positions_of_their_tiles(size):
     owned = [np.isin(other.where, tile.where) for other, tile in zip(wide, tiles, strict=True)]
     parts = Parts(workers, tuple(workers.broadcast(field) for field in fields), workers.places(len(tiles)))
     schedule = Schedule([solver.Nesterov()] * 4, [1] * 4, SCAN.count, positions_from=0)
-    apart = Apart(workers, parts, wide, owned, schedule, 3, {})
+    apart = Apart(workers, parts, wide, owned, schedule, 3, 1, 1, {})
     windows = [tile.window for tile in wide]
     planted = [tree_of(*each, whole) for each in zip(fields, windows, told, strict=True)]
     trees = Parts(workers, tuple(workers.broadcast(tree) for tree in planted), parts.places)
-    joined = apart.joined(trees, [tile.window for tile in tiles], 1).gather()
+    joined = apart.joined(trees, [tile.window for tile in tiles]).gather()
     shifts = np.array([tree["extra"][Positions.name].mean(axis=0) for tree in joined])
     # All tiles lie alike: what is left, of all together, is a shift of everything.
     assert np.abs(shifts - shifts.mean(axis=0)).max() < 0.02 * PIXEL[0]
@@ -86,3 +86,43 @@ def test_planted_gauges_are_taken_off_with_the_positions_of_their_tiles(size):
         fit = np.linalg.lstsq(plane, off.ravel(), rcond=None)[0]
         # A phase and a ramp of everything are free; each tile has the same.
         assert np.abs(off.ravel() - plane @ fit).max() < (0.03 if size else 1e-9)
+
+
+def test_tiles_that_meet_hold_one_object_and_the_mean_probe_of_all_patterns():
+    grid, everywhere = object_grid(SCAN.positions(), WINDOW, PIXEL), np.arange(SCAN.count)
+    tiles = cut_scan(grid, SCAN.shape_yx, everywhere, rectangles(SCAN.shape_yx, (1, 2)), 2)
+    wide = with_halo(tiles, grid, SCAN.shape_yx, everywhere, 6, 2)
+    workers, model, counts = ThreadExecutor(1), solver.Model(grid, ()), Resident(np.zeros((0, 1, 1)))
+    fields = [
+        Field(replace(model, grid=each.grid), each.where, each.where, SCAN.positions()[each.where], counts)
+        for each in wide
+    ]
+    owned = [np.isin(other.where, tile.where) for other, tile in zip(wide, tiles, strict=True)]
+    parts = Parts(workers, tuple(workers.broadcast(field) for field in fields), workers.places(2))
+    rng, momentum = np.random.default_rng(0), {"object": {"momentum": np.ones(3)}, "probe": {"momentum": np.ones(3)}}
+    trees = []
+    for number, each in enumerate(wide):
+        phase = rng.normal(size=(1, *each.grid.shape_yx))
+        trees.append(tile_tree(State(phase, PROBE[None] * (1 + number), {}, momentum), None))
+    schedule = Schedule([solver.Nesterov()] * 4, [1] * 4, SCAN.count)
+    apart = Apart(workers, parts, wide, owned, schedule, 3, 1, 1, {})
+    met = apart.met(Parts(workers, tuple(workers.broadcast(tree) for tree in trees), parts.places), 1).gather()
+    share = sum(len(tile.where) * (1 + number) for number, tile in enumerate(tiles)) / SCAN.count
+    (a0, a1), (b0, _) = (each.window[1] for each in wide)
+    common = slice(b0 - a0, a1 - a0), slice(0, a1 - b0)
+    np.testing.assert_allclose(met[0]["phase"][..., common[0]], met[1]["phase"][..., common[1]], atol=1e-12)
+    # Far inside, where the other tile owns nothing, each keeps what it had.
+    np.testing.assert_allclose(met[0]["phase"][:, 4:-4, 4:8], trees[0]["phase"][:, 4:-4, 4:8], atol=1e-12)
+    for tree in met:
+        np.testing.assert_allclose(tree["probe"], share * PROBE[None], rtol=1e-12)
+        assert set(tree["memory"]) == {"object"}
+
+
+@pytest.mark.parametrize("modes", [1, 2])
+def test_a_ramp_of_the_probe_is_taken_off(modes):
+    y, x = np.indices(WINDOW) - 8.0
+    told = np.stack([PROBE, 0.3j * PROBE * np.exp(-(x**2) / 9)])[:modes]
+    turned = told * np.exp(1j * (0.7 + 2e-2 * y - 3e-2 * x))
+    np.testing.assert_allclose(
+        gauges.without_ramp_to(turned, told), told * np.exp(0.7j), atol=1e-9 * np.abs(told).max()
+    )

@@ -25,62 +25,73 @@ STITCHED = SETTINGS.model_copy(update={"tile_mode": "stitch", "tiles": (3, 3)})
 SMALL = {"epochs": 6, "settling_epochs": 2, "batches": 4, "stitch_polish_epochs": 2, "stitch_halo": 3}
 
 
-def true_phase():
+def true_phase(seed=2):
     """Return the phase (y, x) that :func:`make_scan` draws."""
     shape = grid_of(SCAN, DETECTOR).shape_yx
-    rng, found = np.random.default_rng(2), np.zeros(shape)
+    rng, found = np.random.default_rng(seed), np.zeros(shape)
     y, x = np.indices(shape)
     for row, column in rng.uniform(0, 1, size=(60, 2)) * np.array(shape):
         found += 0.5 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * 1.2**2))
     return found
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Phases untiled, with the shared probe in one piece, and stitched, where they are seen; the truth; the seams."""
-    store = make_scan(tmp_path_factory.mktemp("scan") / "scan.zarr", SCAN, DETECTOR)
-    found = {}
-    one_piece = STITCHED.model_copy(update={"tiles": (1, 1)})
-    for name, settings in (("untiled", SETTINGS), ("one piece", one_piece), ("stitched", STITCHED)):
+def reconstructed(path, seed=2):
+    """Return the phases untiled and stitched, where they are seen; the truth; the seams."""
+    store = make_scan(path, SCAN, DETECTOR, seed=seed)
+    found = []
+    for settings in (SETTINGS, STITCHED):
         ptychography(store, settings, executor=ThreadExecutor(1))
-        found[name] = store.read("ptychography/000").load()
-    lit = found["untiled"]["illumination"].values
+        found.append(store.read("ptychography/000").load())
+    lit = found[0]["illumination"].values
     seen = lit > 0.5 * np.median(lit[lit > 0.1 * lit.max()])
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     inside = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     layout = layout_of(store, 0, STITCHED, Room(2**34))
     lines = seam_lines([tile.window for tile in layout.tiles()])
     moved = [[line - first for line in each] for each, first in zip(lines, (rows[0], columns[0]), strict=True)]
-    phases = [each["phase_sum"].values[inside].astype(float) for each in found.values()]
-    return *phases, true_phase()[inside], moved
+    phases = [each["phase_sum"].values[inside].astype(float) for each in found]
+    return *phases, true_phase(seed)[inside], moved
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return reconstructed(tmp_path_factory.mktemp("scan") / "scan.zarr")
 
 
 def test_stitched_tiles_are_the_scan_in_one_piece(pictures):
-    untiled, one_piece, stitched, truth, lines = pictures
+    untiled, stitched, truth, lines = pictures
     assert np.corrcoef(untiled.ravel(), stitched.ravel())[0, 1] >= 0.999
     noise = (untiled - truth - (untiled - truth).mean()).std()
-    assert seams(stitched, *lines, one_piece).difference_rms <= 0.1 * noise
+    assert seams(stitched, *lines, untiled).difference_rms <= 0.1 * noise
+    assert seams(stitched, *lines, untiled, without_ramp=True).difference_rms <= 0.1 * noise
 
 
 def test_the_error_to_the_truth_is_not_larger_at_seams(pictures):
-    untiled, _, stitched, truth, lines = pictures
+    untiled, stitched, truth, lines = pictures
     one, other = (seams(picture, *lines, truth) for picture in (untiled, stitched))
-    assert other.difference_ratio <= 1.05 * one.difference_ratio
-    assert other.difference_rms <= 1.05 * one.difference_rms
-    assert other.step_ratio <= 1.05 * one.step_ratio
+    assert other.difference_ratio <= 1.005 * one.difference_ratio
+    assert other.difference_rms <= 1.005 * one.difference_rms
+    assert other.step_ratio <= 1.01 * one.step_ratio
 
 
-def test_up_to_a_ramp_of_the_whole_object_seams_are_those_of_one_piece_with_a_probe_of_its_own(pictures):
-    untiled, _, stitched, truth, lines = pictures
-    noise = (untiled - truth - (untiled - truth).mean()).std()
-    assert seams(stitched, *lines, untiled, without_ramp=True).difference_rms <= 0.1 * noise
-    one, other = (seams(picture, *lines, truth, without_ramp=True) for picture in (untiled, stitched))
-    assert other.difference_ratio <= 1.01 * one.difference_ratio
-    assert other.difference_rms <= 1.02 * one.difference_rms
+@pytest.mark.heavy
+def test_seams_of_other_scans_with_other_noise_are_not_worse(tmp_path):
+    ratios, sizes = [], []
+    for seed in (11, 12, 13):
+        untiled, stitched, truth, lines = reconstructed(tmp_path / f"{seed}.zarr", seed)
+        noise = (untiled - truth - (untiled - truth).mean()).std()
+        assert np.corrcoef(untiled.ravel(), stitched.ravel())[0, 1] >= 0.999
+        assert seams(stitched, *lines, untiled).difference_rms <= 0.1 * noise
+        one, other = (seams(picture, *lines, truth) for picture in (untiled, stitched))
+        ratios.append(other.difference_ratio / one.difference_ratio)
+        sizes.append(other.difference_rms / one.difference_rms)
+    # Of one scan either is what a difference of 7 % of the noise happens to do to its error: a percent, of both signs.
+    assert np.mean(ratios) <= 1.01
+    assert np.mean(sizes) <= 1.02
 
 
 def test_there_is_no_peak_at_the_period_of_the_tiles(pictures):
-    untiled, _, stitched, _, lines = pictures
+    untiled, stitched, _, lines = pictures
     assert seams(stitched, *lines).period_peak <= max(3, 1.1 * seams(untiled, *lines).period_peak)
 
 
@@ -91,11 +102,12 @@ def small(path, name, **changes):
 
 
 def test_a_run_that_was_stopped_continues_to_the_same_bits(tmp_path):
-    store, settings = small(tmp_path, "undisturbed", checkpoint_every=1, refine_positions_from_epoch=2)
+    changes = {"checkpoint_every": 1, "refine_positions_from_epoch": 2}
+    store, settings = small(tmp_path, "undisturbed", **changes)
     ptychography(store, settings, executor=ThreadExecutor(2))
     expected = store.read("ptychography/000").load()
     for epochs in (2, 5):
-        store, settings = small(tmp_path, f"stopped-{epochs}", checkpoint_every=1, refine_positions_from_epoch=2)
+        store, settings = small(tmp_path, f"stopped-{epochs}", **changes)
         with pytest.raises(Stop):
             ptychography(store, settings, executor=ThreadExecutor(2), progress=StopAfter(epochs))
         ptychography(store, settings, executor=ThreadExecutor(1))
@@ -129,7 +141,7 @@ def test_killed_workers_change_no_bit_of_stitched_tiles(tmp_path, client):
 
 def test_the_result_knows_that_the_cut_matters_to_it():
     assert "tiles" in STITCHED.how() ^ STITCHED.HOW
-    assert {"tiles", "stitch_halo"} <= SETTINGS.how()
+    assert {"tiles", "stitch_halo", "stitch_meet_epochs"} <= SETTINGS.how()
 
 
 def test_tiles_with_wide_halos_start_from_their_own_window(tmp_path):

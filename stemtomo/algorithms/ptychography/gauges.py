@@ -17,7 +17,7 @@ import scipy.sparse
 import scipy.sparse.csgraph
 import scipy.sparse.linalg
 
-from stemtomo.backend import Array, array_namespace, fft2, ifft2, to_device_of
+from stemtomo.backend import Array, array_namespace, fft2, ifft2, to_device_of, to_host
 
 #: Edge in pixels of the blocks that are left out, and the largest translation that is looked for.
 _BLOCK_PX, _REACH_PX = 16, 8
@@ -129,6 +129,26 @@ def without(phase: Array, gauge: Gauge, centre_px: np.ndarray) -> Array:
     y, x = (np.arange(n) - c for n, c in zip(phase.shape[1:], centre_px, strict=True))
     ramp = gauge.ramp_rad_per_px[0] * y[:, None] + gauge.ramp_rad_per_px[1] * x
     return (moved - to_device_of(gauge.phase_rad[:, None, None] + ramp, phase)).astype(phase.dtype)
+
+
+def without_ramp_to(probe: Array, told: Array) -> Array:
+    """Return the modes (mode, y, x) of ``probe`` without the ramp that they have more than those of ``told``.
+
+    Patterns do not tell a ramp of the probe against one of the object: exp(i g·r) of all modes, the one that comes
+    closest to ``told`` in least squares, goes.
+    """
+    height, width = probe.shape[1:]
+    y, x = np.indices((height, width)) - np.array([height / 2, width / 2])[:, None, None]
+    basis = np.stack([np.ones((height, width)), y / height, x / width])
+    modes, wanted = (np.asarray(to_host(each), np.complex128) for each in (probe, told))
+    turns = np.array([np.angle((modes * wanted.conj()).sum()), 0.0, 0.0])
+    normal = np.einsum("ayx,byx,myx->ab", basis, basis, np.abs(modes) ** 2)
+    for _ in range(_ROUNDS):
+        turned = modes * np.exp(-1j * np.tensordot(turns, basis, 1))
+        turns = turns + np.linalg.solve(normal, np.einsum("ayx,myx->a", basis, (wanted.conj() * turned).imag))
+    turns[0] = 0.0
+    ramp = np.exp(-1j * np.tensordot(turns, basis, 1))
+    return (probe * to_device_of(ramp, probe)).astype(probe.dtype)
 
 
 def shifted(phase: Array, shift_px: np.ndarray) -> Array:

@@ -178,8 +178,15 @@ class PtychographySettings(Section):
         description="Edge, in scan positions, of the part in the middle of the scan that the probe of tiles on their "
         "own is fitted to.",
     )
-    stitch_polish_epochs: Count = Field(
-        default=5, description="Last epochs that tiles which were on their own go on with as exact ones."
+    stitch_meet_epochs: Count = Field(
+        default=2,
+        description="Epochs after which tiles on their own meet: each goes on with the blend of all in its window, and "
+        "with the mean of their probes.",
+    )
+    stitch_polish_epochs: Count | None = Field(
+        default=None,
+        description="Last epochs that tiles which were on their own go on with as exact ones; the settling epochs, of "
+        "one step each, if not given.",
     )
     frames: Literal["auto", "memory", "store"] = Field(
         default="auto",
@@ -205,7 +212,8 @@ class PtychographySettings(Section):
         """Return the names of the settings that do not change the result: the cut does if tiles are stitched."""
         if self.tile_mode == "stitch":
             return self.HOW - {"tiles"}
-        return self.HOW | {"tile_mode", "stitch_halo", "stitch_probe_positions", "stitch_polish_epochs"}
+        stitching = {name for name in type(self).model_fields if name.startswith("stitch_")}
+        return self.HOW | {"tile_mode"} | stitching
 
     def settling_of(self, epochs: int) -> int:
         """Return the whole-scan epochs at the end of ``epochs``."""
