@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,20 @@ import numpy as np
 import xarray as xr
 
 from stemtomo.algorithms.atoms.classification import classify
+from stemtomo.algorithms.local_orbital.focus import look_for_foci, spread_over
 from stemtomo.algorithms.local_orbital.model import FocalSeries, Orbitals, sums
 from stemtomo.algorithms.local_orbital.probes import depth_of_focus, start_probes
-from stemtomo.algorithms.local_orbital.schedule import Schedule, Step, held_out, solve
+from stemtomo.algorithms.local_orbital.schedule import Focused, Schedule, Step, held_out, solve
 from stemtomo.algorithms.local_orbital.solver import Geometry, gradient_power, position_uncertainty
 from stemtomo.distributed import Checkpoint, Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
 from stemtomo.errors import ConfigurationError
+from stemtomo.geometry import Optics
 from stemtomo.io.export import read_atoms
 from stemtomo.io.provenance import Provenance, file_digest
 from stemtomo.io.store import Store
 from stemtomo.io.structures import write_structure
+from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.pipeline.focal_series import GROUP as SERIES
 from stemtomo.pipeline.focal_series import add_focal_series, optics_of
 from stemtomo.pipeline.local_orbital_deviation import write_deviation
@@ -32,6 +36,8 @@ from stemtomo.pipeline.settings.local_orbital import LocalOrbitalSettings
 GROUP = "local_orbital"
 _TOLD = ("held_out_loss", "focus_angstrom", "width_angstrom", "species", "searches")
 _COLUMNS = ["x", "y", "z", "species", "intensity", "width_angstrom", "sigma_x", "sigma_y", "sigma_z"]
+#: Images of every section that its focus is looked for in.
+_IMAGES_FOR_FOCUS = 4
 _PARAMETERS = ("positions", "intensity", "width_angstrom", "probes", "shifts_angstrom", "tilts_rad")
 
 
@@ -154,7 +160,8 @@ def _reconstruct(
 
     progress_at = [done]
     several = None if settings.species == 1 else lambda intensity: classify(intensity, settings.species).labels
-    model = solve(model, evaluate, geometry, schedule, keep, tuple(steps), several)
+    focused = _focusing(evaluate, geometry, optics_of(store.read(SERIES)), settings)
+    model = solve(model, evaluate, geometry, schedule, keep, tuple(steps), several, focused)
     progress.finish(GROUP)
     return _dataset(model, evaluate, geometry, steps, series, np.flatnonzero(out))
 
@@ -174,15 +181,8 @@ def _first(store: Store, series: FocalSeries, settings: LocalOrbitalSettings, ex
             f"local_orbital.start_defocus_angstrom has {len(defocus)} values for {sections} sections: give one for each"
         )
     extent = 2 * float(np.linalg.norm(positions, axis=1).max()) + 4
-    probes = start_probes(
-        optics_of(store.read(SERIES)),
-        defocus,
-        slices_of(settings, extent),
-        settings.slice_thickness_angstrom,
-        window_px(settings, series.pixel_angstrom),
-        series.pixel_angstrom,
-        settings.source_size_angstrom,
-    )
+    slices = slices_of(settings, extent)
+    probes = _probes(optics_of(store.read(SERIES)), defocus, slices, series.pixel_angstrom, settings)
     count, images = len(positions), len(series)
     each = float(series.images.sum(axis=(1, 2), dtype=np.float64).mean()) / count
     return Orbitals(
@@ -194,6 +194,36 @@ def _first(store: Store, series: FocalSeries, settings: LocalOrbitalSettings, ex
         np.zeros((images, 2)),
         np.zeros((images, 3)),
     )
+
+
+def _focusing(evaluate: Sums, geometry: Geometry, optics: Optics, settings: LocalOrbitalSettings) -> Focused | None:
+    """Return what moves a model's foci to where its atoms explain the images best, unless they are told."""
+    if settings.model == "linear" or settings.start_defocus_angstrom is not None:
+        return None
+    numbers = spread_over(geometry.sections, geometry.numbers, _IMAGES_FOR_FOCUS)
+    # A quarter of the depth of field.
+    step = wavelength_angstrom(optics.energy_ev) / optics.semiangle_rad**2 / 2
+
+    def at(model: Orbitals, defocus: np.ndarray) -> Orbitals:
+        return replace(model, probes=_probes(optics, defocus, model.slices, geometry.pixel_angstrom, settings))
+
+    def focused(model: Orbitals) -> Orbitals:
+        reach = model.slices * model.slice_thickness_angstrom / 2
+        found = look_for_foci(
+            lambda defocus: evaluate.misfit(at(model, defocus), numbers), len(model.probes), reach, step
+        )
+        return at(model, found)
+
+    return focused
+
+
+def _probes(
+    optics: Optics, defocus: np.ndarray, slices: int, pixel_angstrom: float, settings: LocalOrbitalSettings
+) -> np.ndarray:
+    """Return the probes (section, slice, y, x) of the optics, with C1 moved by ``defocus`` (section,) in Å."""
+    window, thickness = window_px(settings, pixel_angstrom), settings.slice_thickness_angstrom
+    source = settings.source_size_angstrom
+    return start_probes(optics, defocus, slices, thickness, window, pixel_angstrom, source)
 
 
 def _schedule(settings: LocalOrbitalSettings) -> Schedule:

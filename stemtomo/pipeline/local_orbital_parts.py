@@ -10,6 +10,7 @@ import numpy as np
 
 from stemtomo import backend
 from stemtomo.algorithms.atoms.tracing import trace_atoms
+from stemtomo.algorithms.local_orbital import focus
 from stemtomo.algorithms.local_orbital import model as orbital
 from stemtomo.algorithms.local_orbital.model import FocalSeries, Orbitals
 from stemtomo.algorithms.tomography.solver import Measurement
@@ -66,6 +67,11 @@ class Sums:
                 whole[name][start : start + self.atoms_per_block] = values
         return orbital.Sums(**total, **whole)
 
+    def misfit(self, model: Orbitals, numbers: np.ndarray) -> np.ndarray:
+        """Return the share of the images ``numbers`` that ``model`` does not explain, by section; see :mod:`.focus`."""
+        found = self.parts.map(part_overlap, self.executor.broadcast(model), numbers).sum()
+        return focus.Overlap(*self.executor.gather(found)).misfit
+
     def variance(self, model: Orbitals) -> float:
         """Return the residual's variance where the specimen is."""
         residual, signal = self.executor.gather(self.parts.map(part_residual, self.executor.broadcast(model)).sum())
@@ -109,6 +115,13 @@ def _block(sums: Tree, number: int) -> Tree:
 def part_residual(part: Tree, model: Orbitals) -> tuple[float, float]:
     """Return the weighted residual of a part and its weight."""
     return orbital.weighted_residual(model, FocalSeries(part["images"], *part["rest"]), part["numbers"])
+
+
+def part_overlap(part: Tree, model: Orbitals, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the sums of :class:`.focus.Overlap` over those images of a part that are among ``numbers``."""
+    mine = np.flatnonzero(np.isin(part["numbers"], numbers))
+    series = FocalSeries(part["images"], *part["rest"]).part(mine)
+    return tuple(focus.overlap(model, series, part["numbers"][mine]))
 
 
 def read_images(store: Store, precision: str, numbers: np.ndarray | None = None) -> FocalSeries:

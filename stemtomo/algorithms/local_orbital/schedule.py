@@ -88,6 +88,10 @@ OnStep = Callable[[int, Step, Orbitals], None]
 KindsOf = Callable[[np.ndarray], np.ndarray]
 
 
+#: A model with its probes at the foci that its atoms explain the images best with.
+Focused = Callable[[Orbitals], Orbitals]
+
+
 def solve(
     model: Orbitals,
     evaluate: Evaluate,
@@ -96,6 +100,7 @@ def solve(
     on_step: OnStep | None = None,
     before: Sequence[Step] = (),
     kinds_of: KindsOf | None = None,
+    focused: Focused | None = None,
 ) -> Orbitals:
     """Refine ``model`` by the whole schedule; return the last model.
 
@@ -105,6 +110,8 @@ def solve(
         Searches that a run before this one did, whose ``model`` this is: where to go on.
     kinds_of
         How atoms are told apart after every search; they are all of one kind if not given.
+    focused
+        What puts the foci of the sections where the atoms of now say, before every search until probes are freed.
     """
     schedule = schedule or Schedule()
     searches = _searches(schedule)
@@ -117,6 +124,8 @@ def solve(
         late = search.stage == "probes" and search.insertion is not None
         if number <= done or (search.stage == "atoms" and settled) or (late and stands):
             continue
+        if focused is not None and not any(one.free.probes for one in searches[: number - 1]):
+            model = focused(model)
         model, added, dropped = _changed(model, evaluate, geometry, schedule, search)
         settled = search.stage == "atoms" and added + dropped <= _SETTLED * len(model)
         stands = added + dropped == 0

@@ -22,7 +22,8 @@ class LocalOrbitalSettings(Section):
     window_angstrom: Positive = Field(default=11.0, description="Edge of the window that holds the probe, in Å.")
     start_defocus_angstrom: tuple[Finite, ...] | None = Field(
         default=None,
-        description="Per section, what to add to the metadata's C1 to begin with, in Å; 0 for all if not given.",
+        description="Per section, what to add to the metadata's C1 to begin with, in Å; looked for over the depth "
+        "of the specimen if not given.",
     )
     source_size_angstrom: NonNegative = Field(
         default=0.0, description="Standard deviation in Å of the image of the source, in the first probe."
