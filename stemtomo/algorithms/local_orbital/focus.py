@@ -14,8 +14,8 @@ MisfitAt = Callable[[np.ndarray], np.ndarray]
 
 #: A focus that is told stays if another explains the images better only by this share of the misfit.
 _WORTH = 2e-3
-#: The search goes on at its ends up to so many times the reach, and halves its step so often.
-_FURTHEST, _HALVINGS = 3.0, 2
+#: The search goes on at its ends up to so many times the reach; then these shares of its step follow.
+_FURTHEST, _FINER = 3.0, (0.5, 0.25, 0.25)
 
 
 class Overlap(NamedTuple):
@@ -57,8 +57,8 @@ def spread_over(sections: np.ndarray, numbers: np.ndarray, each: int) -> np.ndar
 def look_for_foci(misfit_at: MisfitAt, sections: int, reach_angstrom: float, step_angstrom: float) -> np.ndarray:
     """Return by how much the C1 of every section is to be moved for the smallest misfit, (section,) in Å.
 
-    Steps over ``reach_angstrom`` to both sides, and further where a section is best at an end; then steps half as long
-    around the best of every section, and the vertex of a parabola. It is 0 where that is not worth a move.
+    Steps over ``reach_angstrom`` to both sides, and further where a section is best at an end; then shorter
+    steps around the best of every section, and the vertex of a parabola. It is 0 where that is not worth a move.
     """
     count = max(1, int(np.ceil(reach_angstrom / step_angstrom)))
     offsets = step_angstrom * np.arange(-count, count + 1)
@@ -70,14 +70,13 @@ def look_for_foci(misfit_at: MisfitAt, sections: int, reach_angstrom: float, ste
     told = misfits[len(offsets) // 2]
     best = offsets[misfits.argmin(axis=0)]
     lowest = misfits.min(axis=0)
-    for _ in range(_HALVINGS):
-        step_angstrom /= 2
-        around = np.stack([misfit_at(best - step_angstrom), lowest, misfit_at(best + step_angstrom)])
+    for share in _FINER:
+        step = share * step_angstrom
+        around = np.stack([misfit_at(best - step), lowest, misfit_at(best + step)])
         chosen = around.argmin(axis=0)
-        centre, best = best, best + (chosen - 1) * step_angstrom
-        lowest = around.min(axis=0)
+        centre, best, lowest = best, best + (chosen - 1) * step, around.min(axis=0)
     curvature = around[0] - 2 * around[1] + around[2]
     inside = (chosen == 1) & (curvature > 0)
-    vertex = centre + 0.5 * step_angstrom * (around[0] - around[2]) / np.where(inside, curvature, 1.0)
+    vertex = centre + 0.5 * step * (around[0] - around[2]) / np.where(inside, curvature, 1.0)
     found = np.where(inside, vertex, best)
     return np.where(told - lowest > _WORTH * told, found, 0.0)
