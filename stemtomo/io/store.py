@@ -148,6 +148,25 @@ class Store(StoredTilts):
             raise StoreError(f"{self.path}: {group} {state}; run the stage {stage!r} first")
         return results.read(self.path, group)
 
+    def require_current(self, group: str, *inputs: str) -> None:
+        """Refuse a result that was made from other ``inputs`` than the store holds now: the two do not belong together.
+
+        Inputs of which it keeps no record, as of a volume that was imported, are not compared.
+
+        Raises
+        ------
+        StoreError
+            If one differs; the text says which stage brings them together.
+        """
+        mark = self.provenance(group) or {}
+        for name in inputs:
+            used = (mark.get("inputs") or {}).get(name)
+            if used is not None and used != self.fingerprint(name):
+                raise StoreError(
+                    f"{self.path}: {group} was made from another {name} than the one that is there now;"
+                    f" run the stage {group_schema(group).stage!r} again"
+                )
+
     def members(self, group: str) -> list[str]:
         """Return the finished members of a group with one per tilt (``["quicklook/000", ...]``), or ``[group]``."""
         if not group_schema(group).per_tilt:

@@ -66,7 +66,8 @@ def find_atoms(
     Raises
     ------
     StoreError
-        If the store has no volume, or no projections to refine against.
+        If the store has no volume, or no projections to refine against, or the volume is of others, or of another
+        alignment.
     ConfigurationError
         If nothing in the volume is an atom, a species is unknown, or ``refine_model = "multislice"`` has no joint
         volume.
@@ -77,7 +78,10 @@ def find_atoms(
     progress = progress or Silent()
     source = volume_group(store, settings)
     _require_joint(source, settings)
-    groups = (source, "projections") if settings.refine and source == "volume" else (source,)
+    groups: tuple[str, ...] = (source,)
+    if settings.refine and source == "volume":
+        groups = (source, "projections")
+        store.require_current(source, "projections", "alignment")
     inputs = {group: store.fingerprint(group) for group in groups}
     provenance = Provenance.start("find_atoms", settings.model_dump(), inputs)
     progress.start("find_atoms", 1, "volume")

@@ -98,6 +98,7 @@ def first_standing(store: Store, run: JointRun) -> Standing:
 
 def _from_sequential(store: Store, run: JointRun) -> Standing:
     """Start from what ptychography, alignment and tomography found."""
+    store.require_current("volume", "alignment")
     volume, box = store.read("volume").load(), run.tilts[0].view.box
     if abs(float(volume.attrs["voxel_angstrom"]) - box.voxel_angstrom) > 1e-4 * box.voxel_angstrom:
         raise ConfigurationError(

@@ -225,6 +225,13 @@ def test_many_tasks_write_results_side_by_side(store: Store) -> None:
     assert {path.name for path in store.path.iterdir()} == {"quicklook", "zarr.json"}
 
 
+def test_a_result_of_another_input_is_told_from_one_of_the_input_that_is_there(store: Store) -> None:
+    store.write("alignment", alignment(), Provenance.start("align", {}, {"projections": "of before"}))
+    store.require_current("alignment", "projections_half")  # no record of it
+    with pytest.raises(StoreError, match="alignment was made from another projections than .* run the stage 'align'"):
+        store.require_current("alignment", "projections")
+
+
 def test_a_result_without_its_mark_is_not_there(store: Store) -> None:
     with pytest.raises(StoreError, match="volume has not been made; run the stage 'tomography'"):
         store.read("volume")

@@ -197,6 +197,15 @@ def test_missing_projections_are_said_before_anything_runs(store):
         find_atoms(store)
 
 
+def test_a_volume_of_another_alignment_is_not_refined_with_the_one_of_now(tmp_path, specimen):
+    store = store_with_volume(tmp_path / "s.zarr", specimen)
+    with_projections(store, specimen)
+    volume = store.read("volume").load()
+    store.write("volume", volume, Provenance.start("tomography", {}, {"alignment": "the one before"}))
+    with pytest.raises(StoreError, match="volume was made from another alignment .* run the stage 'tomography' again"):
+        find_atoms(store, AtomSettings(species=("Cu", "Au")))
+
+
 def test_species_must_be_elements_named_once(store):
     with pytest.raises(ConfigurationError, match="'Xx' is not a chemical symbol"):
         find_atoms(store, AtomSettings(refine=False, species=("Cu", "Xx")))
