@@ -228,7 +228,7 @@ def test_many_tasks_write_results_side_by_side(store: Store) -> None:
 def test_a_result_of_another_input_is_told_from_one_of_the_input_that_is_there(store: Store) -> None:
     store.write("alignment", alignment(), Provenance.start("align", {}, {"projections": "of before"}))
     store.require_current("alignment", "projections_half")  # no record of it
-    with pytest.raises(StoreError, match="alignment was made from another projections than .* run the stage 'align'"):
+    with pytest.raises(StoreError, match=r"alignment was made from another projections than .* run the stage 'align'"):
         store.require_current("alignment", "projections")
 
 

@@ -202,7 +202,7 @@ def test_a_volume_of_another_alignment_is_not_refined_with_the_one_of_now(tmp_pa
     with_projections(store, specimen)
     volume = store.read("volume").load()
     store.write("volume", volume, Provenance.start("tomography", {}, {"alignment": "the one before"}))
-    with pytest.raises(StoreError, match="volume was made from another alignment .* run the stage 'tomography' again"):
+    with pytest.raises(StoreError, match=r"volume was made from another alignment .* run the stage 'tomography' again"):
         find_atoms(store, AtomSettings(species=("Cu", "Au")))
 
 

@@ -63,11 +63,18 @@ def find_array(path: Path, name: str | None = None) -> ZarrArray:
 
 def arrays(path: Path) -> tuple[ZarrArray, ...]:
     """Return the array that ``path`` is, or those of the group that it is."""
-    try:
-        names = sorted(key for key, _ in zarr.open_group(store=str(path), mode="r").arrays())
-    except (OSError, ValueError, KeyError):  # an array
+    names = _names(path)
+    if names is None:  # an array; or nothing at all, which is then said
         return (find_array(path),)
     return tuple(find_array(path, name) for name in names)
+
+
+def _names(path: Path) -> list[str] | None:
+    """Return the arrays of the group that ``path`` is; ``None`` if it is none."""
+    try:
+        return sorted(key for key, _ in zarr.open_group(store=str(path), mode="r").arrays())
+    except Exception:  # zarr's own errors differ between versions, storage formats and kinds of damage
+        return None
 
 
 def _folder(path: Path, name: str | None) -> Path:
@@ -75,9 +82,8 @@ def _folder(path: Path, name: str | None) -> Path:
 
 
 def _listing(path: Path, name: str | None) -> str:
-    try:
-        names = sorted(key for key, _ in zarr.open_group(store=str(path), mode="r").arrays())
-    except Exception:  # not a group either
+    names = _names(path)
+    if names is None:
         return "is neither a Zarr array nor a group of arrays"
     said = "is a group, no array was named" if name is None else f"there is no array {name!r}"
     return f"{said}; it holds {', '.join(names) or 'no arrays'}: name one as input.array"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from stemtomo.errors import AcquisitionError, FormatError, StoreError
+from stemtomo.io.formats.registry import contents
 from stemtomo.io.sources import check_complete, open_frames
 from stemtomo.io.volume_files import read_volume
 from tests.io.formats import files
@@ -246,6 +247,9 @@ def test_a_folder_that_is_no_zarr_array(tmp_path: Path) -> None:
     refuse(FormatError, "is a folder, not a file of frames", tmp_path / "a.zarr")
     (tmp_path / "a.zarr" / "zarr.json").write_text("{}")
     refuse(FormatError, "is a group, no array was named; it holds no arrays", tmp_path / "a.zarr")
+    (tmp_path / "a.zarr" / "zarr.json").write_text("null")
+    with pytest.raises(FormatError, match="is neither a Zarr array nor a group of arrays"):
+        contents(tmp_path / "a.zarr")
 
 
 def test_unknown_formats_and_options_of_another_format(mib: Path) -> None:
