@@ -193,7 +193,7 @@ def _style() -> Iterator[None]:
 
 
 def _figure(width: float, height: float) -> Any:
-    """Return a figure of ``width`` x ``height`` inches of which pyplot, and so the session of a user, knows nothing."""
+    """Return a figure of ``width`` x ``height`` inches beside pyplot, which keeps the figures of the caller."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

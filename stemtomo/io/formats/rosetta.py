@@ -108,7 +108,7 @@ def signals(path: Path, plugin: str | None = None) -> tuple[Signal, ...]:
     try:
         lazy = plugin.lower() not in _NEVER_LAZY
         found = _read(path, plugin, lazy)
-    except NotImplementedError:
+    except NotImplementedError:  # how RosettaSciIO says that a reader cannot be lazy
         found, lazy = _read(path, plugin, False), False
     return tuple(
         Signal(
