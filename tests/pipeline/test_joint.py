@@ -11,8 +11,9 @@ from stemtomo.algorithms.total_variation import total_variation
 from stemtomo.cli import app
 from stemtomo.distributed import executor
 from stemtomo.distributed.threads import ThreadExecutor
-from stemtomo.errors import ConfigurationError
+from stemtomo.errors import ConfigurationError, StoreError
 from stemtomo.geometry import Detector, Optics, Scan, TiltSeries
+from stemtomo.io.nodes import write_group
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.pipeline.atoms import find_atoms
@@ -106,6 +107,16 @@ def test_the_atoms_of_an_independent_simulation_come_out_where_they_are(series):
     distance = np.linalg.norm(found[:, None] - ATOMS, axis=-1)
     assert sorted(distance.argmin(axis=1)) == [0, 1, 2, 3]
     assert distance.min(axis=1).max() < 0.15
+
+
+def test_atoms_are_not_looked_for_in_a_joint_volume_of_other_tilts(series):
+    joint(series, QUICK, executor=ThreadExecutor(2))
+    attrs = series.tilt_attrs(1)
+    series.complete_tilt(1, Provenance.start("ingest", {"told": "otherwise"}))
+    with pytest.raises(StoreError, match=r"joint was made from another tilt/001 .* run the stage 'joint' again"):
+        find_atoms(series, AtomSettings(species=1))
+    write_group(series.path / "tilt" / "001", attrs)
+    find_atoms(series, AtomSettings(species=1))
 
 
 def test_the_loss_ends_at_what_counting_noise_leaves(series):
