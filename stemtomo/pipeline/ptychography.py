@@ -25,7 +25,7 @@ from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import tilt_name
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
-from stemtomo.pipeline.config import PtychographySettings
+from stemtomo.pipeline.config import JointSettings, PtychographySettings
 from stemtomo.pipeline.mistilt import Found, model_of, prepared
 from stemtomo.pipeline.mistilt import find as find_geometry
 from stemtomo.pipeline.mistilt_map import solve_map
@@ -286,7 +286,7 @@ def _reconstruct(job: Job) -> float:
     return float(dataset["loss"][-1])
 
 
-def good_pixels(store: Store, index: int, settings: PtychographySettings) -> np.ndarray | None:
+def good_pixels(store: Store, index: int, settings: PtychographySettings | JointSettings) -> np.ndarray | None:
     """Return (qy, qx) bool, zero frequency first, False where a calibration found a pixel dead or hot, if there is one.
 
     ``None`` where the tilt is not calibrated, all pixels are good, or ``settings`` say not to look.

@@ -55,6 +55,9 @@ class JointSettings(Section):
     loss: Literal["amplitude", "anscombe", "poisson"] = Field(
         default="anscombe", description="Misfit, as of ptychography."
     )
+    mask_bad_pixels: bool = Field(
+        default=True, description="Leave out pixels that a calibration of the tilt has found dead or hot."
+    )
     electrons_per_pattern: Positive | None = Field(
         default=None, description="Electrons of the probe; the mean of the patterns if not given."
     )
