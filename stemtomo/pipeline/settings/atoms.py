@@ -18,7 +18,7 @@ class AtomSettings(Section):
     )
     volume: Literal["auto", "tomography", "joint"] = Field(
         default="auto",
-        description="Volume to trace: that of joint tomography where there is one, and a run makes it; else of tomography.",
+        description="Volume to trace: that of joint tomography where there is one and a run makes it, else the other.",
     )
     smoothing_angstrom: NonNegative = Field(
         default=0.3, description="Width (sigma) in Å of the smoothing before maxima are searched."
