@@ -176,6 +176,14 @@ class Interrupt(Silent):
             raise KeyboardInterrupt
 
 
+class Epochs(Silent):
+    def __init__(self):
+        self.done = []
+
+    def advance(self, n=1, **numbers):
+        self.done.append(n)
+
+
 @pytest.mark.parametrize("after", [3, 8])
 def test_an_interrupted_run_goes_on_to_the_same_bits(series, tmp_path, after):
     other = copy_of(series, tmp_path / "interrupted.zarr")
@@ -185,6 +193,20 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(series, tmp_path, after):
     assert not other.members("joint")
     joint(other, QUICK)
     np.testing.assert_array_equal(potential(other), potential(series))
+
+
+def test_an_interrupted_run_goes_on_with_less_memory(series, tmp_path):
+    """Where the patterns are and how a tilt is cut changes nothing, so what was done is not lost."""
+    other = copy_of(series, tmp_path / "short_of_memory.zarr")
+    joint(series, QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        joint(other, QUICK, progress=Interrupt(4))
+    less = QUICK.model_copy(update={"resident": False, "tiles": 3, "checkpoint_every": 1})
+    epochs = Epochs()
+    joint(other, less, progress=epochs)
+    assert epochs.done == [4, 1, 1, 1, 1, 1]  # the checkpoint's, and those after it
+    np.testing.assert_allclose(potential(other), potential(series), rtol=0, atol=1e-5 * potential(series).max())
+    assert not joint(other, QUICK)["computed"]
 
 
 def test_total_variation_makes_the_volume_flatter(series, tmp_path):
