@@ -267,7 +267,7 @@ def _reconstruct(job: Job) -> float:
     attrs: dict[str, Any] = found.attrs(settings.slices)
     if settings.mistilt_map_smoothing_angstrom is not None:
         stack, data = prepared(optics, grid, counts, electrons, settings, mask)
-        mapped = solve_map(found, stack, data, model, told, settings)
+        mapped = solve_map(found, stack, data, model, scan, store.valid(job.tilt), settings)
         solved, variables = mapped.solved(), mapped.variables()
         attrs = {**attrs, **mapped.attrs()}
     else:
