@@ -195,7 +195,7 @@ GROUPS: dict[str, GroupSchema] = {
             "vacuum_share": _optional(_TILT, "1", "share of the lit field that is vacuum whose phase was taken off"),
         },
         attrs=("voxel_angstrom", "sigma_rad_per_volt_angstrom"),
-        revision=4,
+        revision=5,
     ),
     "focal_series": GroupSchema(
         stage="focal_series",

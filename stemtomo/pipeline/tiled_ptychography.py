@@ -34,8 +34,9 @@ from stemtomo.pipeline.solving import (
     variation_of,
 )
 from stemtomo.pipeline.stitching import Apart
-from stemtomo.pipeline.tile_fields import Field, Patterns, Resident, Streamed
+from stemtomo.pipeline.tile_fields import Field, Patterns, Streamed
 from stemtomo.pipeline.tile_layout import MARGIN_PX, Layout
+from stemtomo.pipeline.tile_mistilt import reconstruct_map
 from stemtomo.pipeline.tile_results import publish_tiles, tile_result
 from stemtomo.pipeline.tile_search import Search
 from stemtomo.pipeline.tile_whole import WholeFilter
@@ -65,8 +66,6 @@ def reconstruct_tiled(job: Job, layout: Layout, executor: Executor, progress: Pr
     patterns = Parts.create(executor, load_patterns, numbers, counting)
     counted = patterns.map(count_electrons, layout, each=[numbers]).sum()
     found = executor.submit(find_start, layout, counted)
-    schedule = _schedule(layout, executor.gather(executor.submit(start_facts, found)))
-    kept = {"tiles": np.array(layout.tiles_yx)}
     pixels = float(np.prod(store.detector(job.tilt).shape_yx))
     name = f"{job.group}, {len(tiles)} tiles"
     progress.start(name, job.settings.epochs, "epoch")
@@ -74,7 +73,12 @@ def reconstruct_tiled(job: Job, layout: Layout, executor: Executor, progress: Pr
     def on_epoch(_: int, loss: float) -> None:
         progress.advance(loss=loss / pixels)
 
-    joined = None
+    if layout.settings.mistilt_map_smoothing_angstrom is not None:
+        reconstruct_map(job, layout, patterns, counted, found, on_epoch)
+        progress.finish(name)
+        return
+    schedule = _schedule(layout, executor.gather(executor.submit(start_facts, found)))
+    kept, joined = {"tiles": np.array(layout.tiles_yx)}, None
     if stitching:
         joined = _joined(layout, executor, found, schedule, checkpoint, kept, on_epoch)
         patterns = Parts.create(executor, load_patterns, numbers, layout)
@@ -222,10 +226,7 @@ def load_patterns(index: int, layout: Layout) -> Patterns:
     """Return the patterns of a tile: in memory, on the GPU where there is one, or where they are in the store."""
     tile = layout.tiles()[index]
     streamed = Streamed(layout.path, layout.tilt, tile.scan, _flat(layout, tile))
-    if not layout.resident:
-        return streamed
-    counts = _read(layout, streamed)
-    return Resident(backend.to_device(counts) if backend.gpu_available() else counts)
+    return streamed.resident() if layout.resident else streamed
 
 
 def count_electrons(patterns: Patterns, layout: Layout, index: int) -> dict[str, float]:
@@ -256,7 +257,7 @@ def find_start(layout: Layout, counted: dict[str, float]) -> Found:
     where = chosen_patterns(scan, recorded, settings)
     some = replace(grid, corners=grid.corners[where], shifts_px=grid.shifts_px[where])
     everywhere = ((0, scan.shape_yx[0]), (0, scan.shape_yx[1]))
-    counts = _read(layout, Streamed(layout.path, layout.tilt, everywhere, recorded[where]))
+    counts = Streamed(layout.path, layout.tilt, everywhere, recorded[where]).read()
     place = backend.to_device if backend.gpu_available() else np.asarray
     mask = good_pixels(store, layout.tilt, settings)
     mask = None if mask is None else place(mask)
@@ -285,7 +286,7 @@ def fit_probe(layout: Layout, found: Found) -> Found:
         [everywhere],
         MARGIN_PX,
     )
-    counts = _read(layout, Streamed(layout.path, layout.tilt, everywhere, recorded[where]))
+    counts = Streamed(layout.path, layout.tilt, everywhere, recorded[where]).read()
     counts = backend.to_device(counts) if backend.gpu_available() else counts
     model = _model(layout, found, tile.grid)
     told = settings.with_mean_slice(found.geometry.slice_thickness_angstrom)
@@ -338,16 +339,6 @@ def _model(layout: Layout, found: Found, grid: ObjectGrid) -> solver.Model:
     store, settings = Store.open(layout.path), layout.settings
     optics, detector = store.optics(layout.tilt), store.detector(layout.tilt)
     return model_of(found, grid, detector, optics, settings, good_pixels(store, layout.tilt, settings))
-
-
-def _read(layout: Layout, streamed: Streamed) -> np.ndarray:
-    """Return the patterns (position, qy, qx) of ``streamed``, in host memory."""
-    store = Store.open(layout.path)
-    shape = (len(streamed.flat), *store.detector(layout.tilt).shape_yx)
-    counts = np.empty(shape, store.frames(layout.tilt).dtype)
-    for numbers, some in streamed.groups(np.arange(len(counts))):
-        counts[numbers] = backend.to_host(some)
-    return counts
 
 
 def _flat(layout: Layout, tile: Tile) -> np.ndarray:
