@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -20,6 +21,8 @@ _SIGNIFICANT, _MOST_INSERTED, _FEWEST = 3.0, 0.2, 20
 _BESIDE = 0.75
 #: Sites are no further from an atom than so many distances of neighbours: there the specimen ends.
 _OUTSIDE = 1.6
+#: Sites that are held at once; those of a larger specimen take a pass over the images for every so many.
+SITES_TOGETHER = 12 << 20
 #: Sites whose curvature is worked out at once.
 _TOGETHER = 1 << 18
 
@@ -51,26 +54,43 @@ def extended(
         have made room for them, and is no atom before these were searched for without them.
     """
     tree, closest = cKDTree(model.positions), minimum_distance_angstrom
-    sites, index = _gaps(tree, _BESIDE * closest, spacing_angstrom)
-    free = tree.query(sites, distance_upper_bound=2 * closest)[0] > closest
-    if gone is not None and len(gone):
-        free &= cKDTree(gone).query(sites, distance_upper_bound=2 * closest)[0] > closest
-    if not free.any():
-        return model, 0
     every = typical_intensities(model)
     typical = float(every.min())
-    strength = -wanted(model, sites) * _inverse_curvature_at(sites, model, geometry, typical) / typical
-    middle = float(np.median(strength[free]))
-    noise = 1.4826 * float(np.median(np.abs(strength[free] - middle)))
-    strong = np.flatnonzero(free & (strength > max(insertion, middle + _SIGNIFICANT * noise)))
-    most = max(_FEWEST, round(_MOST_INSERTED * len(model)))
-    chosen = strong[_summits(sites[strong], strength[strong], closest, most)]
-    if len(chosen) == 0:
+    beside, candidates = [np.zeros(0, np.float32)], [_Candidates(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0))]
+    for sites, index in _gaps(tree, _BESIDE * closest, spacing_angstrom):
+        strength = -wanted(model, sites) * _inverse_curvature_at(sites, model, geometry, typical) / typical
+        free = tree.query(sites, distance_upper_bound=2 * closest)[0] > closest
+        if gone is not None and len(gone):
+            free &= cKDTree(gone).query(sites, distance_upper_bound=2 * closest)[0] > closest
+        strong = np.flatnonzero(free & (strength > insertion))
+        moved = sites[strong] + spacing_angstrom * _vertices(index, strength, strong)
+        candidates.append(_Candidates(sites[strong], moved, strength[strong]))
+        beside.append(strength[free].astype(np.float32))
+    whole = np.concatenate(beside)
+    if len(whole) == 0:
         return model, 0
-    moved = sites[chosen] + spacing_angstrom * _vertices(index, strength, chosen)
-    moved = np.where((tree.query(moved)[0] > closest)[:, None], moved, sites[chosen])
-    start = typical * np.clip(strength[chosen], 0.5, every.max() / typical)
-    return model.with_atoms(moved, start, np.full(len(chosen), np.median(model.width_angstrom))), len(chosen)
+    found = _Candidates(*(np.concatenate(arrays) for arrays in zip(*candidates, strict=True)))
+    middle = float(np.median(whole))
+    noise = 1.4826 * float(np.median(np.abs(whole - middle)))
+    found = found.part(found.strength > middle + _SIGNIFICANT * noise)
+    most = max(_FEWEST, round(_MOST_INSERTED * len(model)))
+    found = found.part(_summits(found.sites, found.strength, closest, most))
+    if len(found.sites) == 0:
+        return model, 0
+    places = np.where((tree.query(found.moved)[0] > closest)[:, None], found.moved, found.sites)
+    start = typical * np.clip(found.strength, 0.5, every.max() / typical)
+    return model.with_atoms(places, start, np.full(len(places), np.median(model.width_angstrom))), len(places)
+
+
+class _Candidates(NamedTuple):
+    """Sites where an atom may be missing, (site, 3), the vertices near them, and what the residual holds there."""
+
+    sites: np.ndarray
+    moved: np.ndarray
+    strength: np.ndarray
+
+    def part(self, where: np.ndarray) -> _Candidates:
+        return _Candidates(*(values[where] for values in self))
 
 
 def _inverse_curvature_at(sites: np.ndarray, model: Orbitals, geometry: Geometry, intensity: float) -> np.ndarray:
@@ -110,7 +130,7 @@ def _vertices(index: np.ndarray, strength: np.ndarray, chosen: np.ndarray) -> np
     index
         Where every site is on the grid, (site, 3), in ascending order.
     """
-    shape = index.max(axis=0) + 3
+    shape = index.max(axis=0).astype(np.int64) + 3
     of_axis = np.array([shape[1] * shape[2], shape[2], 1])
     numbers = (index + 1) @ of_axis
     found = np.zeros((len(chosen), 3))
@@ -128,11 +148,13 @@ def _looked_up(numbers: np.ndarray, values: np.ndarray, asked: np.ndarray) -> np
     return np.where(numbers[at] == asked, values[at], np.nan)
 
 
-def _gaps(tree: cKDTree, distance: float, spacing: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return points of a grid that are further than ``distance`` from every atom, but not outside the specimen.
+def _gaps(
+    tree: cKDTree, distance: float, spacing: float, together: int = SITES_TOGETHER
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield points of a grid that are further than ``distance`` from every atom, but not outside the specimen.
 
-    With where they are on the grid, in ascending order. Of one plane of the grid after the other: a box of a large
-    specimen is mostly atoms and vacuum.
+    With where they are on the grid, in ascending order. Of one plane of the grid after the other, as a box of a large
+    specimen is mostly atoms and vacuum; some planes are yielded ``together``, when they have so many points.
     """
     positions = tree.data
     low, high = positions.min(axis=0) - spacing, positions.max(axis=0) + spacing
@@ -140,12 +162,13 @@ def _gaps(tree: cKDTree, distance: float, spacing: float) -> tuple[np.ndarray, n
     neighbour = float(np.median(tree.query(positions, k=2)[0][:, 1])) if len(positions) > 1 else distance
     furthest = _OUTSIDE * neighbour
     rows = np.stack(np.meshgrid(np.arange(counts[1]), np.arange(counts[2]), indexing="ij"), axis=-1).reshape(-1, 2)
-    found, index = [np.zeros((0, 3))], [np.zeros((0, 3), dtype=np.int64)]
+    planes: list[np.ndarray] = []
     for x in range(counts[0]):
-        plane = np.column_stack([np.full(len(rows), x), rows])
-        points = low + spacing * plane
-        nearest = tree.query(points, distance_upper_bound=furthest)[0]
-        between = (nearest > distance) & (nearest < furthest)
-        found.append(points[between])
-        index.append(plane[between])
-    return np.concatenate(found), np.concatenate(index)
+        plane = np.column_stack([np.full(len(rows), x), rows]).astype(np.int32)
+        nearest = tree.query(low + spacing * plane, distance_upper_bound=furthest)[0]
+        planes.append(plane[(nearest > distance) & (nearest < furthest)])
+        held = sum(map(len, planes))
+        if held >= together or (x == counts[0] - 1 and held):
+            index = np.concatenate(planes)
+            planes = []
+            yield low + spacing * index, index

@@ -242,7 +242,7 @@ def wanted_at(model: Orbitals, series: FocalSeries, sites: np.ndarray, numbers: 
         residual[: shape_yx[0], : shape_yx[1]] = image[: shape_yx[0], : shape_yx[1]] - series.images[k]
         work.correlate(transfers, work.turned_spectrum(residual) * soft)
         add_between(work.stack, at, _affine(model, series.rotations[k], number, shape_yx, series.pixel_angstrom), out)
-    return np.asarray(to_host(out), dtype=np.float64)
+    return np.asarray(to_host(out))
 
 
 def _affine(model: Orbitals, rotation: np.ndarray, image: int, shape_yx: tuple[int, int], pixel: float) -> np.ndarray:

@@ -56,7 +56,7 @@ class Schedule:
     probe_iterations: int = 15
     tilt_iterations: int = 25
     last_iterations: int = 40
-    rounds: int = 12
+    rounds: int = 10
     shifts: bool = True
     tilts: bool = False
     width: Literal["none", "shared", "species", "atom"] = "shared"

@@ -52,7 +52,7 @@ class LocalOrbitalSettings(Section):
         default=0.4, ge=0, lt=1, description="Faintest atom that is kept, of the median atom of the faintest species."
     )
     rounds: int = Field(
-        default=12,
+        default=10,
         ge=0,
         description="Most rounds in which atoms come and go, before the probes; they end where the list stands.",
     )

@@ -9,7 +9,10 @@ from stemtomo.algorithms.local_orbital.insertion import _gaps, _summits, _vertic
 def test_gaps_are_between_the_atoms_of_a_box_and_not_around_it():
     axes = np.arange(4) * 3.0
     corners = np.stack(np.meshgrid(axes, axes, axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    sites, index = _gaps(cKDTree(corners), 2.0, 0.5)
+    ((sites, index),) = _gaps(cKDTree(corners), 2.0, 0.5)
+    slabs = list(_gaps(cKDTree(corners), 2.0, 0.5, together=300))
+    assert len(slabs) > 2
+    np.testing.assert_array_equal(np.concatenate([some for some, _ in slabs]), sites)
     nearest = cKDTree(corners).query(sites)[0]
     assert (nearest > 2.0).all()
     np.testing.assert_allclose(sites - sites[0], 0.5 * (index - index[0]), atol=1e-12)
