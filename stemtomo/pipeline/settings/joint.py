@@ -53,7 +53,9 @@ class JointSettings(Section):
         default=False, description="Precondition with the illumination of all positions (published), not the batch's."
     )
     loss: Literal["amplitude", "anscombe", "poisson"] = Field(
-        default="anscombe", description="Misfit, as of ptychography."
+        default="poisson",
+        description="Misfit. Poisson is the likelihood of counts, also of less than one electron per pixel, where the "
+        "roots of the others are biased.",
     )
     mask_bad_pixels: bool = Field(
         default=True, description="Leave out pixels that a calibration of the tilt has found dead or hot."
