@@ -222,7 +222,7 @@ GROUPS: dict[str, GroupSchema] = {
             "loss": Variable(("iteration",), "1", "real", "half the squared misfit per pixel"),
         },
         attrs=("pixel_angstrom", "slice_thickness_angstrom"),
-        revision=4,
+        revision=5,
     ),
     "atoms": GroupSchema(
         stage="find_atoms",

@@ -75,7 +75,7 @@ def joint(
     settings = settings or JointSettings()
     executor = executor or default_executor()
     progress = progress or Silent()
-    provenance = Provenance.start(GROUP, settings.model_dump(), _inputs(store, settings))
+    provenance = Provenance.start(GROUP, settings.result_settings(), _inputs(store, settings))
     schedule = epochs_of(settings)
     progress.start(GROUP, len(schedule), "epoch")
     todo = not store.is_complete(GROUP, provenance.fingerprint)

@@ -9,9 +9,10 @@ import numpy as np
 from stemtomo.algorithms.ptychography import adaptive, solver
 from stemtomo.algorithms.ptychography.adaptive import Geometry, Stack
 from stemtomo.algorithms.ptychography.mistilt import Data
-from stemtomo.algorithms.ptychography.mistilt_map import MapFit, fit_map
+from stemtomo.algorithms.ptychography.mistilt_map import MapFit, RasterGaussian, Smoothing, fit_map
 from stemtomo.algorithms.ptychography.model import seen_by_detector
 from stemtomo.backend import Array
+from stemtomo.geometry import Scan
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.mistilt import Found
 from stemtomo.pipeline.solving import Solved
@@ -56,11 +57,21 @@ def solve_map(
     stack: Stack,
     data: Data,
     model: solver.Model,
-    told_angstrom: np.ndarray,
+    scan: Scan,
+    valid: np.ndarray,
     settings: PtychographySettings,
 ) -> MappedTilt:
-    """Fit object and map from the one mistilt ``found`` for all; every epoch is one iteration of the search."""
+    """Fit object and map from the one mistilt ``found`` for all; every epoch is one iteration of the search.
+
+    ``valid`` (y, x) says which positions of ``scan`` are recorded.
+    """
+    smoothing = Smoothing.of(gaussian_of(scan, settings), valid)
+    fit = fit_map(found.geometry, stack, data, smoothing, settings.epochs, found.phase)
+    return MappedTilt(fit, stack, data, model)
+
+
+def gaussian_of(scan: Scan, settings: PtychographySettings) -> RasterGaussian:
+    """Return the Gaussian over neighbouring positions that the map is smooth by."""
     width = settings.mistilt_map_smoothing_angstrom
     assert width is not None
-    fit = fit_map(found.geometry, stack, data, told_angstrom, width, settings.epochs, found.phase)
-    return MappedTilt(fit, stack, data, model)
+    return RasterGaussian(scan.step_angstrom_yx, width)

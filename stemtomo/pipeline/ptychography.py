@@ -231,8 +231,9 @@ def _job(store: Store, index: int, settings: PtychographySettings) -> Job:
     calibration = f"calibration/{tilt_name(index)}"
     if settings.mask_bad_pixels and store.fingerprint(calibration) is not None:
         sources.append(calibration)
-    told = settings.model_dump(exclude=set(settings.how()))
-    provenance = Provenance.start(GROUP, told, {name: store.fingerprint(name) for name in sources})
+    provenance = Provenance.start(
+        GROUP, settings.result_settings(), {name: store.fingerprint(name) for name in sources}
+    )
     return Job(store.path, index, f"{GROUP}/{tilt_name(index)}", settings, provenance)
 
 
@@ -266,7 +267,7 @@ def _reconstruct(job: Job) -> float:
     attrs: dict[str, Any] = found.attrs(settings.slices)
     if settings.mistilt_map_smoothing_angstrom is not None:
         stack, data = prepared(optics, grid, counts, electrons, settings, mask)
-        mapped = solve_map(found, stack, data, model, told, settings)
+        mapped = solve_map(found, stack, data, model, scan, store.valid(job.tilt), settings)
         solved, variables = mapped.solved(), mapped.variables()
         attrs = {**attrs, **mapped.attrs()}
     else:

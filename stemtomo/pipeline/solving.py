@@ -175,7 +175,10 @@ def refuse_in_tiles(settings: PtychographySettings) -> None:
     unlike = {
         "rule = lbfgs with tiles that are stitched (a search is of one object)": settings.rule == "lbfgs"
         and settings.tile_mode == "stitch",
-        "mistilt_map_smoothing_angstrom (a search over all positions)": bool(settings.mistilt_map_smoothing_angstrom),
+        "mistilt_map_smoothing_angstrom with tiles that are stitched (a search is of one object)": bool(
+            settings.mistilt_map_smoothing_angstrom
+        )
+        and settings.tile_mode == "stitch",
         "held_out with tiles that are stitched (they end at different times)": settings.held_out > 0
         and settings.tile_mode == "stitch",
     }

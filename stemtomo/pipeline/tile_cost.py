@@ -64,7 +64,7 @@ def estimate(settings: PtychographySettings, choice: Choice, threads: int, rates
     A step lasts as long as the slowest of what runs beside each other: the patterns of the tiles of a thread, or the
     tasks that the scheduler hands out to all groups; and the strips, which have to wait for the patterns.
     """
-    _, batches = epochs_of(settings)
+    batches = () if settings.mistilt_map_smoothing_angstrom is not None else epochs_of(settings)[1]
     batches += (1,) * (settings.epochs - len(batches))  # of a search, every iteration takes all patterns
     tiles = math.prod(choice.tiles_yx)
     slots = min(tiles, threads)

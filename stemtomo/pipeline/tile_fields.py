@@ -18,6 +18,7 @@ from stemtomo.algorithms.ptychography.positions import Positions
 from stemtomo.algorithms.ptychography.tiles import Rectangle
 from stemtomo.backend import Array
 from stemtomo.io.store import Store
+from stemtomo.kernels import electrons
 
 #: Patterns that are expanded from the store are worked on when they are this many bytes.
 GROUP_BYTES = 16 << 20
@@ -82,7 +83,7 @@ class Streamed:
         """Return the counts of every position, (position,) float64: of patterns as they lie in the store."""
         found = np.zeros(len(self.flat))
         for numbers, some in self._stored(np.arange(len(found))):
-            found[numbers] = some.sum(axis=(1, 2), dtype=np.float64)
+            found[numbers] = _counts_of(some)
         return found
 
     def read(self) -> np.ndarray:
@@ -115,17 +116,16 @@ class Streamed:
     def _read(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         centre = Store.open(self.path).detector(self.tilt).centre_yx
         numbers: list[np.ndarray] = []
-        found: list[np.ndarray] = []
-        size = 0
+        buffers, size = _Buffers(), 0
         for where, some in self._stored(wanted):
+            buffers.add(some, centre)
             numbers.append(where)
-            found.append(some)
             size += some.nbytes
             if size >= GROUP_BYTES:
-                yield np.concatenate(numbers), _with_zero_first(found, centre)
-                numbers, found, size = [], [], 0
+                yield np.concatenate(numbers), buffers.taken()
+                numbers, size = [], 0
         if size:
-            yield np.concatenate(numbers), _with_zero_first(found, centre)
+            yield np.concatenate(numbers), buffers.taken()
 
     def _pieces(self, store: Store, shard: Sequence[int], number: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
         (y0, y1), (x0, x1) = self.scan
@@ -194,15 +194,44 @@ class Field:
         return replace(self.model, grid=replace(grid, corners=grid.corners[numbers], shifts_px=grid.shifts_px[numbers]))
 
 
-def _with_zero_first(found: Sequence[np.ndarray], centre_yx: tuple[float, float]) -> np.ndarray:
-    """Return the patterns (position, ky, kx) of all ``found``, rolled until the zero frequency is at [0, 0]."""
-    height, width = found[0].shape[1:]
-    y, x = round(centre_yx[0]) % height, round(centre_yx[1]) % width
-    counts = np.empty((sum(map(len, found)), height, width), found[0].dtype)
-    first = 0
-    for some in found:  # each quadrant is copied once, which np.roll does not do
-        into = counts[first : first + len(some)]
-        into[:, : height - y, : width - x], into[:, height - y :, : width - x] = some[:, y:, x:], some[:, :y, x:]
-        into[:, : height - y, width - x :], into[:, height - y :, width - x :] = some[:, y:, :x], some[:, :y, :x]
-        first += len(some)
-    return counts
+class _Buffers:
+    """Two arrays of patterns in turn: one is filled while the other one is worked on.
+
+    New arrays would be made of new pages, which the kernel clears: a third of what a copy costs.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = [np.empty((0, 0, 0))] * 2
+        self._filled, self._turn = 0, 0
+
+    def add(self, some: np.ndarray, centre_yx: tuple[float, float]) -> None:
+        """Add patterns (position, ky, kx), rolled until the zero frequency is at [0, 0]."""
+        count, height, width = some.shape
+        y, x = round(centre_yx[0]) % height, round(centre_yx[1]) % width
+        for into, one in zip(self._room(count, some), some, strict=True):
+            # Each quadrant is copied once, which np.roll does not do.
+            into[: height - y, : width - x], into[height - y :, : width - x] = one[y:, x:], one[:y, x:]
+            into[: height - y, width - x :], into[height - y :, width - x :] = one[y:, :x], one[:y, :x]
+        self._filled += count
+
+    def taken(self) -> np.ndarray:
+        """Return what was added; it holds until the next one but one is begun."""
+        found = self._arrays[self._turn][: self._filled]
+        self._filled, self._turn = 0, 1 - self._turn
+        return found
+
+    def _room(self, count: int, like: np.ndarray) -> np.ndarray:
+        array, wanted = self._arrays[self._turn], self._filled + count
+        if wanted > len(array):
+            larger = np.empty((wanted, *like.shape[1:]), like.dtype)
+            larger[: self._filled] = array[: self._filled] if self._filled else 0
+            self._arrays[self._turn] = array = larger
+        return array[self._filled : wanted]
+
+
+def _counts_of(patterns: np.ndarray) -> np.ndarray:
+    """Return the sum of every pattern, (position,)."""
+    flat = patterns.reshape(len(patterns), -1)
+    if flat.dtype.kind == "u":
+        return np.array([electrons.total(one) for one in flat], np.float64)
+    return np.asarray(flat.sum(axis=1, dtype=np.float64))

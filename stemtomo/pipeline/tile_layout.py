@@ -12,6 +12,7 @@ import numpy as np
 
 from stemtomo import backend
 from stemtomo.algorithms.ptychography.advice import probe_diameter_angstrom
+from stemtomo.algorithms.ptychography.mistilt_map import RasterGaussian
 from stemtomo.algorithms.ptychography.tiles import (
     Rectangle,
     Tile,
@@ -262,13 +263,15 @@ def need_of(
     # What is being read and what is being worked on, each with a copy whose zero frequency goes to the corner.
     buffer = 4 * (GROUP_BYTES + math.prod(CHUNK) * pattern)
     # A search remembers changes and turns of eight iterations, and works with some vectors more.
-    vectors = 4 if settings.rule != "lbfgs" else 4 + 2 * 8 + 6
-    held = mine * (pixels * (vectors * layer + 8) + probes)
+    mapped = settings.mistilt_map_smoothing_angstrom is not None
+    vectors = 4 + 2 * 8 + 6 if settings.rule == "lbfgs" or mapped else 4
+    held = mine * (pixels * (vectors * layer + 8) + probes + (largest * vectors * 16 if mapped else 0))
     running = pixels * (2 * layer + 16 * settings.slices + 8) + buffer + _BUFFERS
     whole = math.prod(grid.shape_yx)
     if settings.filters_whole_object:  # one task holds all of it, and transforms a mirrored stack in double precision
         running = max(running, whole * settings.slices * 128)
     strips = max(0, sum(size for _, size in tiles) - whole) * (layer + 4) * 2
+    strips += _map_strips(scan, cuts_of(scan, tiles_yx, shard_yx), settings)
     return Need(patterns, held, running, largest, strips)
 
 
@@ -287,6 +290,16 @@ def _sizes(scan: Scan, grid: ObjectGrid, cuts: Sequence[Rectangle], halo: int) -
         size = math.prod(grid.shape_yx) if grid.periodic else int(np.prod(last - first))
         found.append(((y1 - y0) * (x1 - x0), size))
     return found
+
+
+def _map_strips(scan: Scan, cuts: Sequence[Rectangle], settings: PtychographySettings) -> int:
+    """Return the bytes of a map of mistilts that tiles exchange in a step: two values and slopes of positions near."""
+    width = settings.mistilt_map_smoothing_angstrom
+    if width is None:
+        return 0
+    around = RasterGaussian(scan.step_angstrom_yx, width).around
+    near = sum(math.prod(b - a for a, b in around(cut, scan.shape_yx)) for cut in cuts)
+    return (near - scan.count) * 2 * 16
 
 
 @functools.lru_cache(maxsize=4)

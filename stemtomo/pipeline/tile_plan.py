@@ -69,6 +69,8 @@ def plan_row(
 
 def passes(settings: PtychographySettings) -> int:
     """Return how often the patterns of a tilt are read where they are not held: once per batch of scattered ones."""
+    if settings.mistilt_map_smoothing_angstrom is not None:  # a search takes all of them in every iteration
+        return settings.epochs
     settling = settings.settling_of(settings.epochs)
     stirred = settings.epochs - settling
     return settling + stirred * (1 if settings.batch_block >= 8 else settings.batches_per_epoch)

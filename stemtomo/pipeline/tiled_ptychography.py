@@ -36,6 +36,7 @@ from stemtomo.pipeline.solving import (
 from stemtomo.pipeline.stitching import Apart
 from stemtomo.pipeline.tile_fields import Field, Patterns, Streamed
 from stemtomo.pipeline.tile_layout import MARGIN_PX, Layout
+from stemtomo.pipeline.tile_mistilt import reconstruct_map
 from stemtomo.pipeline.tile_results import publish_tiles, tile_result
 from stemtomo.pipeline.tile_search import Search
 from stemtomo.pipeline.tile_whole import WholeFilter
@@ -65,8 +66,6 @@ def reconstruct_tiled(job: Job, layout: Layout, executor: Executor, progress: Pr
     patterns = Parts.create(executor, load_patterns, numbers, counting)
     counted = patterns.map(count_electrons, layout, each=[numbers]).sum()
     found = executor.submit(find_start, layout, counted)
-    schedule = _schedule(layout, executor.gather(executor.submit(start_facts, found)))
-    kept = {"tiles": np.array(layout.tiles_yx)}
     pixels = float(np.prod(store.detector(job.tilt).shape_yx))
     name = f"{job.group}, {len(tiles)} tiles"
     progress.start(name, job.settings.epochs, "epoch")
@@ -74,7 +73,12 @@ def reconstruct_tiled(job: Job, layout: Layout, executor: Executor, progress: Pr
     def on_epoch(_: int, loss: float) -> None:
         progress.advance(loss=loss / pixels)
 
-    joined = None
+    if layout.settings.mistilt_map_smoothing_angstrom is not None:
+        reconstruct_map(job, layout, patterns, counted, found, on_epoch)
+        progress.finish(name)
+        return
+    schedule = _schedule(layout, executor.gather(executor.submit(start_facts, found)))
+    kept, joined = {"tiles": np.array(layout.tiles_yx)}, None
     if stitching:
         joined = _joined(layout, executor, found, schedule, checkpoint, kept, on_epoch)
         patterns = Parts.create(executor, load_patterns, numbers, layout)

@@ -37,7 +37,14 @@ SETTINGS = LocalOrbitalSettings(atom_iterations=10, rounds=4, probe_searches=2, 
 
 #: Large particles: probes and atoms take their time together, until the atoms hardly move.
 THOROUGH = SETTINGS.model_copy(
-    update={"probe_searches": 3, "probe_iterations": 12, "last_iterations": 60, "still_pm": 0.05}
+    update={
+        "atom_iterations": 14,
+        "rounds": 20,
+        "probe_searches": 3,
+        "probe_iterations": 12,
+        "last_iterations": 60,
+        "still_pm": 0.05,
+    }
 )
 
 

@@ -204,7 +204,8 @@ def test_tiles_and_one_piece_leave_out_the_same_pixels_and_keep_the_same_bounds(
 
 
 @pytest.mark.parametrize(
-    "asked", [{"mistilt_map_smoothing_angstrom": 5.0, "slices": 3, "slice_thickness_angstrom": 5.0}]
+    "asked",
+    [{"mistilt_map_smoothing_angstrom": 5.0, "slices": 3, "slice_thickness_angstrom": 5.0, "tile_mode": "stitch"}],
 )
 def test_what_needs_a_tilt_in_one_piece_is_refused_in_tiles_before_anything_is_done(asked, tmp_path):
     one = make_series(tmp_path / "s.zarr", tilts=1)

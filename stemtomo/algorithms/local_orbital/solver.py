@@ -21,13 +21,18 @@ from stemtomo.algorithms.quasi_newton import Iterate, Point, minimise
 #: Sums over all images at a model; whether derivatives in the probes are wanted.
 Evaluate = Callable[[Orbitals, bool], Sums]
 
+#: The loss's derivative in the intensity that atoms of none at sites (site, 3) have, (site,).
+Wanted = Callable[[Orbitals, np.ndarray], np.ndarray]
+
 _LARGEST = {"positions": 0.15, "width_angstrom": 0.03, "shifts_angstrom": 0.2, "tilts_rad": 3e-3}
 _NARROWEST_ANGSTROM = 0.15
 #: Iterations over which a search is seen to stand still.
 _WATCHED = 5
 _FAINTEST_FREQUENCY = 3e-3
 #: An inserted atom stands out by so many standard deviations; at most this share of the atoms come at once, or so many.
-_SIGNIFICANT, _MOST_INSERTED, _FEWEST = 4.0, 0.05, 20
+_SIGNIFICANT, _MOST_INSERTED, _FEWEST = 3.0, 0.2, 20
+#: Sites are looked at from this share of the closest distance on, as neighbours of those that atoms may come to.
+_BESIDE = 0.75
 
 
 class Geometry(NamedTuple):
@@ -162,27 +167,35 @@ def position_uncertainty(model: Orbitals, geometry: Geometry, variance: float) -
 
 def pruned(model: Orbitals, faintest: float, minimum_distance_angstrom: float) -> tuple[Orbitals, int]:
     """Return the model without atoms below ``faintest`` of the typical, or fainter than a close neighbour; how many."""
-    good = model.intensity > faintest * typical_intensities(model).min()
+    good = worth_keeping(model, faintest, minimum_distance_angstrom)
+    return model.kept(good), int((~good).sum())
+
+
+def worth_keeping(model: Orbitals, faintest: float, minimum_distance_angstrom: float) -> np.ndarray:
+    """Return which atoms, (atom,), are neither below ``faintest`` of the typical nor fainter than a close neighbour."""
+    good: np.ndarray = model.intensity > faintest * typical_intensities(model).min()
     pairs = cKDTree(model.positions).query_pairs(minimum_distance_angstrom, output_type="ndarray")
     for first, second in pairs:
         if good[first] and good[second]:
             good[second if model.intensity[first] >= model.intensity[second] else first] = False
-    return model.kept(good), int((~good).sum())
+    return good
 
 
 def extended(
     model: Orbitals,
-    evaluate: Evaluate,
+    wanted: Wanted,
     geometry: Geometry,
     *,
     insertion: float,
     minimum_distance_angstrom: float,
+    gone: np.ndarray | None = None,
     spacing_angstrom: float = 0.7,
 ) -> tuple[Orbitals, int]:
     """Return the model with atoms where the residual asks for some, and how many.
 
     Atoms of no intensity are put on a grid in the gaps between the others; the derivative of the loss in the intensity
-    of each, over its curvature, is the intensity that the residual holds there.
+    of each, over its curvature, is the intensity that the residual holds there. An atom comes to the vertex of
+    parabolas through the strongest and its neighbours.
 
     Parameters
     ----------
@@ -190,46 +203,86 @@ def extended(
         Smallest intensity at which an atom is inserted, in those of the median atom of the faintest kind. It must stand
         out of what the residual holds elsewhere in the gaps, too, and no more come at once than a share of those there
         are: what is left of atoms that are not in their places yet looks like many small ones.
+    gone
+        Places (place, 3) of atoms that were taken out just now: what they explained is left there, as their neighbours
+        have made room for them, and is no atom before these were searched for without them.
     """
-    sites = _gaps(model.positions, minimum_distance_angstrom, spacing_angstrom)
+    tree, closest = cKDTree(model.positions), minimum_distance_angstrom
+    sites = _gaps(tree, _BESIDE * closest, spacing_angstrom)
     if len(sites) == 0:
         return model, 0
-    width = np.full(len(sites), np.median(model.width_angstrom))
-    trial = model.with_atoms(sites, np.zeros(len(sites)), width)
     every = typical_intensities(model)
     typical = float(every.min())
-    scale = _inverse_curvature(replace(trial, intensity=np.full(len(trial), typical)), geometry)["intensity"]
-    new = slice(len(model), None)
-    strength = -evaluate(trial, False).intensity[new] * scale[new] / typical
-    middle = float(np.median(strength))
-    noise = 1.4826 * float(np.median(np.abs(strength - middle)))
+    alike = np.full(len(sites), typical)
+    trial = replace(model.kept(np.zeros(0, dtype=np.int64)), species=None)
+    trial = trial.with_atoms(sites, alike, np.full(len(sites), np.median(model.width_angstrom)))
+    strength = -wanted(model, sites) * _inverse_curvature(trial, geometry)["intensity"] / typical
+    free = tree.query(sites)[0] > closest
+    if gone is not None and len(gone):
+        free &= cKDTree(gone).query(sites)[0] > closest
+    if not free.any():
+        return model, 0
+    middle = float(np.median(strength[free]))
+    noise = 1.4826 * float(np.median(np.abs(strength[free] - middle)))
     order = np.argsort(-strength, kind="stable")
-    order = order[strength[order] > max(insertion, middle + _SIGNIFICANT * noise)]
+    order = order[free[order] & (strength[order] > max(insertion, middle + _SIGNIFICANT * noise))]
+    most = max(_FEWEST, round(_MOST_INSERTED * len(model)))
+    chosen = _summits(sites, strength, order, closest, most)
+    if not chosen:
+        return model, 0
+    moved = _vertices(sites, strength, np.array(chosen), spacing_angstrom)
+    moved = np.where((tree.query(moved)[0] > closest)[:, None], moved, sites[chosen])
+    start = typical * np.clip(strength[chosen], 0.5, every.max() / typical)
+    return model.with_atoms(moved, start, trial.width_angstrom[chosen]), len(chosen)
+
+
+def _summits(sites: np.ndarray, strength: np.ndarray, order: np.ndarray, distance: float, most: int) -> list[int]:
+    """Return up to ``most`` of the ``order`` of sites, the strongest first, further than ``distance`` apart."""
     chosen: list[int] = []
     taken = np.zeros(len(sites), dtype=bool)
     near = cKDTree(sites)
-    most = max(_FEWEST, round(_MOST_INSERTED * len(model)))
     for site in order:
         if len(chosen) == most:
             break
         if not taken[site]:
             chosen.append(int(site))
-            taken[near.query_ball_point(sites[site], minimum_distance_angstrom)] = True
-    if not chosen:
-        return model, 0
-    start = typical * np.clip(strength[chosen], 0.5, every.max() / typical)
-    return model.with_atoms(sites[chosen], start, width[chosen]), len(chosen)
+            taken[near.query_ball_point(sites[site], distance)] = True
+    return chosen
 
 
-def _gaps(positions: np.ndarray, distance: float, spacing: float) -> np.ndarray:
-    """Return points of a grid that are further than ``distance`` from every atom, but not outside the specimen."""
-    tree = cKDTree(positions)
+def _vertices(sites: np.ndarray, strength: np.ndarray, chosen: np.ndarray, spacing: float) -> np.ndarray:
+    """Return where parabolas along x, y and z through the ``chosen`` sites of a grid and their neighbours are highest.
+
+    At most half a step away, and not along an axis on which a neighbour is no site.
+    """
+    near, moved = cKDTree(sites), sites[chosen].copy()
+    known = np.append(strength, np.nan)
+    for axis in range(3):
+        step = spacing * np.eye(3)[axis]
+        before, after = (
+            known[near.query(sites[chosen] + side * step, distance_upper_bound=0.1 * spacing)[1]] for side in (-1, 1)
+        )
+        bend = before - 2 * strength[chosen] + after
+        offset = 0.5 * (before - after) / np.where(bend < 0, bend, np.nan)
+        moved[:, axis] += spacing * np.clip(np.nan_to_num(offset), -0.5, 0.5)
+    return moved
+
+
+def _gaps(tree: cKDTree, distance: float, spacing: float) -> np.ndarray:
+    """Return points of a grid that are further than ``distance`` from every atom, but not outside the specimen.
+
+    Of one plane of the grid after the other: a box of a large specimen is mostly atoms and vacuum.
+    """
+    positions = tree.data
     low, high = positions.min(axis=0) - spacing, positions.max(axis=0) + spacing
     axes = [np.arange(a, b + spacing, spacing) for a, b in zip(low, high, strict=True)]
-    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     neighbour = float(np.median(tree.query(positions, k=2)[0][:, 1])) if len(positions) > 1 else distance
-    nearest = tree.query(grid)[0]
-    return grid[(nearest > distance) & (nearest < 1.6 * neighbour)]
+    found = []
+    for x in axes[0]:
+        plane = np.stack(np.meshgrid(x, *axes[1:], indexing="ij"), axis=-1).reshape(-1, 3)
+        nearest = tree.query(plane, distance_upper_bound=1.6 * neighbour)[0]
+        found.append(plane[(nearest > distance) & (nearest < 1.6 * neighbour)])
+    return np.concatenate(found)
 
 
 def typical_intensities(model: Orbitals) -> np.ndarray:

@@ -138,11 +138,22 @@ def _geometry_slopes(sums: adaptive.Sums, geometry: Geometry, stack: Stack) -> P
     return slopes[:2], slopes[2:], np.array([focus])
 
 
-def object_scale(geometry: Geometry, stack: Stack, data: Data, where: np.ndarray) -> Array:
-    """Inverse curvature of the object: as many slices move together as there are, so it goes with their square."""
-    illumination = adaptive.illumination(data.probe, geometry, stack, where)
+def object_scale(
+    geometry: Geometry,
+    stack: Stack,
+    data: Data,
+    where: np.ndarray,
+    lit: Array | None = None,
+    peak: float | None = None,
+) -> Array:
+    """Inverse curvature of the object: as many slices move together as there are, so it goes with their square.
+
+    Of a part, ``lit`` is the illumination of its window and ``peak`` the largest of all.
+    """
+    lit = adaptive.illumination(data.probe, geometry, stack, where) if lit is None else lit
+    peak = lit.max() if peak is None else lit.dtype.type(peak)
     together = stack.slices if stack.tied else 1
-    weight = 2 * stack.slices * together * ((1 - _DAMPING) * illumination + _DAMPING * illumination.max())
+    weight = 2 * stack.slices * together * ((1 - _DAMPING) * lit + _DAMPING * peak)
     return (1 / weight)[None]
 
 

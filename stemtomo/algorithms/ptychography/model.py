@@ -7,11 +7,13 @@ modes (mode, y, x) that add up in intensity.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from scipy.fft import next_fast_len
 
 from stemtomo.algorithms.ptychography.detection import blurred
 from stemtomo.algorithms.ptychography.windows import ObjectGrid
@@ -24,6 +26,8 @@ ObjectKind = Literal["phase", "complex"]
 
 #: Curvature of each loss in the modulus of a wave, in units of that of the amplitude loss, at its minimum.
 CURVATURE = {"amplitude": 1.0, "anscombe": 1.0, "poisson": 2.0}
+#: Pixels of windows over those of the object from which one convolution is less than a sum over windows.
+_CONVOLVED = 30
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,9 @@ def illumination(probe: Array, grid: ObjectGrid) -> Array:
     """Return the sum of |probe|² over all positions and modes, (Y, X), in electrons."""
     xp = array_namespace(probe)
     probe = probe if probe.ndim == 3 else probe[None]
+    patterns = len(grid.corners) * math.prod(grid.window_yx)
+    if grid.on_pixels and not grid.periodic and patterns > _CONVOLVED * math.prod(grid.shape_yx):
+        return _convolved((xp.abs(probe) ** 2).sum(axis=0), grid)
     total = xp.zeros(grid.shape_yx, dtype=real_dtype(probe))
     chunk = max(1, together_bytes(probe) // probe.nbytes)
     for start in range(0, len(grid.corners), chunk):
@@ -194,6 +201,25 @@ def illumination(probe: Array, grid: ObjectGrid) -> Array:
         corners = to_device_of(np.repeat(grid.corners[where], len(probe), axis=0), probe)
         patches.illuminate(waves, corners, total)
     return total
+
+
+def _convolved(power: Array, grid: ObjectGrid) -> Array:
+    """Return the sum of ``power`` (y, x) at all corners of a grid whose windows are alike, as one convolution."""
+    xp = array_namespace(power)
+    starts = np.zeros(grid.shape_yx)
+    np.add.at(starts, (grid.corners[:, 0], grid.corners[:, 1]), 1.0)
+    shape, wide = power.shape, tuple(next_fast_len(n, real=True) for n in grid.shape_yx)
+    product = xp.fft.rfft2(to_device_of(starts, power), wide) * xp.fft.rfft2(power.astype(np.float64), wide)
+    found = xp.fft.irfft2(product, wide)[: grid.shape_yx[0], : grid.shape_yx[1]]
+    # What no window reaches stays dark: rounding would leave a little there.
+    reached = np.zeros((grid.shape_yx[0] + 1, grid.shape_yx[1] + 1))
+    reached[1:, 1:] = starts.cumsum(axis=0).cumsum(axis=1)
+    y, x = (np.arange(1, n + 1) for n in grid.shape_yx)
+    before_y, before_x = np.maximum(y - shape[0], 0), np.maximum(x - shape[1], 0)
+    inside = reached[np.ix_(y, x)] - reached[np.ix_(before_y, x)] - reached[np.ix_(y, before_x)]
+    inside += reached[np.ix_(before_y, before_x)]
+    lit = to_device_of(inside > 0.5, power)
+    return xp.where(lit, xp.maximum(found, 0), 0).astype(power.dtype)
 
 
 def probes_at(probe: Array, grid: ObjectGrid, where: np.ndarray) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -115,6 +115,8 @@ class JointSettings(Section):
     precision: Literal["single", "double"] = Field(default="single", description="Of volume and waves.")
     seed: int = Field(default=0, ge=0, description="Seed of the order of tilts and batches.")
     checkpoint_every: Count = Field(default=2, description="Epochs between two checkpoints.")
+
+    HOW: ClassVar[frozenset[str]] = frozenset({"enabled", "tiles", "resident", "checkpoint_every"})
 
     @model_validator(mode="after")
     def _propagation_tells_the_hand(self) -> Self:

@@ -5,7 +5,7 @@ import pytest
 
 from stemtomo.algorithms.ptychography import adaptive, mistilt
 from stemtomo.algorithms.ptychography.adaptive import Geometry, Stack
-from stemtomo.algorithms.ptychography.mistilt_map import fit_map, kernel
+from stemtomo.algorithms.ptychography.mistilt_map import RasterGaussian, Smoothing, fit_map
 from stemtomo.algorithms.ptychography.windows import object_grid
 from stemtomo.geometry import Optics, Scan
 from stemtomo.physics.electron import wavelength_angstrom
@@ -28,15 +28,38 @@ def bent_crystal(dtype=np.complex64, electrons=1e5):
     return told, stack, mistilt.Data(probe, np.random.default_rng(0).poisson(expected).astype(np.uint16)), tilt, phase
 
 
-def test_the_kernel_keeps_a_constant_and_reaches_as_far_as_it_says():
-    told = SCAN.positions()
-    found = kernel(told, 0.9)
-    np.testing.assert_allclose(found @ np.ones(SCAN.count), 1, rtol=1e-12)
-    row = found.toarray()[6 * 12 + 6].reshape(12, 12)
-    away = 0.6 * (np.arange(12) - 6)
-    spread = np.sqrt((row.sum(axis=0) * away**2).sum() - (row.sum(axis=0) * away).sum() ** 2)
-    assert spread == pytest.approx(0.9, rel=0.05)
-    assert row.argmax() == 6 * 12 + 6
+SMOOTHING = Smoothing.of(RasterGaussian(SCAN.step_angstrom_yx, 1.2), np.ones(SCAN.shape_yx, bool))
+
+
+def smoothed(smoothing, values):
+    return smoothing.smoothed(smoothing.raster(values))
+
+
+def test_a_map_is_smoothed_by_the_gaussian_of_the_distances_of_recorded_positions():
+    scan = Scan((7, 9), (0.6, 0.8), rotation_rad=0.3)
+    valid = np.random.default_rng(0).random(scan.shape_yx) < 0.8
+    told = scan.positions()[valid.ravel()]
+    away = np.linalg.norm(told[:, None] - told, axis=-1)
+    weights = np.where(away <= 2.7 + 1e-9, np.exp(-0.5 * (away / 0.9) ** 2), 0)
+    matrix = weights / weights.sum(axis=1, keepdims=True)
+    found = Smoothing.of(RasterGaussian(scan.step_angstrom_yx, 0.9), valid)
+    values = np.random.default_rng(1).normal(size=(len(told), 2))
+    np.testing.assert_allclose(smoothed(found, values), matrix @ values, atol=1e-14)
+    np.testing.assert_allclose(found.adjoint(found.shares(values)), matrix.T @ values, atol=1e-14)
+    np.testing.assert_allclose(found.weight, (matrix**2).sum(axis=0), rtol=1e-13)
+
+
+def test_a_part_of_a_scan_has_the_bits_of_the_whole():
+    gaussian, rng = RasterGaussian((0.6, 0.6), 0.9), np.random.default_rng(0)
+    valid = rng.random((12, 11)) < 0.9
+    whole = Smoothing.of(gaussian, valid)
+    values = rng.normal(size=(len(whole.where), 2))
+    raster, own = whole.raster(values), ((5, 8), (0, 4))
+    part = Smoothing.of(gaussian, valid, own)
+    (y0, y1), (x0, x1) = part.wide
+    inside = np.isin(whole.where, np.ravel_multi_index(np.ix_(range(5, 8), range(4)), valid.shape))
+    np.testing.assert_array_equal(part.smoothed(raster[:, y0:y1, x0:x1]), whole.smoothed(raster)[inside])
+    np.testing.assert_array_equal(part.weight, whole.weight[inside])
 
 
 def test_the_gradient_of_a_map_agrees_with_finite_differences():
@@ -59,7 +82,7 @@ def test_the_bend_of_a_crystal_is_found_with_its_sign():
     flat = mistilt.fit(
         Geometry(np.zeros(2), 25.0), stack, data, np.arange(SCAN.count), 15, free=mistilt.Free(thickness=False)
     )
-    fit = fit_map(flat.geometry, stack, data, told, 1.2, 20, flat.phase)
+    fit = fit_map(flat.geometry, stack, data, SMOOTHING, 20, flat.phase)
     assert fit.losses[-1] < flat.loss
     off = fit.geometry.tilt_rad_xy - tilt
     inner = (np.abs(told) < 0.8 * np.abs(told).max(axis=0)).all(axis=1)
@@ -68,7 +91,7 @@ def test_the_bend_of_a_crystal_is_found_with_its_sign():
 
 
 def test_free_slices_have_no_map():
-    told, stack, data, _, _ = bent_crystal()
+    _, stack, data, _, _ = bent_crystal()
     free = Stack(stack.grid, stack.wavelength, 4, tied=False)
     with pytest.raises(ValueError, match="needs tied slices"):
-        fit_map(Geometry(np.zeros(2), 25.0), free, data, told, 1.2, 1)
+        fit_map(Geometry(np.zeros(2), 25.0), free, data, SMOOTHING, 1)

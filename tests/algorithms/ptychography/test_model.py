@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from stemtomo.algorithms.ptychography import solver
-from stemtomo.algorithms.ptychography.model import State, orthogonal_modes, seen_by_detector, start_modes, untied
+from stemtomo.algorithms.ptychography.model import (
+    State,
+    illumination,
+    orthogonal_modes,
+    seen_by_detector,
+    start_modes,
+    untied,
+)
 from stemtomo.algorithms.ptychography.parameters import Background
 from stemtomo.algorithms.ptychography.windows import object_grid
 from stemtomo.geometry import Detector, Optics, Scan
@@ -215,3 +222,18 @@ def test_a_state_is_a_plain_tree():
     again = State(**state.tree())
     assert again.phase is state.phase
     assert set(state.tree()) == {"phase", "probe", "extra", "memory"}
+
+
+@pytest.mark.parametrize("recorded", [1.0, 0.3])
+def test_the_illumination_of_positions_on_pixels_is_the_sum_over_windows(recorded):
+    rng = np.random.default_rng(0)
+    told = Scan((24, 20), (0.8, 0.8)).positions()
+    told = told[rng.random(len(told)) < recorded]
+    grid = object_grid(told, (32, 40), (0.2, 0.2))
+    probe = rng.normal(size=(2, 32, 40, 2)) @ [1, 1j]
+    expected = np.zeros(grid.shape_yx)
+    for y, x in grid.corners:
+        expected[y : y + 32, x : x + 40] += (np.abs(probe) ** 2).sum(axis=0)
+    found = illumination(probe, grid)
+    np.testing.assert_allclose(found, expected, atol=1e-13 * expected.max())
+    np.testing.assert_array_equal(found > 0, expected > 0)
