@@ -100,7 +100,7 @@ GROUPS: dict[str, GroupSchema] = {
     "ptychography": GroupSchema(
         stage="ptychography",
         per_tilt=True,
-        revision=4,
+        revision=5,
         variables={
             "object": Variable(("slice", "y", "x"), "1", "complex", "transmission of every slice"),
             "phase_sum": Variable(_IMAGE, "rad", "real", "phase summed over the slices"),
@@ -195,7 +195,7 @@ GROUPS: dict[str, GroupSchema] = {
             "vacuum_share": _optional(_TILT, "1", "share of the lit field that is vacuum whose phase was taken off"),
         },
         attrs=("voxel_angstrom", "sigma_rad_per_volt_angstrom"),
-        revision=5,
+        revision=6,
     ),
     "focal_series": GroupSchema(
         stage="focal_series",

@@ -22,7 +22,7 @@ _ROOT_OFFSET = {"amplitude": 0.0, "anscombe": 0.375}
 _AMPLITUDE_FLOOR = 1e-9
 #: Background b in electrons per pixel that model and counts share: it bounds the weight of the darkest pixels and,
 #: because both have it, does not move the minimum.
-_POISSON_FLOOR = 0.5
+_POISSON_FLOOR = 0.1
 
 _jit = numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, error_model="numpy")
 
@@ -101,7 +101,7 @@ def residual(
 
     With the model's intensity I', the sum of |spectrum|² over the modes plus the background, and measured counts I:
     amplitude (sqrt I' - sqrt I)², Anscombe the same with 3/8 under both roots, Poisson half the deviance,
-    I' - I + (I + b) log((I + b) / (I' + b)) with b = 1/2. The gradient is the Wirtinger gradient 2 dL/d conj(spectrum).
+    I' - I + (I + b) log((I + b) / (I' + b)) with b = 1/10. The gradient is Wirtinger's, 2 dL/d conj(spectrum).
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def residual(
     background_gradient
         (qy, qx); dL/d background, summed over the positions, is added.
     floor_factor
-        Times the 3/8 or 1/2: counts weigh as if there were so many times fewer.
+        Times the 3/8 or 1/10: counts weigh as if there were so many times fewer.
     """
     xp = array_namespace(spectra)
     positions = spectra.shape[0] // modes

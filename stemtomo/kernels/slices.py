@@ -18,9 +18,21 @@ from stemtomo.kernels import fourier, patches
 from stemtomo.kernels.lanes import WIDTH, add_complex, load_complex, store
 
 
-def transmit_fft2(waves: Array, transmission: Array, corners: Array) -> Array:
-    """Return the spectra of ``waves`` (position, y, x) behind their windows of ``transmission`` (Y, X)."""
-    if not _fused(waves, transmission, corners):
+def fused(waves: Array, transmission: Array, corners: Array) -> bool:
+    """Whether products of ``waves`` and their windows of ``transmission`` (Y, X) are fused with transforms."""
+    if not fourier.is_ours(waves) or not transmission.flags.c_contiguous or transmission.dtype != np.complex64:
+        return False
+    (top, left), (bottom, right) = corners.min(axis=0), corners.max(axis=0)
+    height, width = transmission.shape[-2:]
+    return bool(min(top, left) >= 0 and bottom + waves.shape[-2] <= height and right + waves.shape[-1] <= width)
+
+
+def transmit_fft2(waves: Array, transmission: Array, corners: Array, fits: bool | None = None) -> Array:
+    """Return the spectra of ``waves`` (position, y, x) behind their windows of ``transmission`` (Y, X).
+
+    ``fits`` is what :func:`fused` says, where the caller knows, here and below.
+    """
+    if not _known(fits, waves, transmission, corners):
         return fourier.fft2(patches.transmit(waves, transmission, corners), overwrite=True)
     out = backend.aligned_empty(waves.shape, np.complex64)
     height, width = waves.shape[-2:]
@@ -30,9 +42,15 @@ def transmit_fft2(waves: Array, transmission: Array, corners: Array) -> Array:
     return out
 
 
-def transmit_convolve(waves: Array, transmission: Array, corners: Array, transfer: fourier.Transfer | Array) -> Array:
+def transmit_convolve(
+    waves: Array,
+    transmission: Array,
+    corners: Array,
+    transfer: fourier.Transfer | Array,
+    fits: bool | None = None,
+) -> Array:
     """Return ``waves`` (position, y, x) behind their windows of ``transmission`` (Y, X) and ``transfer`` H (ky, kx)."""
-    if not _fused(waves, transmission, corners):
+    if not _known(fits, waves, transmission, corners):
         return fourier.convolve(patches.transmit(waves, transmission, corners), transfer)
     out = backend.aligned_empty(waves.shape, np.complex64)
     height, width = waves.shape[-2:]
@@ -49,13 +67,14 @@ def transmit_adjoint_convolve(
     corners: Array,
     object_gradient: Array,
     transfer: fourier.Transfer | Array,
+    fits: bool | None = None,
 ) -> Array:
     """Adjoint of a slice, then that of the gap in front of it.
 
     As :func:`stemtomo.kernels.patches.transmit_adjoint`, then the convolution with the conjugate of ``transfer``;
     consumes ``gradient`` and returns the gradient of the waves behind the slice before.
     """
-    if not _fused(gradient, transmission, corners) or not object_gradient.flags.c_contiguous:
+    if not _known(fits, gradient, transmission, corners) or not object_gradient.flags.c_contiguous:
         patches.transmit_adjoint(gradient, incident, transmission, corners, object_gradient)
         return fourier.convolve(gradient, transfer, adjoint=True)
     height, width = gradient.shape[-2:]
@@ -73,11 +92,8 @@ def transmit_adjoint_convolve(
     return gradient
 
 
-def _fused(waves: Array, transmission: Array, corners: Array) -> bool:
-    if not fourier.is_ours(waves) or not transmission.flags.c_contiguous or transmission.dtype != np.complex64:
-        return False
-    last = corners.max(axis=0) + waves.shape[-2:]
-    return bool(corners.min() >= 0 and last[0] <= transmission.shape[0] and last[1] <= transmission.shape[1])
+def _known(fits: bool | None, waves: Array, transmission: Array, corners: Array) -> bool:
+    return fused(waves, transmission, corners) if fits is None else fits
 
 
 def _numbers(slice_array: np.ndarray) -> np.ndarray:

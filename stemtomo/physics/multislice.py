@@ -37,10 +37,10 @@ def forward(
     incident
         The waves incident on each slice, for :func:`adjoint`.
     """
-    incident = [probes]
+    incident, fits = [probes], slices.fused(probes, transmission[0], corners)
     for slice_transmission, propagator in zip(transmission[:-1], propagators, strict=True):
-        incident.append(slices.transmit_convolve(incident[-1], slice_transmission, corners, propagator))
-    return slices.transmit_fft2(incident[-1], transmission[-1], corners), incident
+        incident.append(slices.transmit_convolve(incident[-1], slice_transmission, corners, propagator, fits))
+    return slices.transmit_fft2(incident[-1], transmission[-1], corners, fits), incident
 
 
 def adjoint(
@@ -62,10 +62,11 @@ def adjoint(
     propagator needs.
     """
     gradient = ifft2(spectra_gradient, overwrite=True)
+    fits = slices.fused(gradient, transmission[0], corners)
     for index in range(len(transmission) - 1, 0, -1):
         at_slice = (incident[index], transmission[index], corners, transmission_gradient[index])
         if on_gap is None:
-            gradient = slices.transmit_adjoint_convolve(gradient, *at_slice, propagators[index - 1])
+            gradient = slices.transmit_adjoint_convolve(gradient, *at_slice, propagators[index - 1], fits)
         else:
             patches.transmit_adjoint(gradient, *at_slice)
             on_gap(index - 1, gradient, incident[index])

@@ -15,6 +15,7 @@ from stemtomo.errors import FormatError
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.pipeline.joint_parts import Tilt
+from stemtomo.pipeline.joint_probes import floor_factor
 from stemtomo.pipeline.ptychography import checked_electrons, good_pixels
 from stemtomo.pipeline.settings.joint import JointSettings
 from stemtomo.pipeline.tile_fields import Resident, Streamed
@@ -88,7 +89,7 @@ def tile_gradients(
         "phase",
         tilt.detector_yx,
         state["mask"],
-        floor_factor=max(1.0, float((abs(probe) ** 2).sum(dtype=np.float64)) / state["most_electrons"]),
+        floor_factor=floor_factor(probe, state["most_electrons"]),
     )
     patterns = state["patterns"]
     counts = patterns.counts if isinstance(patterns, Resident) else patterns.groups

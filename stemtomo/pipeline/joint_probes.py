@@ -11,8 +11,10 @@ from stemtomo import backend
 from stemtomo.algorithms.joint import solver
 from stemtomo.algorithms.joint.pose import focus_slope
 from stemtomo.algorithms.joint.view import View
+from stemtomo.algorithms.ptychography.noise import mean_curvature
 from stemtomo.algorithms.ptychography.solver import illumination
 from stemtomo.backend import Array
+from stemtomo.kernels.patches import Loss
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.probe import reciprocal_grid
 from stemtomo.physics.propagation import fresnel_propagator, propagate
@@ -22,6 +24,18 @@ from stemtomo.pipeline.joint_parts import Tilt
 def on_device(array: np.ndarray) -> Array:
     """Return ``array`` in the memory of the GPU, where this worker has one."""
     return backend.to_device(array) if backend.gpu_available() else array
+
+
+def floor_factor(probe: Array, most_electrons: float) -> float:
+    """Return how many times more electrons ``probe`` has than those that patterns are compared with."""
+    return max(1.0, float((abs(probe) ** 2).sum(dtype=np.float64)) / most_electrons)
+
+
+def seen_curvature(probe: Array, loss: Loss, most_electrons: float) -> float:
+    """Return the curvature of the loss in the modulus of waves, where patterns look like those of ``probe``."""
+    spectra = np.fft.fft2(backend.to_host(probe), norm="ortho")
+    compared = np.square(np.abs(spectra)).sum(axis=0) / floor_factor(probe, most_electrons)
+    return mean_curvature(compared, loss)
 
 
 def peak_light(probe: Array, view: View, tilt: Tilt) -> float:

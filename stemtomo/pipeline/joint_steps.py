@@ -36,7 +36,14 @@ from stemtomo.distributed import Executor, Handle, Parts
 from stemtomo.geometry import Pose
 from stemtomo.pipeline.joint_parts import Tilt, levelled, missed_rays
 from stemtomo.pipeline.joint_patterns import load_tile, tile_gradients
-from stemtomo.pipeline.joint_probes import at_first_slice, focus_slope_task, new_probe, on_device, peak_light
+from stemtomo.pipeline.joint_probes import (
+    at_first_slice,
+    focus_slope_task,
+    new_probe,
+    on_device,
+    peak_light,
+    seen_curvature,
+)
 from stemtomo.pipeline.settings.joint import JointSettings
 
 #: Column of the focus in the poses of a standing.
@@ -114,8 +121,8 @@ class JointRun:
             if self.settings.probe != "fixed":
                 self._refine_probe(probes, index, visit, view_handle)
             if refined:
-                told = (refined, self._curvature, self.constraint)
-                steps = [self.executor.submit(_pose_step, visit, view_handle, *told)]
+                told = (view_handle, refined, self._curvature, self.constraint)
+                steps = [self.executor.submit(_pose_step, visit, *told)]
                 if "focus" in refined:
                     steps.append(self._focus_step(index, poses[index], volume, probes[index], rule))
                 poses[index] += np.sum(self.executor.gather(steps), axis=0)
@@ -125,7 +132,7 @@ class JointRun:
         loss = float(np.sum(self.executor.gather(losses)))
         shares = np.array(self.executor.gather([vacuum[index] for index in range(len(self.tilts))]))
         parts = replace(now.volume, handles=(volume,))
-        return Standing(parts, probes, poses, shares, [*now.losses, loss / self._pixels])
+        return Standing(parts, probes, poses, shares, [*now.losses, loss / self.pixels])
 
     def accelerate(self, now: Standing) -> Standing:
         """Return the standing after one accelerated step along the sum of all tilts; waits for the loss."""
@@ -142,7 +149,7 @@ class JointRun:
         if self.settings.tv_weight_rad:
             volume = self.executor.submit(_flatten, volume, self.settings.tv_weight_rad, self.settings.positivity)
         loss = float(self.executor.gather(self.executor.submit(getitem, total, "loss")))
-        parts, losses = replace(now.volume, handles=(volume,)), [*now.losses, loss / self._pixels]
+        parts, losses = replace(now.volume, handles=(volume,)), [*now.losses, loss / self.pixels]
         return replace(now, volume=parts, probes=probes, losses=losses)
 
     def losses(self, now: Standing) -> np.ndarray:
@@ -158,7 +165,7 @@ class JointRun:
     @property
     def pixels(self) -> int:
         """Detector pixels of all patterns: what losses are means over."""
-        return self._pixels
+        return sum(tilt.pixels for tilt in self.tilts)
 
     def view_of(self, index: int, change: np.ndarray) -> View:
         """Return how tilt ``index`` sees the box after ``change``, a row of the poses of a standing."""
@@ -190,10 +197,12 @@ class JointRun:
         if self.settings.whole_illumination:
             peak = self.executor.submit(peak_light, probe, view, self.tilts[index])
         count, gain = len(self.tilts[index].recorded), self._gain(index, probe)
+        told = (self.settings.loss, self.settings.most_electrons)
+        curvature = self.executor.submit(seen_curvature, probe, *told)
         for wanted in spread_batches(count, rule.batches or count, seed):
             slices = self.executor.submit(getitem, state, "slices")
             sums = self._sums(index, view, slices, probe, None if rule.batches == 1 else wanted)
-            state = self.executor.submit(_descend, state, sums, rule, self._curvature, peak, gain)
+            state = self.executor.submit(_descend, state, sums, rule, curvature, peak, gain)
         return state
 
     def _gain(self, index: int, probe: Handle) -> Handle | None:
@@ -270,10 +279,6 @@ class JointRun:
     @property
     def _curvature(self) -> float:
         return CURVATURE[self.settings.loss]
-
-    @property
-    def _pixels(self) -> int:
-        return sum(tilt.pixels for tilt in self.tilts)
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------

@@ -35,9 +35,9 @@ def reference_adjoint(gradient, incident, transmission, corners):
 def reference_residual(spectra, counts, loss):
     model, seen = np.abs(spectra) ** 2, counts >= 0
     if loss == "poisson":
-        seen_counts = np.maximum(counts, 0) + 0.5
-        value = model + 0.5 - seen_counts + seen_counts * np.log(seen_counts / (model + 0.5))
-        factor = 1 - seen_counts / (model + 0.5)
+        seen_counts = np.maximum(counts, 0) + 0.1
+        value = model + 0.1 - seen_counts + seen_counts * np.log(seen_counts / (model + 0.1))
+        factor = 1 - seen_counts / (model + 0.1)
     else:
         c = {"amplitude": 0.0, "anscombe": 0.375}[loss]
         value = (np.sqrt(model + c) - np.sqrt(np.maximum(counts, 0) + c)) ** 2

@@ -31,6 +31,7 @@ QUICK = JointSettings(
     slice_thickness_angstrom=1.6,
     electrons_per_pattern=2e4,
     precision="double",
+    loss="anscombe",  # the likelihood weighs dark pixels more, where waves of this simulation fold back
 )
 PROJECTIONS = AtomSettings(species=1)
 MULTISLICE = AtomSettings(species=1, refine_model="multislice", multislice_iterations=8)

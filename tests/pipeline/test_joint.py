@@ -123,7 +123,8 @@ def test_the_loss_ends_at_what_counting_noise_leaves(series):
     numbers = joint(series, QUICK)
     rng = np.random.default_rng(9)
     truth = np.concatenate([simulated(theta, 2e4) for theta in THETA_DEG])
-    noise = (np.sqrt(rng.poisson(truth) + 0.375) - np.sqrt(truth + 0.375)) ** 2
+    counts = rng.poisson(truth)
+    noise = truth - counts + (counts + 0.1) * np.log((counts + 0.1) / (truth + 0.1))
     assert numbers["loss"][-1] == pytest.approx(noise.mean(), rel=0.1)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from stemtomo.backend import Array, array_namespace, to_device_of, to_host
+from stemtomo.backend import Array, irfft2, rfft2, to_device_of, to_host
 
 #: Part of the brightest pixel of the probe's spectrum above which a pixel is in the disc.
 _IN_DISC = 0.1
@@ -39,14 +39,15 @@ def phase_transfer(probe: np.ndarray, reach: int) -> np.ndarray:
     modulus = np.abs(spectra)
     disc = modulus > _IN_DISC * modulus.max()
     turn = np.where(disc, spectra / np.maximum(modulus, 1e-30), 0).conj()
-    told = np.zeros((2 * reach + 1, 2 * reach + 1))
+    # The square is that of both discs less twice what they have in common, which is only looked for in the disc.
+    squared = turn**2
+    wide = np.pad(spectra, ((0, 0), (reach, reach), (reach, reach)), mode="wrap")
+    (height, width), common = spectra.shape[1:], np.zeros((2 * reach + 1, 2 * reach + 1))
     for y, x in np.ndindex(reach + 1, 2 * reach + 1):
-        ahead = np.roll(spectra, (y, x - reach), axis=(1, 2))
-        behind = np.roll(spectra, (-y, reach - x), axis=(1, 2))
-        seen = np.abs(turn * ahead - (turn * behind).conj()) ** 2
-        dark = np.abs(ahead) ** 2 + np.abs(behind) ** 2
-        told[reach + y, x] = told[reach - y, 2 * reach - x] = np.where(disc, seen, dark).sum()
-    return told / (modulus**2).sum()
+        ahead = wide[:, reach - y : reach - y + height, 2 * reach - x : 2 * reach - x + width]
+        behind = wide[:, reach + y : reach + y + height, x : x + width]
+        common[reach + y, x] = common[reach - y, 2 * reach - x] = np.vdot(squared.conj(), ahead * behind).real
+    return np.maximum(2 - 2 * common / (modulus**2).sum(), 0)
 
 
 def frequency_gain(probe: Array, shape_yx: tuple[int, int], most: float, reach: int = 12) -> np.ndarray:
@@ -66,6 +67,5 @@ def frequency_gain(probe: Array, shape_yx: tuple[int, int], most: float, reach: 
 
 def amplified(direction: Array, gain: np.ndarray) -> Array:
     """Return ``direction`` (slice, Y, X) with each frequency times its ``gain`` (ky, kx); its own adjoint."""
-    xp = array_namespace(direction)
-    spectrum = xp.fft.rfft2(direction, axes=(-2, -1)) * to_device_of(gain, direction)
-    return xp.fft.irfft2(spectrum, s=direction.shape[-2:], axes=(-2, -1)).astype(direction.dtype)
+    spectrum = rfft2(direction) * to_device_of(gain.astype(direction.dtype, copy=False), direction)
+    return irfft2(spectrum, direction.shape[-2:]).astype(direction.dtype, copy=False)

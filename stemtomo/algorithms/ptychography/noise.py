@@ -7,6 +7,7 @@ import functools
 import numpy as np
 from scipy import stats
 
+from stemtomo.algorithms.ptychography.model import CURVATURE
 from stemtomo.kernels.patches import _POISSON_FLOOR, _ROOT_OFFSET, Loss
 
 
@@ -17,6 +18,18 @@ def expected_loss(intensity: np.ndarray, loss: Loss) -> float:
     """
     means, values = _table(loss)
     return float(np.mean(np.interp(np.log(np.maximum(intensity, means[0])), np.log(means), values)))
+
+
+def mean_curvature(intensity: np.ndarray, loss: Loss) -> float:
+    """Return the curvature of the loss in the modulus of waves, as :data:`CURVATURE`, expected at few electrons.
+
+    The background b that counts and model of the Poisson loss share bounds the weight of dark pixels, I / (I + b) of
+    what they tell. The mean is over waves that fall on the detector as ``intensity`` (any shape, electrons) does.
+    """
+    if loss != "poisson" or not intensity.any():
+        return CURVATURE[loss]
+    weight = intensity / (intensity + _POISSON_FLOOR)
+    return CURVATURE[loss] * float(np.sum(intensity * weight) / np.sum(intensity))
 
 
 @functools.cache

@@ -53,10 +53,12 @@ class JointSettings(Section):
         default=False, description="Precondition with the illumination of all positions (published), not the batch's."
     )
     loss: Literal["amplitude", "anscombe", "poisson"] = Field(
-        default="anscombe", description="Misfit, as of ptychography."
+        default="poisson",
+        description="Misfit. Poisson is the likelihood of counts, also of less than one electron per pixel, where the "
+        "roots of the others are biased.",
     )
     most_electrons: Positive = Field(
-        default=2e4,
+        default=5e3,
         description="Patterns of more electrons are compared as if they had so many: their weak pixels, where the "
         "model is wrong by more than noise, would lead a search from zero astray. No effect on loss = 'amplitude'.",
     )
