@@ -100,7 +100,7 @@ GROUPS: dict[str, GroupSchema] = {
     "ptychography": GroupSchema(
         stage="ptychography",
         per_tilt=True,
-        revision=4,
+        revision=5,
         variables={
             "object": Variable(("slice", "y", "x"), "1", "complex", "transmission of every slice"),
             "phase_sum": Variable(_IMAGE, "rad", "real", "phase summed over the slices"),
