@@ -7,11 +7,11 @@ polling, which works on network file systems where notifications do not, and tim
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Protocol
 
-from stemtomo.errors import AcquisitionError, StalledError
+from stemtomo.errors import AcquisitionError
 
 
 class State(StrEnum):
@@ -20,7 +20,6 @@ class State(StrEnum):
     WAITING = "waiting"
     GROWING = "growing"
     COMPLETE = "complete"
-    STALLED = "stalled"
     BROKEN = "broken"
 
 
@@ -87,7 +86,7 @@ class Follower:
     Attributes
     ----------
     state
-        Never ``STALLED``: that is for whoever has a clock to say.
+        Whether it has stalled is for whoever has a clock to say.
     ready
         Whole records seen so far.
     """
@@ -173,56 +172,6 @@ class Follower:
     def _broken(self, what: str) -> AcquisitionError:
         self.state = State.BROKEN
         return AcquisitionError(f"{self.source.where}: {what}")
-
-
-def tail(
-    source: Growing,
-    start: int = 0,
-    block: int = 1,
-    *,
-    clock: Clock | None = None,
-    poll_s: float = 1.0,
-    deadline_s: float = 600.0,
-) -> Iterator[tuple[int, int]]:
-    """Yield the ranges [start, stop) of ``source`` as they become whole, until it is complete.
-
-    Every range but the last holds ``block`` records and begins at a multiple of it. The time that the caller takes
-    between two ranges does not count as a stall.
-
-    Parameters
-    ----------
-    start
-        First record wanted, a multiple of ``block``: what an earlier run has not recorded.
-    clock
-        The wall clock unless given.
-    poll_s
-        Seconds between two looks.
-    deadline_s
-        Seconds without a new record after which the acquisition counts as stalled.
-
-    Raises
-    ------
-    StalledError
-        With what came and what was expected.
-    AcquisitionError
-        If the source was replaced, shrank, disappeared, or holds too many records.
-    """
-    clock = clock or WallClock()
-    follower = Follower(source, start, block)
-    last = clock.now()
-    while True:
-        seen = follower.ready
-        ranges = follower.poll()
-        yield from ranges
-        if follower.state is State.COMPLETE:
-            return
-        if ranges or follower.ready > seen:
-            last = clock.now()
-            continue
-        if clock.now() - last >= deadline_s:
-            follower.state = State.STALLED
-            raise StalledError(stall_message(source, follower.ready, deadline_s))
-        clock.sleep(poll_s)
 
 
 def stall_message(source: Growing, ready: int, deadline_s: float) -> str:

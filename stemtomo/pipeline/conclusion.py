@@ -8,8 +8,9 @@ from stemtomo.distributed import Executor, Handle
 from stemtomo.errors import StemtomoError
 from stemtomo.io.schema import tilt_name
 from stemtomo.io.store import Store
-from stemtomo.pipeline.config import Configuration, PtychographySettings, QuicklookSettings
+from stemtomo.pipeline.config import Configuration, PtychographySettings, QuicklookSettings, ResourceSettings
 from stemtomo.pipeline.live import QUICKLOOK, LiveTilt
+from stemtomo.pipeline.plan import worker_limits
 from stemtomo.pipeline.quicklook import look_provenance, quicklook
 
 
@@ -62,7 +63,14 @@ class Conclusions:
             room = max(1, self._executor.workers - 1)
             while self._waiting and len(self._under_way) < room:
                 tilt = self._waiting.pop(0)
-                told = (self._store.path, tilt, self._look, self._solve)
+                told = (self._store.path, tilt, self._look, self._with_its_share(room))
                 self._under_way[tilt] = self._executor.submit(conclude_tilt, *told)
             if not (wait and self._under_way):
                 return problems
+
+    def _with_its_share(self, room: int) -> PtychographySettings | None:
+        """Return how a tilt is reconstructed in its share of the memory of a process that may work on several."""
+        if self._solve is None:
+            return None
+        limit, _, threads = worker_limits(self._executor, ResourceSettings(memory_gib=self._solve.memory_gib))
+        return self._solve.model_copy(update={"memory_gib": limit / min(room, threads) / 2**30})

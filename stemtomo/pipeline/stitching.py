@@ -23,11 +23,14 @@ from stemtomo.algorithms.ptychography.positions import Positions, moved_grid
 from stemtomo.algorithms.ptychography.tiles import Rectangle, Tile
 from stemtomo.backend import Array, array_namespace
 from stemtomo.distributed import Checkpoint, Executor, Handle, Parts
+from stemtomo.distributed.trees import map_tree
 from stemtomo.distributed.windows import intersection
 from stemtomo.pipeline.tile_fields import Field
 from stemtomo.pipeline.tile_steps import tile_curvature, tile_saved_positions, tile_state, tile_tree
 from stemtomo.pipeline.tiles import Schedule
 
+#: What update rules remember of, and what of it is turned with the modes of the probe.
+_BLENDED, _LINEAR = ("object", "probe"), ("momentum", "mean")
 #: Overlaps are compared where both tiles have this share of their usual illumination; least pixels of their edges.
 _LIT, _LEAST_PX = 0.7, 8
 
@@ -96,15 +99,13 @@ class Apart:
         Tiles that met an epoch ago have not drifted apart, and no gauges are looked for.
         """
         everything = [np.ones(len(tile.where), bool) for tile in self.tiles]
-        return self._blended(trees, [tile.window for tile in self.tiles], everything, epochs, keep_memory=True)
+        return self._blended(trees, [tile.window for tile in self.tiles], everything, epochs)
 
     def joined(self, trees: Parts, windows: Sequence[Rectangle]) -> Parts:
         """Return the trees of exact tiles with these ``windows`` of the object: all tiles blended."""
-        return self._blended(trees, windows, list(self.owned), self.epochs, keep_memory=False)
+        return self._blended(trees, windows, list(self.owned), self.epochs)
 
-    def _blended(
-        self, trees: Parts, windows: Sequence[Rectangle], kept: Sequence[np.ndarray], epochs: int, keep_memory: bool
-    ) -> Parts:
+    def _blended(self, trees: Parts, windows: Sequence[Rectangle], kept: Sequence[np.ndarray], epochs: int) -> Parts:
         """Return the trees of tiles with these ``windows`` and the positions ``kept`` of each, after ``epochs``."""
         owned, seen = list(self.owned), [tile.window for tile in self.tiles]
         pieces = trees.map(tile_piece, each=[self.fields, owned])
@@ -117,8 +118,8 @@ class Apart:
         numbers = list(range(len(seen)))
         shares = pieces.map(tile_share, solved, each=[numbers])
         blends = shares.exchange(seen, windows, beside=self.fields)
-        probe = trees.map(tile_probe, each=[owned]).sum()
-        return trees.map(tile_blended, solved, probe, keep_memory, each=[blends, self.fields, list(kept), numbers])
+        probe = trees.map(tile_probe, trees.handles[0], each=[owned]).sum()
+        return trees.map(tile_blended, solved, probe, each=[blends, self.fields, list(kept), numbers])
 
     def _differences(self, pieces: Parts, windows: Sequence[Rectangle]) -> list[Handle]:
         found, submit = [], self.executor.submit_at
@@ -179,7 +180,8 @@ def tile_piece(tree: dict[str, Any], part: Field, owned: np.ndarray) -> dict[str
     own = replace(grid, corners=grid.corners[owned], shifts_px=grid.shifts_px[owned])
     lit, mine = (solver.illumination(tree["probe"], each) for each in (grid, own))
     xp = array_namespace(lit)
-    return {"u": tree["phase"], "lit": lit, "own": mine, "usual": xp.median(lit[lit > lit.max() / 2])}
+    usual = xp.median(lit[lit > lit.max() / 2])
+    return {"u": tree["phase"], "lit": lit, "own": mine, "usual": usual, "memory": _arrays(tree["memory"], "object")}
 
 
 def tile_strip(piece: dict[str, Array], window: Rectangle, common: Rectangle) -> dict[str, np.ndarray]:
@@ -212,28 +214,35 @@ def tile_share(piece: dict[str, Array], solved: Sequence[Gauge], number: int) ->
     u = gauges.without(piece["u"], solved[number], np.array(shape) / 2)
     weight = piece["own"] ** 2
     xp = array_namespace(u)
-    return {"u": weight * u, "t": weight * xp.exp(1j * u), "weight": weight}
+    memory = {name: weight * value for name, value in piece["memory"].items()}
+    return {"u": weight * u, "t": weight * xp.exp(1j * u), "weight": weight, "memory": memory}
 
 
-def tile_probe(tree: dict[str, Any], owned: np.ndarray) -> dict[str, Any]:
-    """Return what a tile adds to the mean probe, as much as it owns patterns."""
+def tile_probe(tree: dict[str, Any], first: dict[str, Any], owned: np.ndarray) -> dict[str, Any]:
+    """Return what a tile adds to the mean probe, as much as it owns patterns, and to what is remembered of it.
+
+    Modes may be turned into each other: they are turned to those of the ``first`` tile.
+    """
     count = int(np.count_nonzero(owned))
-    return {"probe": tree["probe"] * count, "positions": count}
+    turn, memory = gauges.turn_to(tree["probe"], first["probe"]), _arrays(tree["memory"], "probe")
+    turned = {name: gauges.turned(value, turn) if name in _LINEAR else value for name, value in memory.items()}
+    rounds = {kind: float(each.get("rounds", 0)) for kind, each in tree["memory"].items() if kind in _BLENDED}
+    found = {"probe": gauges.turned(tree["probe"], turn), "memory": turned, "rounds": rounds}
+    return {"sums": map_tree(lambda value: value * count, found), "positions": count}
 
 
 def tile_blended(
     tree: dict[str, Any],
     solved: Sequence[Gauge],
     probes: dict[str, Any],
-    keep_memory: bool,
-    blend: dict[str, Array],
+    blend: dict[str, Any],
     part: Field,
     kept: np.ndarray,
     number: int,
 ) -> dict[str, Any]:
     """Return the tree of a tile with the mean probe, the blend in its window, and the positions ``kept``.
 
-    What update rules remember of the object is its own, or nothing unless ``keep_memory``.
+    What update rules remember of object and probe is blended like these.
     """
     xp = array_namespace(blend["weight"])
     weight = xp.where(blend["weight"] > 0, blend["weight"], 1)
@@ -244,7 +253,20 @@ def tile_blended(
         gauge = (solved[number].shift_px * pixel)[::-1]
         extra[Positions.name] = extra[Positions.name][kept] - backend.to_device_of(gauge, extra[Positions.name])
         curvature = curvature[kept]
-    probe = (probes["probe"] / probes["positions"]).astype(tree["probe"].dtype)
-    memory = {name: value for name, value in tree["memory"].items() if name != "probe"} if keep_memory else {}
+    mean = map_tree(lambda value: value / probes["positions"], probes["sums"])
+    probe = mean["probe"].astype(tree["probe"].dtype)
+    blended = {"object": {name: value / weight for name, value in blend["memory"].items()}, "probe": mean["memory"]}
+    memory: dict[str, Any] = {}
+    for kind, values in blended.items():
+        own = tree["memory"].get(kind)
+        if own is not None:
+            memory[kind] = {name: value.astype(own[name].dtype) for name, value in values.items()}
+            if "rounds" in own:
+                memory[kind]["rounds"] = round(mean["rounds"][kind])
     state = solver.orthogonal_modes(solver.State(u.astype(tree["phase"].dtype), probe, extra, memory))
     return {**state.tree(), "curvature": curvature, "best": None}
+
+
+def _arrays(memory: dict[str, Any], kind: str) -> dict[str, Array]:
+    """Return the arrays that an update rule remembers of object or probe."""
+    return {name: value for name, value in (memory.get(kind) or {}).items() if name != "rounds"}

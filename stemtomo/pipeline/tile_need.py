@@ -116,7 +116,8 @@ def _alone(windows: Sequence[Rectangle], positions: int, settings: PtychographyS
     np.fill_diagonal(shared, 0)
     layer = 4 * settings.slices * (2 if settings.object == "complex" else 1)
     compared = int(shared.sum()) // 2 * (layer + 4) if settings.stitch_meet_epochs > 1 else 0
-    blended = int(shared.sum()) * (layer + 8 * settings.slices + 4)
+    remembered = {"nesterov": 1, "adam": 2}.get(settings.rule, 0)
+    blended = int(shared.sum()) * ((1 + remembered) * layer + 8 * settings.slices + 4)
     probes = len(windows) * settings.probe_modes * math.prod(grid.window_yx) * 8
     return Alone(positions, int(np.count_nonzero(shared)) // 2, compared + blended + probes)
 

@@ -99,11 +99,12 @@ def test_tiles_that_meet_hold_one_object_and_the_mean_probe_of_all_patterns():
     ]
     owned = [np.isin(other.where, tile.where) for other, tile in zip(wide, tiles, strict=True)]
     parts = Parts(workers, tuple(workers.broadcast(field) for field in fields), workers.places(2))
-    rng, momentum = np.random.default_rng(0), {"object": {"momentum": np.ones(3)}, "probe": {"momentum": np.ones(3)}}
-    trees = []
+    rng, trees = np.random.default_rng(0), []
     for number, each in enumerate(wide):
         phase = rng.normal(size=(1, *each.grid.shape_yx))
-        trees.append(tile_tree(State(phase, PROBE[None] * (1 + number), {}, momentum), None))
+        probe = PROBE[None] * (1 + number)
+        memory = {"object": {"mean": 2 * phase, "rounds": 5}, "probe": {"mean": 3 * probe, "rounds": 4}}
+        trees.append(tile_tree(State(phase, probe, {}, memory), None))
     schedule = Schedule([solver.Nesterov()] * 4, [1] * 4, SCAN.count)
     apart = Apart(workers, parts, wide, owned, schedule, 3, 1, 1, {})
     met = apart.met(Parts(workers, tuple(workers.broadcast(tree) for tree in trees), parts.places), 1).gather()
@@ -115,7 +116,12 @@ def test_tiles_that_meet_hold_one_object_and_the_mean_probe_of_all_patterns():
     np.testing.assert_allclose(met[0]["phase"][:, 4:-4, 4:8], trees[0]["phase"][:, 4:-4, 4:8], atol=1e-12)
     for tree in met:
         np.testing.assert_allclose(tree["probe"], share * PROBE[None], rtol=1e-12)
-        assert set(tree["memory"]) == {"object"}
+        # What the rules remember is blended alike.
+        np.testing.assert_allclose(tree["memory"]["probe"]["mean"], 3 * share * PROBE[None], rtol=1e-12)
+        assert [tree["memory"][kind]["rounds"] for kind in ("object", "probe")] == [5, 4]
+    one, other = (tree["memory"]["object"]["mean"] for tree in met)
+    np.testing.assert_allclose(one[..., common[0]], other[..., common[1]], atol=1e-12)
+    np.testing.assert_allclose(one[:, 4:-4, 4:8], 2 * trees[0]["phase"][:, 4:-4, 4:8], atol=1e-12)
 
 
 @pytest.mark.parametrize("modes", [1, 2])

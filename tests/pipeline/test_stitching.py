@@ -35,18 +35,18 @@ def true_phase(seed=2):
     return found
 
 
-def reconstructed(path, seed=2):
+def reconstructed(path, seed=2, **changes):
     """Return the phases untiled and stitched, where they are seen; the truth; the seams."""
     store = make_scan(path, SCAN, DETECTOR, seed=seed)
     found = []
     for settings in (SETTINGS, STITCHED):
-        ptychography(store, settings, executor=ThreadExecutor(1))
+        ptychography(store, settings.model_copy(update=changes), executor=ThreadExecutor(1))
         found.append(store.read("ptychography/000").load())
     lit = found[0]["illumination"].values
     seen = lit > 0.5 * np.median(lit[lit > 0.1 * lit.max()])
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     inside = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    layout = layout_of(store, 0, STITCHED, Room(2**34))
+    layout = layout_of(store, 0, STITCHED.model_copy(update=changes), Room(2**34))
     lines = seam_lines([tile.window for tile in layout.tiles()])
     moved = [[line - first for line in each] for each, first in zip(lines, (rows[0], columns[0]), strict=True)]
     phases = [each["phase_sum"].values[inside].astype(float) for each in found]
@@ -159,3 +159,19 @@ def test_tiles_with_wide_halos_start_from_their_own_window(tmp_path):
         field = make_field(load_patterns(index, layout), layout, found, index)
         (y0, y1), (x0, x1) = tile.window
         np.testing.assert_array_equal(start_state(field, found, layout).phase, phase[:, y0:y1, x0:x1])
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("changes", "most"), [
+    ({"slices": 2, "slice_thickness_angstrom": 20.0, "detector_padding": 0.0}, 0.1),
+    ({"probe_modes": 2}, 0.15),
+    ({"rule": "adam", "step": 0.2}, 0.35),
+    ({"rule": "lsqml"}, 0.1),
+])  # fmt: skip
+def test_features_have_no_seams_either(tmp_path, changes, most):
+    untiled, stitched, truth, lines = reconstructed(tmp_path / "scan.zarr", **changes)
+    noise = (untiled - truth - (untiled - truth).mean()).std()
+    assert seams(stitched, *lines, untiled).difference_rms <= most * noise
+    one, other = (seams(picture, *lines, truth) for picture in (untiled, stitched))
+    assert other.difference_rms <= 1.03 * one.difference_rms
+    assert other.step_ratio <= 1.01 * one.step_ratio

@@ -139,11 +139,11 @@ def test_stitched_tiles_take_their_halos_meetings_and_the_fit_of_the_probe():
     inner = max(b - a for (a, b), _ in cuts_of(MISSION, (4, 4), (32, 32)))
     assert found.need.alone.positions == (inner + 32) ** 2
     assert found.need.alone.pairs == 4 * 3 * 2 + 3 * 3 * 2  # sides and corners
-    # Of one pair side by side: u is compared once; u, transmission and weight are sent both ways; the probes of two.
+    # Of one pair: u is compared once; u, momentum, transmission and weight are sent both ways; the probes of two.
     pair = chosen(MISSION, DETECTOR, 2, (32, 32), stitched.model_copy(update={"frames": "store", "tiles": (1, 2)}),
                   Room(64 * GIB, 2), tilts=36)  # fmt: skip
     common = 800 * 0.2275 / 0.2 * (32 * 0.2275 / 0.2 + 128 + 8) + 128 * (32 * 0.2275 / 0.2 + 128 + 8)
-    expected = common * ((5 * 4 + 4) + 2 * (5 * 4 + 5 * 8 + 4)) + 2 * 128 * 128 * 8
+    expected = common * ((5 * 4 + 4) + 2 * (2 * 5 * 4 + 5 * 8 + 4)) + 2 * 128 * 128 * 8
     assert pair.need.alone.bytes_moved == pytest.approx(expected, rel=0.03)
     assert meetings_of(stitched, 20) == (10, 12)  # after 2, 4 ... 18 and at the end; checkpoints after 5 and 15
     alone = alone_epochs(stitched, SETTINGS.epochs)

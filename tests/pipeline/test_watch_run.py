@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from stemtomo import cli
+from stemtomo.distributed.threads import ThreadExecutor
 from stemtomo.errors import FormatError
 from stemtomo.io.store import Store
 from stemtomo.pipeline import watch as module
+from stemtomo.pipeline.conclusion import Conclusions
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.ptychography import load_counts, ptychography
 from tests.pipeline.acquisitions import FRAME_BYTES, configuration, follow, frames
@@ -130,3 +133,22 @@ def test_the_command_says_what_looks_wrong_when_it_comes_up(tmp_path: Path) -> N
     assert result.exit_code == 3, result.output
     assert result.output.count("Warning: ") == 1
     assert "1 frames are empty" in result.output
+
+
+def test_tilts_that_are_reconstructed_at_once_share_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_series(tmp_path / "s.zarr")
+    made = configuration(tmp_path, then_run=True, ptychography={**QUICK, "memory_gib": 6.0})
+    told: list[Any] = []
+
+    class Busy(ThreadExecutor):
+        def submit(self, function: Any, *args: Any, **_: Any) -> Any:
+            told.append(args[-1])
+            return SimpleNamespace(done=lambda: False)
+
+    conclusions = Conclusions(store, made, Busy(4))
+    for tilt in range(3):
+        conclusions.add(tilt)
+    conclusions.go_on()
+    # Three of four threads reconstruct; the fourth is for frames.
+    assert [settings.memory_gib for settings in told] == [pytest.approx(2.0)] * 3
+    assert {"memory_gib"} <= PtychographySettings.HOW  # which changes no result

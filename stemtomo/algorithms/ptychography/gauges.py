@@ -151,6 +151,22 @@ def without_ramp_to(probe: Array, told: Array) -> Array:
     return (probe * to_device_of(ramp, probe)).astype(probe.dtype)
 
 
+def turn_to(probe: Array, told: Array) -> Array:
+    """Return the unitary matrix (mode, mode) that turns modes (mode, y, x) until they are next to those told.
+
+    The intensities of patterns are the same for all turns, so that modes of several fits are no sum before that.
+    """
+    xp = array_namespace(probe)
+    overlap = told.reshape(len(told), -1) @ probe.reshape(len(probe), -1).conj().T
+    left, _, right = xp.linalg.svd(overlap)
+    return left @ right
+
+
+def turned(modes: Array, turn: Array) -> Array:
+    """Return modes (mode, y, x) turned by a matrix (mode, mode)."""
+    return (turn @ modes.reshape(len(modes), -1)).reshape(modes.shape)
+
+
 def shifted(phase: Array, shift_px: np.ndarray) -> Array:
     """Return u (slice, y, x) moved by ``shift_px`` (y, x), by Fourier ramps of each layer mirrored at its edges."""
     if not np.any(shift_px):

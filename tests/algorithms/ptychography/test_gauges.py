@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from stemtomo.algorithms.ptychography import gauges
 from stemtomo.algorithms.ptychography.gauges import Difference, Gauge, blended, difference, shifted, solve, without
 
 EDGE, SLICES = 144, 2
@@ -153,3 +154,13 @@ def test_a_blend_keeps_the_branch_of_the_phase():
     np.testing.assert_allclose(blended(u + 0.1, np.exp(1j * u)), u, atol=1e-12)
     absorbing = u + 0.1j
     np.testing.assert_allclose(blended(absorbing, np.exp(1j * absorbing)), absorbing, atol=1e-12)
+
+
+def test_modes_that_were_turned_into_each_other_are_turned_back():
+    rng = np.random.default_rng(0)
+    told = rng.normal(size=(3, 16, 16, 2)) @ [1, 1j]
+    unitary, _ = np.linalg.qr(rng.normal(size=(3, 3, 2)) @ [1, 1j])
+    other = gauges.turned(told, unitary)
+    np.testing.assert_allclose((np.abs(other) ** 2).sum(axis=0), (np.abs(told) ** 2).sum(axis=0))
+    assert np.abs(other - told).max() > 1
+    np.testing.assert_allclose(gauges.turned(other, gauges.turn_to(other, told)), told, atol=1e-12)
