@@ -16,7 +16,7 @@ from stemtomo.io.durable import replace_bytes, storage_errors, sync, sync_up
 from stemtomo.io.electrons import ElectronCodec, suits
 from stemtomo.io.object_store import zarr_store
 from stemtomo.io.schema import CHUNK_POSITIONS, FRAME_DIMS, frame_chunks, frame_shards, frame_units
-from stemtomo.io.shards import Piece, ShardCodec, build, read_pieces
+from stemtomo.io.shards import EVERY_SHARD, Piece, ShardCodec, build, read_pieces
 from stemtomo.io.untrusted import DAMAGED, reading
 
 FRAMES = "frames"
@@ -48,7 +48,7 @@ def create(
         **_codecs(dtype, codec),
         fill_value=0,
         dimension_names=FRAME_DIMS,
-        attributes={"units": frame_units(dtype), "long_name": "diffraction patterns"},
+        attributes={"units": frame_units(dtype), "long_name": "diffraction patterns", EVERY_SHARD: True},
         zarr_format=3,
     )
 
@@ -102,7 +102,7 @@ def shard_regions(array: zarr.Array) -> Iterator[tuple[int, tuple[int, int, int,
 
 
 def shard_file(array: zarr.Array, folder: Path, y0: int, x0: int) -> Path:
-    """File of the shard at scan position (y0, x0); a shard of zeros has none."""
+    """File of the shard at scan position (y0, x0)."""
     edge_y, edge_x = shard_shape(array)
     return folder / "c" / str(y0 // edge_y) / str(x0 // edge_x) / "0" / "0"
 
@@ -154,6 +154,31 @@ def read_shard(array: zarr.Array, folder: Path, y0: int, x0: int, wanted: np.nda
             return
         for y, x, frames in read_pieces(codec, shard_file(array, folder, y0, x0), height, width, wanted):
             yield y0 + y, x0 + x, frames
+
+
+def read_part(array: zarr.Array, folder: Path, part: tuple[slice | int, ...]) -> np.ndarray:
+    """Return a ``part`` of the frames (y, x, ky, kx), or all of them, from the shards that hold it.
+
+    A shard that is gone or damaged is named; Zarr takes the first for zeros.
+    """
+    chosen = [*part, *[slice(None)] * (4 - len(part))]
+    rows, columns = (np.atleast_1d(np.arange(n)[one]) for n, one in zip(array.shape[:2], chosen[:2], strict=True))
+    inner = tuple(np.atleast_1d(np.arange(n)[one]) for n, one in zip(array.shape[2:], chosen[2:], strict=True))
+    found = np.empty((len(rows), len(columns), *map(len, inner)), array.dtype)
+    wanted = np.zeros(array.shape[:2], bool)
+    wanted[np.ix_(rows, columns)] = True
+    whole = [slice(None) if len(kept) == n else kept for kept, n in zip(inner, array.shape[2:], strict=True)]
+    for _, (y0, y1, x0, x1) in shard_regions(array):
+        asked = wanted[y0:y1, x0:x1]
+        if not asked.any():
+            continue
+        for y, x, frames in read_shard(array, folder, y0, x0, None if asked.all() else asked):
+            down = (rows >= y) & (rows < y + frames.shape[0])
+            across = (columns >= x) & (columns < x + frames.shape[1])
+            piece = frames[np.ix_(rows[down] - y, columns[across] - x)]
+            found[np.ix_(down, across)] = piece[:, :, whole[0]][:, :, :, whole[1]]
+    kept = tuple(0 if isinstance(one, (int, np.integer)) else slice(None) for one in chosen)
+    return np.asarray(found[kept])
 
 
 def _extent(array: zarr.Array, folder: Path, y0: int, x0: int) -> tuple[int, int]:

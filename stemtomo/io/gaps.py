@@ -11,7 +11,7 @@ import numpy as np
 
 from stemtomo.errors import AcquisitionError
 from stemtomo.io.formats.records import Run, runs_of
-from stemtomo.io.formats.tilts import TiltFiles
+from stemtomo.io.formats.tilts import StackedTilts
 from stemtomo.io.prepared import PreparedFrames, mapped
 from stemtomo.io.series import SeriesOfFiles
 from stemtomo.io.sources import FrameSource, Shape
@@ -103,7 +103,7 @@ def without_gaps(source: FrameSource) -> FrameSource:
     AcquisitionError
         If it holds more frames than its scan, or none at all.
     """
-    if isinstance(source, TiltFiles | SeriesOfFiles):
+    if isinstance(source, StackedTilts | SeriesOfFiles):
         return mapped(source, without_gaps)
     if isinstance(source, Gapped):
         missing, readable = source.missing(), source.tolerant()
@@ -122,7 +122,7 @@ def without_gaps(source: FrameSource) -> FrameSource:
 
 def missing_runs(source: FrameSource, tilt: int) -> list[Run]:
     """Return the runs of positions of ``tilt``, counted over y, x, that :func:`without_gaps` found without a frame."""
-    if isinstance(source, TiltFiles):
+    if isinstance(source, StackedTilts):
         file, inside = divmod(tilt, source.sources[0].shape[0])
         return missing_runs(source.sources[file], inside)
     if isinstance(source, SeriesOfFiles):

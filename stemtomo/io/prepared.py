@@ -13,7 +13,7 @@ import numpy as np
 from stemtomo.errors import ConfigurationError, FormatError
 from stemtomo.geometry import Detector
 from stemtomo.io.archive import load_array
-from stemtomo.io.formats.tilts import TiltFiles
+from stemtomo.io.formats.tilts import StackedTilts
 from stemtomo.io.series import SeriesOfFiles
 from stemtomo.io.sources import FrameSource, Shape
 
@@ -187,14 +187,14 @@ class PreparedFrames:
 
 def mapped(source: FrameSource, change: Callable[[FrameSource], FrameSource]) -> FrameSource:
     """Return ``source`` with ``change`` applied to the file, or to each of its files."""
-    if isinstance(source, TiltFiles | SeriesOfFiles):
+    if isinstance(source, StackedTilts | SeriesOfFiles):
         return replace(source, sources=tuple(change(part) for part in source.sources))
     return change(source)
 
 
 def first_file(source: FrameSource) -> FrameSource:
     """Return ``source``, or the first of its files."""
-    return source.sources[0] if isinstance(source, TiltFiles | SeriesOfFiles) else source
+    return source.sources[0] if isinstance(source, StackedTilts | SeriesOfFiles) else source
 
 
 def smallest_dtype(largest: float, whole: bool, dtype: np.dtype) -> np.dtype:

@@ -195,7 +195,7 @@ GROUPS: dict[str, GroupSchema] = {
             "vacuum_share": _optional(_TILT, "1", "share of the lit field that is vacuum whose phase was taken off"),
         },
         attrs=("voxel_angstrom", "sigma_rad_per_volt_angstrom"),
-        revision=4,
+        revision=5,
     ),
     "focal_series": GroupSchema(
         stage="focal_series",
@@ -222,7 +222,7 @@ GROUPS: dict[str, GroupSchema] = {
             "loss": Variable(("iteration",), "1", "real", "half the squared misfit per pixel"),
         },
         attrs=("pixel_angstrom", "slice_thickness_angstrom"),
-        revision=4,
+        revision=5,
     ),
     "atoms": GroupSchema(
         stage="find_atoms",

@@ -2,9 +2,9 @@
 
 A shard is the file that the ``sharding_indexed`` codec of Zarr v3 describes: encoded chunks one after another, row by
 row of the chunk grid, then for each chunk its offset and length (uint64), then the CRC-32C of that index. A chunk of
-nothing but zeros is left out. Where the codec ``crc32c`` is the last of the chunks' codecs, as in every array made now,
-each ends with its own checksum. Any reader of Zarr v3 reads what is written here, and what other writers of it have
-written is read here.
+nothing but zeros is left out; a shard of nothing else is its index alone, so that one that is gone is not taken for it.
+Where the codec ``crc32c`` is the last of the chunks' codecs, as in every array made now, each ends with its own
+checksum. Any reader of Zarr v3 reads what is written here, and what other writers of it have written is read here.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ Piece = tuple[int, int, np.ndarray]
 
 Read = Callable[[int, int], bytes]
 """Reads a number of bytes, the second argument, from an offset, the first."""
+
+EVERY_SHARD = "every_shard"
+"""Attribute of an array of which every shard has a file when it is complete, one of zeros too."""
 
 _ABSENT = 2**64 - 1
 _CHECKSUM_BYTES = 4
@@ -81,6 +84,8 @@ class ShardCodec:
     pattern: tuple[int, int]
     dtype: np.dtype
     coder: Coder
+    every_shard: bool = True
+    """Whether every shard has a file; before they had, one of zeros had none."""
 
     @classmethod
     def of(cls, array: zarr.Array) -> ShardCodec | None:
@@ -97,7 +102,9 @@ class ShardCodec:
         known = coder(array)
         grid = (array.shards[0] // chunk[0], array.shards[1] // chunk[1])
         pattern = (chunk[2], chunk[3])
-        return None if known is None else cls((chunk[0], chunk[1]), grid, pattern, np.dtype(array.dtype), known)
+        if known is None:
+            return None
+        return cls((chunk[0], chunk[1]), grid, pattern, np.dtype(array.dtype), known, EVERY_SHARD in array.attrs)
 
     @property
     def chunk_shape(self) -> tuple[int, int, int, int]:
@@ -149,8 +156,8 @@ class ShardBuilder:
                 self.chunks[((y + row) // height, (x + column) // width)] = encoded
 
     def buffers(self) -> list[bytes]:
-        """Return what the file of the shard holds, in pieces; nothing for a shard of zeros."""
-        if not self.chunks:
+        """Return what the file of the shard holds, in pieces; nothing for a shard of zeros that has no file."""
+        if not self.chunks and not self.codec.every_shard:
             return []
         index = np.full((*self.codec.grid_yx, 2), _ABSENT, "<u8")
         parts, offset = [], 0
@@ -187,7 +194,10 @@ def read_pieces(
     with ExitStack() as opened:
         try:
             size, read = opened.enter_context(reader(file, whole=wanted is None))
-        except FileNotFoundError:  # a shard of zeros
+        except FileNotFoundError:
+            if codec.every_shard:
+                raise _damaged(file, "it is gone") from None
+            # A shard of zeros.
             for row, column in places:
                 shape = (min(height, rows - row * height), min(width, columns - column * width), *codec.pattern)
                 yield row * height, column * width, np.zeros(shape, codec.dtype)

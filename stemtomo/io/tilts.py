@@ -180,11 +180,11 @@ class StoredTilts:
         Raises
         ------
         StoreError
-            If they are not complete (see :meth:`frames`), or a shard on the disk is damaged.
+            If they are not complete (see :meth:`frames`), or a shard on the disk is damaged or gone.
         """
         array = self.frames(index)
         with self._reading(index, "frames"):
-            return np.asarray(array[part or ...])
+            return frame_arrays.read_part(array, self._tilt(index) / frame_arrays.FRAMES, part)
 
     def write_frames(self, index: int, y0: int, x0: int, block: np.ndarray) -> None:
         """Write ``block`` (y, x, ky, kx), exactly one shard of the frames of tilt ``index``, at position (y0, x0).

@@ -7,7 +7,7 @@ import math
 
 from stemtomo.io.formats.datasets import DatasetRecords
 from stemtomo.io.formats.records import ScannedFrames
-from stemtomo.io.formats.tilts import TiltFiles
+from stemtomo.io.formats.tilts import StackedTilts
 from stemtomo.io.gaps import MaskedFrames
 from stemtomo.io.prepared import PreparedFrames
 from stemtomo.io.raw import ArrayFile
@@ -45,7 +45,7 @@ def piece_regions(source: FrameSource, region: Region) -> list[Region]:
 
 def _finest(source: FrameSource) -> str:
     """What can be read of ``source`` without reading more: a ``chunk``, a ``row`` of them, or a ``shard``."""
-    if isinstance(source, SeriesOfFiles | TiltFiles):
+    if isinstance(source, SeriesOfFiles | StackedTilts):
         return _finest(source.sources[0])
     if isinstance(source, MaskedFrames | PreparedFrames):
         return _finest(source.source)

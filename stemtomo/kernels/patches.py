@@ -95,6 +95,7 @@ def residual(
     mask: Array | None = None,
     background: Array | None = None,
     background_gradient: Array | None = None,
+    floor_factor: float = 1.0,
 ) -> Array:
     """Turn ``spectra``, in place, into the loss's gradient; return the loss (position,), float64.
 
@@ -117,45 +118,31 @@ def residual(
         (qy, qx) electrons that the detector counts beside the waves, in the precision of ``spectra``.
     background_gradient
         (qy, qx); dL/d background, summed over the positions, is added.
+    floor_factor
+        Times the 3/8 or 1/2: counts weigh as if there were so many times fewer.
     """
     xp = array_namespace(spectra)
     positions = spectra.shape[0] // modes
     losses = xp.zeros(positions, dtype=np.float64)
     real = real_dtype(spectra)
     poisson = loss == "poisson"
-    offset = _POISSON_FLOOR if poisson else _ROOT_OFFSET[loss]
-    detector = counts.shape[1:]
-    mask = xp.ones(detector, dtype=bool) if mask is None else mask
+    offset = floor_factor * (_POISSON_FLOOR if poisson else _ROOT_OFFSET[loss])
+    mask = xp.ones(counts.shape[1:], dtype=bool) if mask is None else mask
     lit, wanted = background is not None, background_gradient is not None
     background = xp.zeros((1, 1), dtype=real) if background is None else background
     background_gradient = xp.zeros((1, 1), dtype=real) if background_gradient is None else background_gradient
+    detector = (mask, lit, background, wanted, background_gradient, poisson)
     if is_device_array(spectra):
-        seen = counts if where is None else counts[where]
-        cuda.launch(
-            "patches",
-            "residual",
-            positions * spectra.shape[1] * spectra.shape[2],
-            real,
-            modes,
-            *spectra.shape[1:],
-            *detector,
-            xp.ascontiguousarray(xp.asarray(seen, dtype=real)),
-            mask,
-            int(lit),
-            background,
-            int(wanted),
-            background_gradient,
-            int(poisson),
-            float(offset),
-            spectra,
-            losses,
-        )
+        seen = xp.ascontiguousarray(xp.asarray(counts if where is None else counts[where], dtype=real))
+        pixels = positions * spectra.shape[1] * spectra.shape[2]
+        sizes = (modes, *spectra.shape[1:], *counts.shape[1:])
+        told = (int(one) if isinstance(one, bool) else one for one in detector)
+        cuda.launch("patches", "residual", pixels, real, *sizes, seen, *told, float(offset), spectra, losses)
     else:
         where = np.arange(positions) if where is None else where
         # The constants come typed: a bare literal would lift single precision to double inside the loop.
         constants = np.array([offset, _AMPLITUDE_FLOOR, 0, 1, 2], dtype=real)
-        detected = (counts, where, mask, lit, background, wanted, background_gradient)
-        _residual(spectra, modes, *detected, poisson, constants, losses)
+        _residual(spectra, modes, counts, where, *detector, constants, losses)
     return losses
 
 

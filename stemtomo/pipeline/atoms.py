@@ -79,7 +79,9 @@ def find_atoms(
     source = volume_group(store, settings)
     _require_joint(source, settings)
     groups: tuple[str, ...] = (source,)
-    if settings.refine and source == "volume":
+    if source == "joint":
+        store.require_current(source, *store.members("tilt"))
+    elif settings.refine:
         groups = (source, "projections")
         store.require_current(source, "projections", "alignment")
     inputs = {group: store.fingerprint(group) for group in groups}

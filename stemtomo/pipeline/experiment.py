@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -26,6 +26,17 @@ class Section(BaseModel):
     """Base of every section: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    #: What changes where and how a result is computed, but not the result beyond rounding.
+    HOW: ClassVar[frozenset[str]] = frozenset()
+
+    def how(self) -> frozenset[str]:
+        """Return the names of the settings that do not change the result: a run may go on with others."""
+        return self.HOW
+
+    def result_settings(self) -> dict[str, Any]:
+        """Return the settings that a result depends on: what it is made again for."""
+        return self.model_dump(exclude=set(self.how()))
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks: name, value, unit, meaning."""

@@ -19,15 +19,17 @@ from stemtomo.distributed import Checkpoint, Executor, PlanRow
 from stemtomo.distributed import executor as default_executor
 from stemtomo.geometry import Detector, Optics, Pose, Scan
 from stemtomo.io.provenance import Provenance
-from stemtomo.io.schema import tilt_name
+from stemtomo.io.schema import CHUNK_POSITIONS, tilt_name
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import interaction_parameter
 from stemtomo.pipeline.joint_epochs import epochs_of, reconstruct
-from stemtomo.pipeline.joint_hand import compare_hands
-from stemtomo.pipeline.joint_parts import box_for, joint_grid, tilts_of, voxels_per_slice
+from stemtomo.pipeline.joint_hand import compare_hands, short_run
+from stemtomo.pipeline.joint_parts import Tilt, box_for, joint_grid, tile_cuts, tilts_of, voxels_per_slice
 from stemtomo.pipeline.joint_steps import FOCUS, JointRun, Standing
 from stemtomo.pipeline.progress import Progress, Silent
+from stemtomo.pipeline.ptychography import good_pixels
 from stemtomo.pipeline.settings.joint import JointSettings
+from stemtomo.pipeline.tile_fields import GROUP_BYTES
 
 GROUP = "joint"
 #: Processor seconds per slice, pattern and n² log2(n²) of its n² pixels, there and back, measured on one core.
@@ -73,11 +75,7 @@ def joint(
     settings = settings or JointSettings()
     executor = executor or default_executor()
     progress = progress or Silent()
-    inputs = {f"tilt/{tilt_name(i)}": store.fingerprint(f"tilt/{tilt_name(i)}") for i in range(store.tilt_count)}
-    if settings.start == "sequential":
-        groups = ["volume", *(f"ptychography/{tilt_name(i)}" for i in range(store.tilt_count))]
-        inputs.update({group: store.fingerprint(group) for group in groups})
-    provenance = Provenance.start(GROUP, settings.model_dump(), inputs)
+    provenance = Provenance.start(GROUP, settings.result_settings(), _inputs(store, settings))
     schedule = epochs_of(settings)
     progress.start(GROUP, len(schedule), "epoch")
     todo = not store.is_complete(GROUP, provenance.fingerprint)
@@ -88,11 +86,26 @@ def joint(
         found = reconstruct(store, run, schedule, checkpoint, progress)
         dataset = _dataset(run, found)
         if settings.check_tilt_sign:
-            dataset.attrs["tilt_sign"] = compare_hands(store, settings, executor, progress).to_attrs()
+            dataset.attrs["tilt_sign"] = compare_hands(store, run, progress).to_attrs()
         store.write(GROUP, dataset, provenance)
         checkpoint.clear()
     progress.finish(GROUP)
-    result = store.read(GROUP)
+    return {**_numbers(store.read(GROUP), settings), "computed": todo}
+
+
+def _inputs(store: Store, settings: JointSettings) -> dict[str, str | None]:
+    """Return the fingerprints of what the volume is made from."""
+    names = [tilt_name(index) for index in range(store.tilt_count)]
+    groups = [f"tilt/{name}" for name in names]
+    if settings.mask_bad_pixels:
+        calibrated = (f"calibration/{name}" for name in names)
+        groups += [group for group in calibrated if store.fingerprint(group) is not None]
+    if settings.start == "sequential":
+        groups += ["volume", *(f"ptychography/{name}" for name in names)]
+    return {group: store.fingerprint(group) for group in groups}
+
+
+def _numbers(result: xr.Dataset, settings: JointSettings) -> dict[str, Any]:
     hand = dict(result.attrs["tilt_sign"]) if settings.check_tilt_sign else None
     return {
         "loss": result["loss"].values.tolist(),
@@ -101,7 +114,6 @@ def joint(
         "vacuum_tilts": int((result["vacuum_share"] > 0).sum()),
         "shift_change_rms_px": float(result.attrs["shift_change_rms_px"]),
         "slices": result.attrs["slices"],
-        "computed": todo,
     }
 
 
@@ -126,24 +138,46 @@ def plan_row(
     grid = joint_grid(scan, detector, settings)
     box = box_for(scan, float(np.mean(grid.pixel_angstrom_yx)), poses, settings)
     tilts, window, schedule = len(poses), math.prod(grid.window_yx), epochs_of(settings)
-    frames = scan.count * math.prod(detector.shape_yx) * itemsize
+    pattern = math.prod(detector.shape_yx) * itemsize
+    frames = scan.count * pattern
     slices = 1 if settings.single_slice else -(-box.shape_zyx[0] // voxels_per_slice(settings, box, optics))
+    cuts = tile_cuts(scan.count, grid, slices, settings)
     voxels, area = math.prod(box.shape_zyx), math.prod(grid.shape_yx)
     # The volume, its look-ahead and gradient, and while it is turned its complex copies; slices, their gradients, and
     # transmissions with theirs.
     value = 4 if settings.precision == "single" else 8
     working = voxels * value * 10 + slices * max(area, math.prod(box.shape_zyx[1:])) * value * 12
+    working += 64 * backend.CACHE_BYTES
+    # Patterns that are worked on, those that are read meanwhile, and the pieces that these come in.
+    streaming = 4 * min(GROUP_BYTES, len(cuts[0]) * pattern)
     passes = sum((1 if epoch.kind == "single" else slices) + 1 for epoch in schedule)
     passes += (slices + 1) * (1 + 10 * settings.check_tilt_sign)
     return PlanRow(
         stage=GROUP,
         tasks=tilts * len(schedule),
-        bytes_per_task=working + 64 * backend.CACHE_BYTES + (0 if settings.resident else frames),
-        bytes_read=frames * tilts * (1 if settings.resident else len(schedule)),
+        bytes_per_task=max(working, streaming) if settings.resident else working + streaming,
+        bytes_read=tilts * pattern * _patterns_read(scan, cuts) * (1 if settings.resident else _times_read(settings)),
         bytes_written=voxels * 4 * (1 + len(schedule) // settings.checkpoint_every),
         seconds=tilts * scan.count * window * math.log2(window) * passes * _SECONDS_PER_PASS / workers,
         resident_bytes=frames * tilts if settings.resident else 0,
     )
+
+
+def _patterns_read(scan: Scan, cuts: Sequence[np.ndarray]) -> int:
+    """Return how many patterns tiles of a tilt read: a chunk that two share, both."""
+    height, width = scan.shape_yx
+    rows = [(cut[0] // width // CHUNK_POSITIONS, cut[-1] // width // CHUNK_POSITIONS + 1) for cut in cuts]
+    return width * sum(min(int(last) * CHUNK_POSITIONS, height) - int(first) * CHUNK_POSITIONS for first, last in rows)
+
+
+def _times_read(settings: JointSettings) -> int:
+    """Return how often patterns that are not held are read: for their electrons, every batch, and the last loss."""
+    # A batch, unless it is a pattern, has some of every chunk.
+    alone = CHUNK_POSITIONS**2
+    focus = 2 * settings.refine_focus
+    runs = [settings] + [short_run(settings)] * (2 * settings.check_tilt_sign)
+    schedule = [epoch for told in runs for epoch in epochs_of(told)]
+    return 2 * len(runs) + sum((epoch.batches or alone) + focus * (epoch.kind == "sweep") for epoch in schedule)
 
 
 def _dataset(run: JointRun, found: Standing) -> xr.Dataset:
@@ -183,10 +217,16 @@ def _dataset(run: JointRun, found: Standing) -> xr.Dataset:
             "epochs": [epoch.kind for epoch in epochs_of(settings)],
             "sigma_rad_per_volt_angstrom": sigma,
             "shift_change_rms_px": float(np.sqrt(np.mean(np.sum(found.poses[:, SHIFTS] ** 2, axis=1)))),
+            "masked_pixels": [_masked(tilt, settings) for tilt in tilts],
             "final_loss": float(np.average(run.losses(found), weights=[len(tilt.recorded) for tilt in tilts])),
             "loss_unit": "per detector pixel and pattern, as met in each epoch",
         },
     )
+
+
+def _masked(tilt: Tilt, settings: JointSettings) -> int:
+    good = good_pixels(Store.open(tilt.path), tilt.number, settings)
+    return 0 if good is None else int(np.count_nonzero(~good))
 
 
 def _projection(coefficients: Array, pose: Pose, box: Box, constraint: Constraint) -> np.ndarray:

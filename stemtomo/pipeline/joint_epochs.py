@@ -18,7 +18,8 @@ from stemtomo.io.store import Store
 from stemtomo.physics.electron import interaction_parameter, wavelength_angstrom
 from stemtomo.physics.propagation import fresnel_propagator, propagate
 from stemtomo.pipeline.alignment import series_of
-from stemtomo.pipeline.joint_parts import electrons_of, first_probe
+from stemtomo.pipeline.joint_parts import first_probe
+from stemtomo.pipeline.joint_patterns import tile_counted, tilt_electrons
 from stemtomo.pipeline.joint_steps import JointRun, Standing
 from stemtomo.pipeline.progress import Progress
 from stemtomo.pipeline.settings.joint import JointSettings
@@ -89,11 +90,21 @@ def first_standing(store: Store, run: JointRun) -> Standing:
     settings = run.settings
     if settings.start == "sequential":
         return _from_sequential(store, run)
-    electrons = run.executor.gather([run.executor.submit(electrons_of, tilt, settings) for tilt in run.tilts])
+    electrons = electrons_of(run)
     if settings.probe == "shared":
         electrons = [float(np.mean(electrons))] * len(electrons)
     probes = [first_probe(tilt, count, settings) for tilt, count in zip(run.tilts, electrons, strict=True)]
     return run.start(probes, np.zeros((len(run.tilts), 6)))
+
+
+def electrons_of(run: JointRun) -> list[float]:
+    """Return the electrons of the probe of every tilt; each tile goes through its own patterns."""
+    counted = [parts.map(tile_counted).sum() for parts in run.patterns]
+    tasks = [
+        run.executor.submit(tilt_electrons, total, tilt, run.settings)
+        for total, tilt in zip(counted, run.tilts, strict=True)
+    ]
+    return [float(found) for found in run.executor.gather(tasks)]
 
 
 def _from_sequential(store: Store, run: JointRun) -> Standing:

@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stemtomo.distributed import Executor
 from stemtomo.io.store import Store
 from stemtomo.pipeline.joint_epochs import epochs_of, reconstruct
-from stemtomo.pipeline.joint_parts import Tilt, tilts_of
+from stemtomo.pipeline.joint_parts import Tilt
 from stemtomo.pipeline.joint_steps import JointRun
-from stemtomo.pipeline.progress import Progress, Silent
+from stemtomo.pipeline.progress import Progress
 from stemtomo.pipeline.settings.joint import JointSettings
 
 #: Differences of fewer standard errors over the tilts decide nothing.
@@ -73,9 +72,9 @@ class Hand:
         }
 
 
-def compare_hands(store: Store, settings: JointSettings, executor: Executor, progress: Progress | None = None) -> Hand:
-    """Reconstruct both hands shortly from zero, and return their losses."""
-    told = settings.model_copy(
+def short_run(settings: JointSettings) -> JointSettings:
+    """Return the settings of the run that each hand gets."""
+    return settings.model_copy(
         update={
             "start": "zero",
             "single_slice_epochs": min(settings.single_slice_epochs, 3),
@@ -84,12 +83,17 @@ def compare_hands(store: Store, settings: JointSettings, executor: Executor, pro
             "accelerated_epochs": 0 if settings.sweeps else min(settings.accelerated_epochs, 8),
         }
     )
-    tilts, schedule, progress = tilts_of(store, told), epochs_of(told), progress or Silent()
+
+
+def compare_hands(store: Store, run: JointRun, progress: Progress) -> Hand:
+    """Reconstruct both hands shortly from zero, from the patterns of ``run``, and return their losses."""
+    told = short_run(run.settings)
+    schedule = epochs_of(told)
     progress.start("joint: sign of the tilt", 2 * len(schedule), "epoch")
     found = []
-    for hand in (tilts, [_mirrored(tilt) for tilt in tilts]):
-        run = JointRun.prepare(executor, hand, told)
-        found.append(run.losses(reconstruct(store, run, schedule, None, progress)))
+    for tilts in (run.tilts, [_mirrored(tilt) for tilt in run.tilts]):
+        hand = JointRun(run.executor, tilts, told, run.patterns)
+        found.append(hand.losses(reconstruct(store, hand, schedule, None, progress)))
     progress.finish("joint: sign of the tilt")
     return Hand(*found)
 

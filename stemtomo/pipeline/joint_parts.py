@@ -1,4 +1,4 @@
-"""What joint tomography lays out before it starts: the box, a view per tilt, and the patterns in parts."""
+"""What joint tomography lays out before it starts: the box, and how every tilt sees it and is cut into tiles."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stemtomo import backend
-from stemtomo.algorithms.joint.solver import LEAST_VACUUM, Patterns, gradients, without_level
+from stemtomo.algorithms.joint.solver import LEAST_VACUUM, without_level
 from stemtomo.algorithms.joint.view import Box, View, slices_of
-from stemtomo.algorithms.ptychography.solver import Model
 from stemtomo.algorithms.ptychography.windows import ObjectGrid, tile
 from stemtomo.backend import Array
 from stemtomo.distributed.windows import Window
@@ -21,7 +19,7 @@ from stemtomo.geometry import Detector, Optics, Pose, Scan
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.physics.probe import probe_wave
-from stemtomo.pipeline.ptychography import grid_of, incident_electrons, load_counts
+from stemtomo.pipeline.ptychography import grid_of
 from stemtomo.pipeline.settings.joint import JointSettings
 
 #: Patterns times pixels times slices of one part: seconds of work for a core.
@@ -83,11 +81,16 @@ def tilts_of(store: Store, settings: JointSettings) -> list[Tilt]:
         per_slice = voxels_per_slice(settings, box, optics)
         single = View.whole(pose, box, grid.shape_yx, box.shape_zyx[0])
         view = single if settings.single_slice else View.whole(pose, box, grid.shape_yx, per_slice)
-        work = len(recorded) * math.prod(grid.window_yx) * view.slices
-        tiles = settings.tiles or max(1, work // _PIXEL_SLICES_PER_PART)
-        cuts = tuple(part for part in np.array_split(np.arange(len(recorded)), tiles) if part.size)
+        cuts = tile_cuts(len(recorded), grid, view.slices, settings)
         found.append(Tilt(str(store.path), number, single, view, grid, detector.shape_yx, recorded, cuts, optics))
     return found
+
+
+def tile_cuts(count: int, grid: ObjectGrid, slices: int, settings: JointSettings) -> tuple[np.ndarray, ...]:
+    """Return the positions of every tile of a tilt of ``count`` patterns, runs of the rows of its scan."""
+    work = count * math.prod(grid.window_yx) * slices
+    tiles = settings.tiles or max(1, work // _PIXEL_SLICES_PER_PART)
+    return tuple(part for part in np.array_split(np.arange(count), tiles) if part.size)
 
 
 def joint_grid(scan: Scan, detector: Detector, settings: JointSettings) -> ObjectGrid:
@@ -141,47 +144,6 @@ def first_probe(tilt: Tilt, electrons: float, settings: JointSettings) -> np.nda
         dtype=dtype,
     )
     return probe[None]
-
-
-def electrons_of(tilt: Tilt, settings: JointSettings) -> float:
-    """Return the electrons of the probe of ``tilt``; reads its patterns."""
-    counts = load_counts(Store.open(tilt.path), tilt.number)
-    return incident_electrons(tilt.path, tilt.number, counts, settings.electrons_per_pattern)
-
-
-def load_tile(job: tuple[Tilt, int], resident: bool) -> dict[str, Any]:
-    """Return the state of one tile: its counts in memory, or only where they are."""
-    tilt, index = job
-    where = tilt.tiles[index]
-    state = {"tilt": tilt, "numbers": where, "grid": tilt.local(where)[0]}
-    return {**state, "counts": _counts(tilt, where)} if resident else state
-
-
-def tile_gradients(
-    state: dict[str, Any], view: View, loss: str, wanted: np.ndarray | None, probe: Array, slices: Array
-) -> dict[str, Any]:
-    """Return the sums of one tile over the positions ``wanted`` (``None`` is all), split into windows and totals.
-
-    ``probe`` is the wave at the view's first slice.
-    """
-    tilt: Tilt = state["tilt"]
-    batch = state["numbers"] if wanted is None else wanted
-    if not np.isin(state["numbers"], batch).any():
-        return {"windows": None, "totals": None}
-    wavelength = wavelength_angstrom(tilt.optics.energy_ev)
-    dtype = np.dtype(probe.dtype)
-    gaps = tuple(backend.to_device_of(gap, probe) for gap in view.propagators(tilt.grid.window_yx, wavelength, dtype))
-    model = Model(state["grid"], gaps, loss, "phase", tilt.detector_yx)  # type: ignore[arg-type]
-    counts = state["counts"] if "counts" in state else _counts(tilt, state["numbers"])
-    sums = gradients(Patterns(model, counts, state["numbers"]), slices, probe, batch)
-    assert sums is not None
-    windows = {"phase": sums["phase"], "illumination": sums["illumination"]}
-    return {"windows": windows, "totals": {key: sums[key] for key in ("probe", "loss", "positions")}}
-
-
-def _counts(tilt: Tilt, where: np.ndarray) -> Array:
-    counts = load_counts(Store.open(tilt.path), tilt.number)[where]
-    return backend.to_device(counts) if backend.gpu_available() else counts
 
 
 def _even(extent_angstrom: float, voxel_angstrom: float) -> int:

@@ -34,7 +34,8 @@ from stemtomo.algorithms.total_variation import smoothed
 from stemtomo.backend import Array
 from stemtomo.distributed import Executor, Handle, Parts
 from stemtomo.geometry import Pose
-from stemtomo.pipeline.joint_parts import Tilt, levelled, load_tile, missed_rays, tile_gradients
+from stemtomo.pipeline.joint_parts import Tilt, levelled, missed_rays
+from stemtomo.pipeline.joint_patterns import load_tile, tile_gradients
 from stemtomo.pipeline.joint_probes import at_first_slice, focus_slope_task, new_probe, on_device, peak_light
 from stemtomo.pipeline.settings.joint import JointSettings
 
@@ -72,7 +73,7 @@ class JointRun:
     def prepare(cls, executor: Executor, tilts: list[Tilt], settings: JointSettings) -> JointRun:
         """Load the patterns of every tilt where its tiles will be worked on."""
         jobs = [(tilt, index) for tilt in tilts for index in range(len(tilt.tiles))]
-        loaded = Parts.create(executor, load_tile, jobs, settings.resident)
+        loaded = Parts.create(executor, load_tile, jobs, settings)
         patterns, first = [], 0
         for tilt in tilts:
             last = first + len(tilt.tiles)

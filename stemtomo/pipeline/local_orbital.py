@@ -161,7 +161,7 @@ def _reconstruct(
     progress_at = [done]
     several = None if settings.species == 1 else lambda intensity: classify(intensity, settings.species).labels
     focused = _focusing(evaluate, geometry, optics_of(store.read(SERIES)), settings)
-    model = solve(model, evaluate, geometry, schedule, keep, tuple(steps), several, focused)
+    model = solve(model, evaluate, geometry, schedule, keep, tuple(steps), several, focused, evaluate.wanted)
     progress.finish(GROUP)
     return _dataset(model, evaluate, geometry, steps, series, np.flatnonzero(out))
 
@@ -208,9 +208,16 @@ def _focusing(evaluate: Sums, geometry: Geometry, optics: Optics, settings: Loca
         return replace(model, probes=_probes(optics, defocus, model.slices, geometry.pixel_angstrom, settings))
 
     def focused(model: Orbitals) -> Orbitals:
-        reach = model.slices * model.slice_thickness_angstrom / 2
+        thickness = model.slice_thickness_angstrom
+        # Where the search before this one found them, said by the probes, which a checkpoint keeps.
+        moved = depth_of_focus(at(model, np.zeros(len(model.probes))).probes, thickness)
+        before = moved - depth_of_focus(model.probes, thickness)
         found = look_for_foci(
-            lambda defocus: evaluate.misfit(at(model, defocus), numbers), len(model.probes), reach, step
+            lambda defocus: evaluate.misfit(at(model, defocus), numbers),
+            len(model.probes),
+            model.slices * thickness / 2,
+            step,
+            before if np.any(before) else None,
         )
         return at(model, found)
 

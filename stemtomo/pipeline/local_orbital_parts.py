@@ -67,6 +67,12 @@ class Sums:
                 whole[name][start : start + self.atoms_per_block] = values
         return orbital.Sums(**total, **whole)
 
+    def wanted(self, model: Orbitals, sites: np.ndarray) -> np.ndarray:
+        """Return the loss's derivative in the intensity that atoms of none at ``sites`` (site, 3) have, (site,)."""
+        handle, at = self.executor.broadcast(model), self.executor.broadcast(sites)
+        found: np.ndarray = self.executor.gather(self.parts.map(part_wanted, handle, at).sum())
+        return found
+
     def misfit(self, model: Orbitals, numbers: np.ndarray) -> np.ndarray:
         """Return the share of the images ``numbers`` that ``model`` does not explain, by section; see :mod:`.focus`."""
         found = self.parts.map(part_overlap, self.executor.broadcast(model), numbers).sum()
@@ -110,6 +116,11 @@ def part_sums(part: Tree, model: Orbitals, with_probes: bool, images: int, atoms
 
 def _block(sums: Tree, number: int) -> Tree:
     return sums["atoms"][number]
+
+
+def part_wanted(part: Tree, model: Orbitals, sites: np.ndarray) -> np.ndarray:
+    """Return the part's sum of :func:`~stemtomo.algorithms.local_orbital.model.wanted_at`."""
+    return orbital.wanted_at(model, FocalSeries(part["images"], *part["rest"]), sites, part["numbers"])
 
 
 def part_residual(part: Tree, model: Orbitals) -> tuple[float, float]:

@@ -25,7 +25,7 @@ from stemtomo.io.provenance import Provenance
 from stemtomo.io.schema import tilt_name
 from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
-from stemtomo.pipeline.config import PtychographySettings
+from stemtomo.pipeline.config import JointSettings, PtychographySettings
 from stemtomo.pipeline.mistilt import Found, model_of, prepared
 from stemtomo.pipeline.mistilt import find as find_geometry
 from stemtomo.pipeline.mistilt_map import solve_map
@@ -231,8 +231,9 @@ def _job(store: Store, index: int, settings: PtychographySettings) -> Job:
     calibration = f"calibration/{tilt_name(index)}"
     if settings.mask_bad_pixels and store.fingerprint(calibration) is not None:
         sources.append(calibration)
-    told = settings.model_dump(exclude=set(settings.how()))
-    provenance = Provenance.start(GROUP, told, {name: store.fingerprint(name) for name in sources})
+    provenance = Provenance.start(
+        GROUP, settings.result_settings(), {name: store.fingerprint(name) for name in sources}
+    )
     return Job(store.path, index, f"{GROUP}/{tilt_name(index)}", settings, provenance)
 
 
@@ -286,7 +287,7 @@ def _reconstruct(job: Job) -> float:
     return float(dataset["loss"][-1])
 
 
-def good_pixels(store: Store, index: int, settings: PtychographySettings) -> np.ndarray | None:
+def good_pixels(store: Store, index: int, settings: PtychographySettings | JointSettings) -> np.ndarray | None:
     """Return (qy, qx) bool, zero frequency first, False where a calibration found a pixel dead or hot, if there is one.
 
     ``None`` where the tilt is not calibrated, all pixels are good, or ``settings`` say not to look.

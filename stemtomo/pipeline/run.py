@@ -24,6 +24,7 @@ from stemtomo.locations import is_object
 from stemtomo.pipeline.config import STAGES, Configuration, Section, StageSettings
 from stemtomo.pipeline.plan import plan, worker_limits
 from stemtomo.pipeline.progress import Progress, Silent
+from stemtomo.pipeline.settings.atoms import AtomSettings
 from stemtomo.pipeline.streaming import require_streamable
 
 _MODULES = {"align": "alignment", "find_atoms": "atoms"}
@@ -200,7 +201,10 @@ def _run_on(
         if stage in skipped_stages(settings) and stage != until:
             continue
         stop_here(f"before the stage {stage}")
-        arguments = (store, getattr(settings, section))
+        told = getattr(settings, section)
+        if stage == "find_atoms":
+            told = _volume_of_now(store, told, settings)
+        arguments = (store, told)
         chosen = {"tilts": tilts} if stage == "ptychography" and tilts is not None else {}
         work = functools.partial(stage_verb(stage), *arguments, executor=executor, progress=progress, **chosen)
         ledger.stage(stage, work)
@@ -219,6 +223,12 @@ def _run_on(
     }
     _record(store, result, ledger.time_utc)
     return result
+
+
+def _volume_of_now(store: Store, told: AtomSettings, settings: StageSettings) -> AtomSettings:
+    """Return the settings of atoms with the volume that a run makes: where joint is off, not that of a run before."""
+    left = told.volume == "auto" and not settings.joint.enabled and store.fingerprint("joint") is not None
+    return told.model_copy(update={"volume": "tomography"}) if left else told
 
 
 def skipped_stages(settings: StageSettings) -> frozenset[str]:

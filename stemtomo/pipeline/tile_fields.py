@@ -86,6 +86,20 @@ class Streamed:
             found[numbers] = _counts_of(some)
         return found
 
+    def read(self) -> np.ndarray:
+        """Return all patterns (position, qy, qx), zero frequency first, in host memory."""
+        store = Store.open(self.path)
+        shape = (len(self.flat), *store.detector(self.tilt).shape_yx)
+        counts = np.empty(shape, store.frames(self.tilt).dtype)
+        for numbers, some in self._read(np.arange(len(counts))):
+            counts[numbers] = some
+        return counts
+
+    def resident(self) -> Resident:
+        """Return the patterns in memory, that of the GPU where there is one."""
+        counts = self.read()
+        return Resident(backend.to_device(counts) if backend.gpu_available() else counts)
+
     def _stored(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield positions and their patterns, chunk by chunk as they are in the store."""
         store = Store.open(self.path)

@@ -35,7 +35,7 @@ from stemtomo.pipeline.solving import (
     variation_of,
 )
 from stemtomo.pipeline.stitching import Apart
-from stemtomo.pipeline.tile_fields import Field, Patterns, Resident, Streamed
+from stemtomo.pipeline.tile_fields import Field, Patterns, Streamed
 from stemtomo.pipeline.tile_layout import MARGIN_PX, Layout
 from stemtomo.pipeline.tile_mistilt import reconstruct_map
 from stemtomo.pipeline.tile_results import publish_tiles, tile_result
@@ -222,10 +222,7 @@ def load_patterns(index: int, layout: Layout) -> Patterns:
     """Return the patterns of a tile: in memory, on the GPU where there is one, or where they are in the store."""
     tile = layout.tiles()[index]
     streamed = Streamed(layout.path, layout.tilt, tile.scan, _flat(layout, tile))
-    if not layout.resident:
-        return streamed
-    counts = _read(layout, streamed)
-    return Resident(backend.to_device(counts) if backend.gpu_available() else counts)
+    return streamed.resident() if layout.resident else streamed
 
 
 def count_electrons(patterns: Patterns, layout: Layout, index: int) -> dict[str, float]:
@@ -256,7 +253,7 @@ def find_start(layout: Layout, counted: dict[str, float]) -> Found:
     where = chosen_patterns(scan, recorded, settings)
     some = replace(grid, corners=grid.corners[where], shifts_px=grid.shifts_px[where])
     everywhere = ((0, scan.shape_yx[0]), (0, scan.shape_yx[1]))
-    counts = _read(layout, Streamed(layout.path, layout.tilt, everywhere, recorded[where]))
+    counts = Streamed(layout.path, layout.tilt, everywhere, recorded[where]).read()
     place = backend.to_device if backend.gpu_available() else np.asarray
     mask = good_pixels(store, layout.tilt, settings)
     mask = None if mask is None else place(mask)
@@ -285,7 +282,7 @@ def fit_probe(layout: Layout, found: Found) -> Found:
         [everywhere],
         MARGIN_PX,
     )
-    counts = _read(layout, Streamed(layout.path, layout.tilt, everywhere, recorded[where]))
+    counts = Streamed(layout.path, layout.tilt, everywhere, recorded[where]).read()
     counts = backend.to_device(counts) if backend.gpu_available() else counts
     model = _model(layout, found, tile.grid)
     told = settings.with_mean_slice(found.geometry.slice_thickness_angstrom)
@@ -338,16 +335,6 @@ def _model(layout: Layout, found: Found, grid: ObjectGrid) -> solver.Model:
     store, settings = Store.open(layout.path), layout.settings
     optics, detector = store.optics(layout.tilt), store.detector(layout.tilt)
     return model_of(found, grid, detector, optics, settings, good_pixels(store, layout.tilt, settings))
-
-
-def _read(layout: Layout, streamed: Streamed) -> np.ndarray:
-    """Return the patterns (position, qy, qx) of ``streamed``, in host memory."""
-    store = Store.open(layout.path)
-    shape = (len(streamed.flat), *store.detector(layout.tilt).shape_yx)
-    counts = np.empty(shape, store.frames(layout.tilt).dtype)
-    for numbers, some in streamed.groups(np.arange(len(counts))):
-        counts[numbers] = backend.to_host(some)
-    return counts
 
 
 def _flat(layout: Layout, tile: Tile) -> np.ndarray:

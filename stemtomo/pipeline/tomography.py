@@ -75,7 +75,7 @@ def tomography(
     executor = executor or default_executor()
     progress = progress or Silent()
     inputs = {group: store.fingerprint(group) for group in ("projections", "alignment")}
-    provenance = Provenance.start(STAGE, settings.model_dump(exclude=set(settings.HOW)), inputs)
+    provenance = Provenance.start(STAGE, settings.result_settings(), inputs)
     progress.start(STAGE, settings.iterations, "iteration")
     todo = not store.is_complete(GROUP, provenance.fingerprint)
     if todo:

@@ -11,8 +11,9 @@ from stemtomo.algorithms.total_variation import total_variation
 from stemtomo.cli import app
 from stemtomo.distributed import executor
 from stemtomo.distributed.threads import ThreadExecutor
-from stemtomo.errors import ConfigurationError
+from stemtomo.errors import ConfigurationError, StoreError
 from stemtomo.geometry import Detector, Optics, Scan, TiltSeries
+from stemtomo.io.nodes import write_group
 from stemtomo.io.provenance import Provenance
 from stemtomo.io.store import Store
 from stemtomo.pipeline.atoms import find_atoms
@@ -108,6 +109,16 @@ def test_the_atoms_of_an_independent_simulation_come_out_where_they_are(series):
     assert distance.min(axis=1).max() < 0.15
 
 
+def test_atoms_are_not_looked_for_in_a_joint_volume_of_other_tilts(series):
+    joint(series, QUICK, executor=ThreadExecutor(2))
+    attrs = series.tilt_attrs(1)
+    series.complete_tilt(1, Provenance.start("ingest", {"told": "otherwise"}))
+    with pytest.raises(StoreError, match=r"joint was made from another tilt/001 .* run the stage 'joint' again"):
+        find_atoms(series, AtomSettings(species=1))
+    write_group(series.path / "tilt" / "001", attrs)
+    find_atoms(series, AtomSettings(species=1))
+
+
 def test_the_loss_ends_at_what_counting_noise_leaves(series):
     numbers = joint(series, QUICK)
     rng = np.random.default_rng(9)
@@ -165,6 +176,14 @@ class Interrupt(Silent):
             raise KeyboardInterrupt
 
 
+class Epochs(Silent):
+    def __init__(self):
+        self.done = []
+
+    def advance(self, n=1, **numbers):
+        self.done.append(n)
+
+
 @pytest.mark.parametrize("after", [3, 8])
 def test_an_interrupted_run_goes_on_to_the_same_bits(series, tmp_path, after):
     other = copy_of(series, tmp_path / "interrupted.zarr")
@@ -174,6 +193,20 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(series, tmp_path, after):
     assert not other.members("joint")
     joint(other, QUICK)
     np.testing.assert_array_equal(potential(other), potential(series))
+
+
+def test_an_interrupted_run_goes_on_with_less_memory(series, tmp_path):
+    """Where the patterns are and how a tilt is cut changes nothing, so what was done is not lost."""
+    other = copy_of(series, tmp_path / "short_of_memory.zarr")
+    joint(series, QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        joint(other, QUICK, progress=Interrupt(4))
+    less = QUICK.model_copy(update={"resident": False, "tiles": 3, "checkpoint_every": 1})
+    epochs = Epochs()
+    joint(other, less, progress=epochs)
+    assert epochs.done == [4, 1, 1, 1, 1, 1]  # the checkpoint's, and those after it
+    np.testing.assert_allclose(potential(other), potential(series), rtol=0, atol=1e-5 * potential(series).max())
+    assert not joint(other, QUICK)["computed"]
 
 
 def test_total_variation_makes_the_volume_flatter(series, tmp_path):

@@ -94,6 +94,21 @@ def test_stages_run_in_order_and_the_score_only_with_a_truth(toml, calls, truth)
     }
 
 
+def test_a_joint_volume_of_a_run_before_is_not_traced_where_joint_is_off_now(toml, calls, monkeypatch):
+    run(load_configuration(toml))
+    assert dict(calls)["find_atoms"].volume == "auto"
+    real = Store.fingerprint
+    monkeypatch.setattr(Store, "fingerprint", lambda self, group: "made" if group == "joint" else real(self, group))
+    for overrides, volume in (
+        ([], "tomography"),
+        (["joint.enabled=true"], "auto"),
+        (["atoms.volume=joint"], "joint"),
+    ):
+        calls.clear()
+        run(load_configuration(toml, overrides))
+        assert dict(calls)["find_atoms"].volume == volume
+
+
 @pytest.mark.parametrize("until", ["ingest", "quicklook", "align"])
 def test_until_is_the_last_stage_that_runs(toml, calls, until):
     numbers = run(load_configuration(toml), until=until)

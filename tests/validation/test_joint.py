@@ -14,6 +14,7 @@ from stemtomo.pipeline.joint_epochs import first_standing
 from stemtomo.pipeline.joint_hand import compare_hands
 from stemtomo.pipeline.joint_parts import tilts_of
 from stemtomo.pipeline.joint_steps import JointRun
+from stemtomo.pipeline.progress import Silent
 from stemtomo.pipeline.references import load_configuration
 from stemtomo.pipeline.run import run
 from tests.benchmarks.joint_cuts import WAYS, cut_data, scored
@@ -79,7 +80,9 @@ def test_a_wrong_defocus_or_a_transposed_scan_ends_clearly_worse(tmp_path, overr
 
 @needs("mset_cuau")
 def test_a_wrong_sign_of_the_tilt_costs_little_at_every_tilt_and_is_found_out(published):
-    hand = compare_hands(published, JointSettings(**AS_MADE), ThreadExecutor(1))
+    settings = JointSettings(**AS_MADE)
+    run = JointRun.prepare(ThreadExecutor(1), tilts_of(published, settings), settings)
+    hand = compare_hands(published, run, Silent())
     print(hand.sentence)
     assert hand.verdict == "right"
     assert (hand.mirrored_losses > hand.losses).all()

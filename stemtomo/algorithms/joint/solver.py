@@ -12,6 +12,7 @@ The unknowns are coefficients of Gaussian elements (``element_width_px``; zero i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,13 +81,14 @@ class Patterns:
     model
         Object grid with the windows of these positions, propagators and loss.
     counts
-        (position, ky, kx), zero frequency first, electrons.
+        (position, ky, kx), zero frequency first, electrons; or what yields those of some positions, as runs of these
+        with their patterns.
     numbers
         Index of each position in its scan, (position,).
     """
 
     model: solver.Model
-    counts: Array
+    counts: Array | Callable[[np.ndarray], Iterable[tuple[np.ndarray, Array]]]
     numbers: np.ndarray
 
 
@@ -137,8 +139,11 @@ def gradients(
     batch = np.arange(len(patterns.numbers)) if wanted is None else np.flatnonzero(np.isin(patterns.numbers, wanted))
     if not batch.size:
         return None
-    sums = solver.gradients(solver.State(slices, probe), patterns.model, patterns.counts, batch)
-    return sums._asdict()
+    state = solver.State(slices, probe)
+    if not callable(patterns.counts):
+        return solver.gradients(state, patterns.model, patterns.counts, batch)._asdict()
+    groups = ((where, counts, np.arange(len(where))) for where, counts in patterns.counts(batch))
+    return solver.gradients_of(state, patterns.model, groups)._asdict()
 
 
 def descended(

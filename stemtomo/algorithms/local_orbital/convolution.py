@@ -8,10 +8,12 @@ residual with that kernel holds both slices' correlations apart. No spectrum has
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import scipy.fft
 
-from stemtomo.backend import Array, array_namespace, together_bytes
+from stemtomo.backend import Array, array_namespace, to_device_of, together_bytes
 from stemtomo.kernels.fourier import fft2, ifft2
 
 
@@ -53,6 +55,12 @@ class SliceConvolution:
         spectra = fft2(whole, overwrite=True)
         spectra *= spectra.real.dtype.type(self._root)
         return spectra
+
+    def transfer(self, of_frequencies: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Array:
+        """Return a function of ky (y, 1) and kx (x,), in cycles per pixel, to multiply spectra with."""
+        rows, columns = self._shape
+        found = of_frequencies(np.fft.fftfreq(rows)[:, None], np.fft.fftfreq(columns))
+        return to_device_of(found.astype(self._stack.dtype), self._stack)
 
     def image(self, transfers: Array) -> tuple[Array, list[Array]]:
         """Return the sum of the slices behind their kernels, (y, x), and spectra of pairs of slices for later."""

@@ -54,21 +54,29 @@ def spread_over(sections: np.ndarray, numbers: np.ndarray, each: int) -> np.ndar
     return np.sort(np.concatenate(chosen))
 
 
-def look_for_foci(misfit_at: MisfitAt, sections: int, reach_angstrom: float, step_angstrom: float) -> np.ndarray:
+def look_for_foci(
+    misfit_at: MisfitAt, sections: int, reach_angstrom: float, step_angstrom: float, before: np.ndarray | None = None
+) -> np.ndarray:
     """Return by how much the C1 of every section is to be moved for the smallest misfit, (section,) in Å.
 
     Steps over ``reach_angstrom`` to both sides, and further where a section is best at an end; then shorter
     steps around the best of every section, and the vertex of a parabola. It is 0 where that is not worth a move.
+
+    Parameters
+    ----------
+    before
+        Where the foci were found to be before, (section,): the search begins with a step to both sides of that.
     """
-    count = max(1, int(np.ceil(reach_angstrom / step_angstrom)))
+    start = np.zeros(sections) if before is None else before
+    count = max(1, int(np.ceil(reach_angstrom / step_angstrom))) if before is None else 1
     offsets = step_angstrom * np.arange(-count, count + 1)
-    misfits = np.stack([misfit_at(np.full(sections, offset)) for offset in offsets])
+    misfits = np.stack([misfit_at(start + offset) for offset in offsets])
     while offsets[-1] < _FURTHEST * reach_angstrom and np.isin(misfits.argmin(axis=0), (0, len(offsets) - 1)).any():
         offsets = np.concatenate([[offsets[0] - step_angstrom], offsets, [offsets[-1] + step_angstrom]])
-        below, above = (misfit_at(np.full(sections, offset)) for offset in (offsets[0], offsets[-1]))
+        below, above = (misfit_at(start + offset) for offset in (offsets[0], offsets[-1]))
         misfits = np.concatenate([below[None], misfits, above[None]])
     told = misfits[len(offsets) // 2]
-    best = offsets[misfits.argmin(axis=0)]
+    best = start + offsets[misfits.argmin(axis=0)]
     lowest = misfits.min(axis=0)
     for share in _FINER:
         step = share * step_angstrom
@@ -79,4 +87,4 @@ def look_for_foci(misfit_at: MisfitAt, sections: int, reach_angstrom: float, ste
     inside = (chosen == 1) & (curvature > 0)
     vertex = centre + 0.5 * step * (around[0] - around[2]) / np.where(inside, curvature, 1.0)
     found = np.where(inside, vertex, best)
-    return np.where(told - lowest > _WORTH * told, found, 0.0)
+    return np.where((start != 0) | (told - lowest > _WORTH * told), found, 0.0)

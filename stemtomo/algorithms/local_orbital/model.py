@@ -22,6 +22,7 @@ from stemtomo.algorithms.local_orbital.convolution import SliceConvolution, padd
 from stemtomo.backend import Array, array_namespace, to_device_of, to_host
 from stemtomo.errors import FormatError
 from stemtomo.kernels.orbitals import gather, render
+from stemtomo.kernels.sites import add_between
 
 _WINDOW_WIDTHS = 4.5
 _NARROWEST_PX = 0.3
@@ -221,6 +222,39 @@ def sums(model: Orbitals, series: FocalSeries, numbers: np.ndarray | None = None
         found = [to_host(a).astype(np.float64) for a in gather(work.stack, *tables.arguments)]
         _add(by_atom, shifts[k], tilts[k], found, tables, model, series, k, number)
     return Sums(loss, by_atom[:, :3].copy(), by_atom[:, 3].copy(), by_atom[:, 4].copy(), probes, shifts, tilts)
+
+
+def wanted_at(model: Orbitals, series: FocalSeries, sites: np.ndarray, numbers: np.ndarray | None = None) -> np.ndarray:
+    """Return the loss's derivative in the intensity that atoms of none at ``sites`` (site, 3) in Å have, (site,).
+
+    What :func:`sums` says of them, for many sites: they are not drawn, and slices are read between pixels instead of
+    through every site's own Gaussian, which is that of the median atom.
+    """
+    work = _convolution(model, series)
+    shape_yx, xp = series.shape_yx, array_namespace(series.images)
+    width = float(np.median(model.width_angstrom)) / series.pixel_angstrom
+    soft = work.transfer(lambda ky, kx: _blur(ky, width) * _blur(kx, width))
+    at = to_device_of(np.ascontiguousarray(sites, dtype=series.images.dtype), series.images)
+    out = xp.zeros(len(sites), dtype=series.images.dtype)
+    for k, number, transfers, tables in _images(model, series, work, numbers):
+        image = _drawn(work, tables, transfers, shape_yx)[0]
+        residual = xp.zeros_like(image)
+        residual[: shape_yx[0], : shape_yx[1]] = image[: shape_yx[0], : shape_yx[1]] - series.images[k]
+        work.correlate(transfers, work.turned_spectrum(residual) * soft)
+        add_between(work.stack, at, _affine(model, series.rotations[k], number, shape_yx, series.pixel_angstrom), out)
+    return np.asarray(to_host(out))
+
+
+def _affine(model: Orbitals, rotation: np.ndarray, image: int, shape_yx: tuple[int, int], pixel: float) -> np.ndarray:
+    """Return what :func:`places` does as a matrix and an offset, (3, 4): column, row, depth of a place in Å."""
+    origin = replace(model.kept(np.zeros(0, dtype=np.int64)), positions=np.concatenate([np.zeros((1, 3)), np.eye(3)]))
+    found = np.stack(places(origin, rotation, image, shape_yx, pixel)[:3])
+    return np.c_[found[:, 1:] - found[:, :1], found[:, :1]]
+
+
+def _blur(frequency: np.ndarray, width: float) -> np.ndarray:
+    """Return a Gaussian's spectrum over that of reading linearly between pixels; frequencies and width in pixels."""
+    return np.asarray(np.exp(-2 * (np.pi * width * frequency) ** 2) / np.sinc(frequency) ** 2)
 
 
 def weighted_residual(model: Orbitals, series: FocalSeries, numbers: np.ndarray | None = None) -> tuple[float, float]:

@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from stemtomo.algorithms.local_orbital.insertion import Wanted, extended
 from stemtomo.algorithms.local_orbital.model import Orbitals
-from stemtomo.algorithms.local_orbital.solver import Evaluate, Free, Geometry, extended, pruned, refine
+from stemtomo.algorithms.local_orbital.solver import Evaluate, Free, Geometry, refine, worth_keeping
 
 #: Share of the atoms that may still come or go when the list is complete.
 _SETTLED = 5e-4
@@ -50,12 +51,12 @@ class Schedule:
         Root mean square of the atoms' way over 5 iterations at which a search ends.
     """
 
-    atom_iterations: int = 12
+    atom_iterations: int = 14
     probe_searches: int = 3
     probe_iterations: int = 15
     tilt_iterations: int = 25
     last_iterations: int = 40
-    rounds: int = 8
+    rounds: int = 10
     shifts: bool = True
     tilts: bool = False
     width: Literal["none", "shared", "species", "atom"] = "shared"
@@ -101,6 +102,7 @@ def solve(
     before: Sequence[Step] = (),
     kinds_of: KindsOf | None = None,
     focused: Focused | None = None,
+    wanted: Wanted | None = None,
 ) -> Orbitals:
     """Refine ``model`` by the whole schedule; return the last model.
 
@@ -112,7 +114,10 @@ def solve(
         How atoms are told apart after every search; they are all of one kind if not given.
     focused
         What puts the foci of the sections where the atoms of now say, before every search until probes are freed.
+    wanted
+        Where the residual asks for atoms; by ``evaluate`` if not given, which takes longer.
     """
+    wanted = wanted or _wanted_by(evaluate)
     schedule = schedule or Schedule()
     searches = _searches(schedule)
     done = before[-1].number if before else 0
@@ -126,7 +131,7 @@ def solve(
             continue
         if focused is not None and not any(one.free.probes for one in searches[: number - 1]):
             model = focused(model)
-        model, added, dropped = _changed(model, evaluate, geometry, schedule, search)
+        model, added, dropped = _changed(model, wanted, geometry, schedule, search)
         settled = search.stage == "atoms" and added + dropped <= _SETTLED * len(model)
         stands = added + dropped == 0
         # Where the list stands, what is left is for the last search, unless the one before it came to rest.
@@ -160,18 +165,28 @@ class _Search(NamedTuple):
 
 
 def _changed(
-    model: Orbitals, evaluate: Evaluate, geometry: Geometry, schedule: Schedule, search: _Search
+    model: Orbitals, wanted: Wanted, geometry: Geometry, schedule: Schedule, search: _Search
 ) -> tuple[Orbitals, int, int]:
     """Return the model with the atoms that come and go before ``search``, how many came, and how many went."""
     added = dropped = 0
+    gone = None
     if search.prunes:
-        model, dropped = pruned(model, schedule.pruning, schedule.minimum_distance_angstrom)
+        good = worth_keeping(model, schedule.pruning, schedule.minimum_distance_angstrom)
+        gone, model, dropped = model.positions[~good], model.kept(good), int((~good).sum())
     if search.insertion is not None:
         closest = schedule.minimum_distance_angstrom
         model, added = extended(
-            model, evaluate, geometry, insertion=search.insertion, minimum_distance_angstrom=closest
+            model, wanted, geometry, insertion=search.insertion, minimum_distance_angstrom=closest, gone=gone
         )
     return model, added, dropped
+
+
+def _wanted_by(evaluate: Evaluate) -> Wanted:
+    def wanted(model: Orbitals, sites: np.ndarray) -> np.ndarray:
+        width = np.full(len(sites), np.median(model.width_angstrom))
+        return evaluate(model.with_atoms(sites, np.zeros(len(sites)), width), False).intensity[len(model) :]
+
+    return wanted
 
 
 def _worth(added: int, dropped: int) -> float:

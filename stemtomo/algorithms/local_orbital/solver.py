@@ -26,8 +26,6 @@ _NARROWEST_ANGSTROM = 0.15
 #: Iterations over which a search is seen to stand still.
 _WATCHED = 5
 _FAINTEST_FREQUENCY = 3e-3
-#: An inserted atom stands out by so many standard deviations; at most this share of the atoms come at once, or so many.
-_SIGNIFICANT, _MOST_INSERTED, _FEWEST = 4.0, 0.05, 20
 
 
 class Geometry(NamedTuple):
@@ -119,7 +117,7 @@ def refine(
     names, losses = free.names(), []
     kinds = _alike(model, free)
     watched = _Rest(model.positions, still_angstrom)
-    scales, raising = _inverse_curvature(model, geometry), _raising(model, geometry.pixel_angstrom)
+    scales, raising = inverse_curvature(model, geometry), _raising(model, geometry.pixel_angstrom)
 
     def evaluate_at(point: Point) -> tuple[float, Point]:
         found = evaluate(_at(model, names, raising, point, kinds), free.probes)
@@ -157,79 +155,23 @@ def position_uncertainty(model: Orbitals, geometry: Geometry, variance: float) -
     atoms lie behind one another. The variance is that of a pixel where the specimen is (see
     :func:`~stemtomo.algorithms.local_orbital.model.weighted_residual`).
     """
-    return np.asarray(np.sqrt(variance * _inverse_curvature(model, geometry)["positions"]))
+    return np.asarray(np.sqrt(variance * inverse_curvature(model, geometry)["positions"]))
 
 
 def pruned(model: Orbitals, faintest: float, minimum_distance_angstrom: float) -> tuple[Orbitals, int]:
     """Return the model without atoms below ``faintest`` of the typical, or fainter than a close neighbour; how many."""
-    good = model.intensity > faintest * typical_intensities(model).min()
+    good = worth_keeping(model, faintest, minimum_distance_angstrom)
+    return model.kept(good), int((~good).sum())
+
+
+def worth_keeping(model: Orbitals, faintest: float, minimum_distance_angstrom: float) -> np.ndarray:
+    """Return which atoms, (atom,), are neither below ``faintest`` of the typical nor fainter than a close neighbour."""
+    good: np.ndarray = model.intensity > faintest * typical_intensities(model).min()
     pairs = cKDTree(model.positions).query_pairs(minimum_distance_angstrom, output_type="ndarray")
     for first, second in pairs:
         if good[first] and good[second]:
             good[second if model.intensity[first] >= model.intensity[second] else first] = False
-    return model.kept(good), int((~good).sum())
-
-
-def extended(
-    model: Orbitals,
-    evaluate: Evaluate,
-    geometry: Geometry,
-    *,
-    insertion: float,
-    minimum_distance_angstrom: float,
-    spacing_angstrom: float = 0.7,
-) -> tuple[Orbitals, int]:
-    """Return the model with atoms where the residual asks for some, and how many.
-
-    Atoms of no intensity are put on a grid in the gaps between the others; the derivative of the loss in the intensity
-    of each, over its curvature, is the intensity that the residual holds there.
-
-    Parameters
-    ----------
-    insertion
-        Smallest intensity at which an atom is inserted, in those of the median atom of the faintest kind. It must stand
-        out of what the residual holds elsewhere in the gaps, too, and no more come at once than a share of those there
-        are: what is left of atoms that are not in their places yet looks like many small ones.
-    """
-    sites = _gaps(model.positions, minimum_distance_angstrom, spacing_angstrom)
-    if len(sites) == 0:
-        return model, 0
-    width = np.full(len(sites), np.median(model.width_angstrom))
-    trial = model.with_atoms(sites, np.zeros(len(sites)), width)
-    every = typical_intensities(model)
-    typical = float(every.min())
-    scale = _inverse_curvature(replace(trial, intensity=np.full(len(trial), typical)), geometry)["intensity"]
-    new = slice(len(model), None)
-    strength = -evaluate(trial, False).intensity[new] * scale[new] / typical
-    middle = float(np.median(strength))
-    noise = 1.4826 * float(np.median(np.abs(strength - middle)))
-    order = np.argsort(-strength, kind="stable")
-    order = order[strength[order] > max(insertion, middle + _SIGNIFICANT * noise)]
-    chosen: list[int] = []
-    taken = np.zeros(len(sites), dtype=bool)
-    near = cKDTree(sites)
-    most = max(_FEWEST, round(_MOST_INSERTED * len(model)))
-    for site in order:
-        if len(chosen) == most:
-            break
-        if not taken[site]:
-            chosen.append(int(site))
-            taken[near.query_ball_point(sites[site], minimum_distance_angstrom)] = True
-    if not chosen:
-        return model, 0
-    start = typical * np.clip(strength[chosen], 0.5, every.max() / typical)
-    return model.with_atoms(sites[chosen], start, width[chosen]), len(chosen)
-
-
-def _gaps(positions: np.ndarray, distance: float, spacing: float) -> np.ndarray:
-    """Return points of a grid that are further than ``distance`` from every atom, but not outside the specimen."""
-    tree = cKDTree(positions)
-    low, high = positions.min(axis=0) - spacing, positions.max(axis=0) + spacing
-    axes = [np.arange(a, b + spacing, spacing) for a, b in zip(low, high, strict=True)]
-    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    neighbour = float(np.median(tree.query(positions, k=2)[0][:, 1])) if len(positions) > 1 else distance
-    nearest = tree.query(grid)[0]
-    return grid[(nearest > distance) & (nearest < 1.6 * neighbour)]
+    return good
 
 
 def typical_intensities(model: Orbitals) -> np.ndarray:
@@ -297,7 +239,7 @@ def _scale(scale: np.ndarray, name: str, kinds: np.ndarray | None) -> np.ndarray
     return 1 / np.maximum(summed_by_kind(1 / scale, kinds), np.finfo(np.float64).tiny)
 
 
-def _inverse_curvature(model: Orbitals, geometry: Geometry) -> dict[str, np.ndarray]:
+def inverse_curvature(model: Orbitals, geometry: Geometry) -> dict[str, np.ndarray]:
     """Return the inverse diagonal of Gauss and Newton's curvature: of atoms alone, without their neighbours."""
     plain, slope, spread = _powers(model, geometry.pixel_angstrom)
     count = len(model)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,19 @@ EVENTS = "electron_events/frames"
 _POSITIONS = "electron_events/scan_positions"
 _PIECE_BYTES = 64 << 20
 _LARGEST = np.iinfo(np.uint16).max
+
+
+class _Owners(NamedTuple):
+    """Which lists of events belong to which positions: lists and their positions, both ordered by the position."""
+
+    lists: np.ndarray
+    positions: np.ndarray
+
+    def within(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lists of positions [first, last) in the order of the file, and the position of each."""
+        begin, end = np.searchsorted(self.positions, (first, last))
+        order = np.argsort(self.lists[begin:end])
+        return self.lists[begin:end][order], self.positions[begin:end][order]
 
 
 @dataclass(frozen=True)
@@ -93,26 +107,26 @@ class CountedFrames:
         step = max(1, _PIECE_BYTES // (pixels * np.dtype(np.int64).itemsize))
         with open_hdf5(self.path) as file:
             frames = file[EVENTS]
-            positions = None if self.version >= 3 else file[_POSITIONS][()].astype(np.int64)
+            owners = None if self.version >= 3 else _owners(self.path, *_state(self.path))
             for start, stop, part in placed(runs, out):
                 for first in range(start, stop, step):
                     last = min(first + step, stop)
-                    counts = self._expand(frames, positions, first, last, pixels)
+                    counts = self._expand(frames, owners, first, last, pixels)
                     part[first - start : last - start] = counts.reshape(-1, *self.frame_shape)
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the file."""
         return {**file_identity(self.path), "array": EVENTS}
 
-    def _expand(self, frames: Any, positions: np.ndarray | None, first: int, last: int, pixels: int) -> np.ndarray:
-        if positions is None:
+    def _expand(self, frames: Any, owners: _Owners | None, first: int, last: int, pixels: int) -> np.ndarray:
+        if owners is None:
             per = self.frames_per_position
             lists = frames[first * per : last * per]
-            owners = np.repeat(np.arange(last - first), per)
+            places = np.repeat(np.arange(last - first), per)
         else:
-            rows = np.flatnonzero((positions >= first) & (positions < last))
+            rows, positions = owners.within(first, last)
             lists = _rows(frames, rows)
-            owners = positions[rows] - first
+            places = positions - first
         if not len(lists):
             return np.zeros((last - first, pixels), self.dtype)
         events = np.concatenate(lists).astype(np.int64)
@@ -121,11 +135,25 @@ class CountedFrames:
                 f"{self.where}: has an event at pixel {int(events.max())}, its frames of {list(self.frame_shape)} have "
                 f"{pixels}; the file is damaged, or its attributes Nx and Ny are wrong"
             )
-        events += np.repeat(owners * pixels, [len(events_of_one) for events_of_one in lists])
+        events += np.repeat(places * pixels, [len(events_of_one) for events_of_one in lists])
         counts = np.bincount(events, minlength=(last - first) * pixels)
         if int(counts.max()) > _LARGEST:
             raise FormatError(f"{self.where}: a pixel has {int(counts.max())} electrons, more than {_LARGEST}")
         return counts.reshape(last - first, pixels)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=2)
+def _owners(path: Path, _size: int, _mtime_ns: int) -> _Owners:
+    """Read which lists belong to which positions, once for all shards that a process copies from a file."""
+    with open_hdf5(path) as file:
+        positions = file[_POSITIONS][()].astype(np.int64)
+    order = np.argsort(positions, kind="stable")
+    return _Owners(order, positions[order])
 
 
 def _rows(frames: Any, rows: np.ndarray) -> Any:

@@ -18,7 +18,7 @@ from stemtomo.io.formats.optional import EXTRA, open_hdf5
 from stemtomo.io.formats.records import FrameRecords, ScannedFrames, scan
 from stemtomo.io.formats.rosetta import PREFIX, Signal, find_signal, plugins, signals
 from stemtomo.io.formats.sectors import is_sector_file, open_sectors
-from stemtomo.io.formats.tilts import TiltFiles
+from stemtomo.io.formats.tilts import StackedTilts
 from stemtomo.io.formats.zarrays import METADATA, arrays, find_array
 from stemtomo.io.layout import CANONICAL_AXES
 
@@ -151,7 +151,7 @@ _RECORDS: dict[str, Callable[[Path, Options, str], FrameRecords]] = {
 
 def read_overhead_bytes(source: FrameSource) -> int:
     """Bytes that each read of ``source`` holds beside its block: the whole signal, where RosettaSciIO is not lazy."""
-    if isinstance(source, TiltFiles):
+    if isinstance(source, StackedTilts):
         return read_overhead_bytes(source.sources[0])
     holder = source.records if isinstance(source, ScannedFrames) else source
     handle = holder.handle if isinstance(holder, DatasetFrames | DatasetRecords) else None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TiltFiles:
+class StackedTilts:
     """Sources of equal shape and dtype, one or more tilts each, as one source; :func:`stack` makes it."""
 
     sources: tuple[FrameSource, ...]
@@ -116,4 +116,4 @@ def stack(sources: tuple[FrameSource, ...]) -> FrameSource:
         before = seen.setdefault((source.path, source.where), number)
         if before != number:
             raise AcquisitionError(f"{source.where}: is named twice, as tilt files {before} and {number}; name it once")
-    return TiltFiles(tuple(sources))
+    return StackedTilts(tuple(sources))

@@ -17,7 +17,8 @@ class AtomSettings(Section):
         default=1, description="Chemical symbols, lightest first, or the number of classes."
     )
     volume: Literal["auto", "tomography", "joint"] = Field(
-        default="auto", description="Volume to trace: that of joint tomography where there is one, else of tomography."
+        default="auto",
+        description="Volume to trace: that of joint tomography where there is one and a run makes it, else the other.",
     )
     smoothing_angstrom: NonNegative = Field(
         default=0.3, description="Width (sigma) in Å of the smoothing before maxima are searched."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -54,6 +54,14 @@ class JointSettings(Section):
     )
     loss: Literal["amplitude", "anscombe", "poisson"] = Field(
         default="anscombe", description="Misfit, as of ptychography."
+    )
+    most_electrons: Positive = Field(
+        default=2e4,
+        description="Patterns of more electrons are compared as if they had so many: their weak pixels, where the "
+        "model is wrong by more than noise, would lead a search from zero astray. No effect on loss = 'amplitude'.",
+    )
+    mask_bad_pixels: bool = Field(
+        default=True, description="Leave out pixels that a calibration of the tilt has found dead or hot."
     )
     electrons_per_pattern: Positive | None = Field(
         default=None, description="Electrons of the probe; the mean of the patterns if not given."
@@ -110,6 +118,8 @@ class JointSettings(Section):
     precision: Literal["single", "double"] = Field(default="single", description="Of volume and waves.")
     seed: int = Field(default=0, ge=0, description="Seed of the order of tilts and batches.")
     checkpoint_every: Count = Field(default=2, description="Epochs between two checkpoints.")
+
+    HOW: ClassVar[frozenset[str]] = frozenset({"enabled", "tiles", "resident", "checkpoint_every"})
 
     @model_validator(mode="after")
     def _propagation_tells_the_hand(self) -> Self:

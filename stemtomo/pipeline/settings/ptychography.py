@@ -205,7 +205,6 @@ class PtychographySettings(Section):
         "not given.",
     )
 
-    #: What changes where and how a result is computed, but not the result.
     HOW: ClassVar[frozenset[str]] = frozenset({"tiles", "frames", "checkpoint_every", "memory_gib"})
 
     def how(self) -> frozenset[str]:

@@ -238,8 +238,7 @@ class TomographySettings(Section):
     )
     checkpoint_every: Count = Field(default=25, description="Iterations between two checkpoints.")
 
-    #: What says where a result is computed, and does not change it.
-    HOW: ClassVar[frozenset[str]] = frozenset({"memory_gib"})
+    HOW: ClassVar[frozenset[str]] = frozenset({"memory_gib", "checkpoint_every"})
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> TomographySettings:

@@ -1,5 +1,7 @@
 """Steps of the joint reconstruction: gradients by finite differences, constraints, and gauges that cannot be told."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -45,6 +47,22 @@ def test_the_gradient_in_the_volume_is_the_slope_of_the_loss(loss):
     h = 1e-6
     slope = (loss_at(volume + h * direction, seen)["loss"] - loss_at(volume - h * direction, seen)["loss"]) / (2 * h)
     assert np.vdot(gradient, direction) == pytest.approx(slope, rel=1e-6)
+
+
+def test_masked_pixels_add_nothing_to_loss_and_gradient():
+    truth, seen = scene()
+    mask = np.random.default_rng(3).random((16, 16)) > 0.3
+    volume = 0.7 * truth
+    masked = replace(seen, model=replace(seen.model, mask=mask))
+    found = loss_at(volume, masked)
+    gradient = slices_adjoint(found["phase"], VIEW)
+    direction = np.random.default_rng(5).normal(size=volume.shape)
+    h = 1e-6
+    ends = [loss_at(volume + step * direction, masked)["loss"] for step in (h, -h)]
+    assert np.vdot(gradient, direction) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-6)
+    means = patterns(State(solver.start_slices(volume, VIEW, solver.Constraint()), PROBE), seen.model, np.arange(9))
+    each = (np.sqrt(means + 0.375) - np.sqrt(seen.counts + 0.375)) ** 2
+    assert found["loss"] == pytest.approx(each[:, mask].sum(), rel=1e-9)
 
 
 @pytest.mark.parametrize("single_slice", [False, True])

@@ -71,6 +71,22 @@ def test_the_vertex_of_a_misfit_is_found_and_a_flat_one_moves_nothing():
     np.testing.assert_allclose(look_for_foci(misfit, 3, reach_angstrom=12.0, step_angstrom=4.0), vertex, atol=1e-9)
 
 
+def test_a_search_that_knows_where_foci_were_asks_less_and_finds_the_same():
+    vertex, asked = np.array([3.3, -31.0, 9.0]), []
+
+    def misfit(offsets):
+        asked.append(offsets)
+        return (offsets - vertex) ** 2 / 1e3 + 0.1
+
+    # The last one was three steps off: the search goes on where it is best at an end.
+    before = vertex + np.array([1.0, -2.0, 12.0])
+    found = look_for_foci(misfit, 3, reach_angstrom=40.0, step_angstrom=4.0, before=before)
+    np.testing.assert_allclose(found, vertex, atol=1e-9)
+    few = len(asked)
+    look_for_foci(misfit, 3, reach_angstrom=40.0, step_angstrom=4.0)
+    assert few < 0.6 * (len(asked) - few)
+
+
 def test_a_told_focus_stays_where_another_is_hardly_better():
     found = look_for_foci(lambda offsets: 0.1 + 1e-6 * (offsets - 1) ** 2, 1, reach_angstrom=8.0, step_angstrom=4.0)
     assert found == [0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from stemtomo.algorithms.local_orbital.model import FocalSeries, Orbitals, images_of, places, sums
+from stemtomo.algorithms.local_orbital.model import FocalSeries, Orbitals, images_of, places, sums, wanted_at
 
 PIXEL, SHAPE, WINDOW, SLICES = 0.5, (40, 44), (12, 10), 5
 
@@ -50,6 +50,23 @@ def test_an_image_is_the_sum_over_atoms_and_slices_of_their_probes(scene):
                     sigma = width / PIXEL
                     expected += weight * np.exp(-squared / (2 * sigma**2)) / (2 * np.pi * sigma**2)
     np.testing.assert_allclose(images_of(model, series)[image], expected, atol=3e-5 * expected.max())
+
+
+def test_what_sites_ask_for_is_the_derivative_in_atoms_of_no_intensity_there(scene):
+    """Smooth probes, as reading between pixels holds for what the pixels sample."""
+    model, series = scene
+    y, x = np.mgrid[: WINDOW[0], : WINDOW[1]]
+    smooth = np.exp(-((y - WINDOW[0] // 2) ** 2 + (x - WINDOW[1] // 2) ** 2) / (2 * 1.5**2))
+    model = replace(
+        model, probes=np.broadcast_to(smooth / smooth.sum(), model.probes.shape), width_angstrom=np.full(6, 0.5)
+    )
+    sites = np.random.default_rng(1).uniform(-5, 5, (50, 3))
+    longer = model.with_atoms(sites, np.zeros(50), np.full(50, 0.5))
+    expected = sums(longer, series, None, False).intensity[6:]
+    found = wanted_at(model, series, sites)
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+    parts = [wanted_at(model, series.part(part), sites, part) for part in (np.arange(2), np.arange(2, 5))]
+    np.testing.assert_allclose(sum(parts), found, atol=1e-12)
 
 
 @pytest.mark.parametrize("beyond", [3, 8, 14])

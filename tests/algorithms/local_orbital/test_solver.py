@@ -7,7 +7,8 @@ import pytest
 from scipy.spatial import cKDTree
 
 from stemtomo.algorithms.atoms.classification import classify
-from stemtomo.algorithms.local_orbital.model import Orbitals, images_of, slices_for, sums, weighted_residual
+from stemtomo.algorithms.local_orbital.insertion import extended
+from stemtomo.algorithms.local_orbital.model import Orbitals, images_of, slices_for, sums, wanted_at, weighted_residual
 from stemtomo.algorithms.local_orbital.probes import (
     depth_of_focus,
     normalised,
@@ -19,7 +20,6 @@ from stemtomo.algorithms.local_orbital.schedule import Schedule, held_out, solve
 from stemtomo.algorithms.local_orbital.solver import (
     Free,
     Geometry,
-    extended,
     gradient_power,
     position_uncertainty,
     pruned,
@@ -131,9 +131,9 @@ def test_atoms_are_found_to_far_below_a_picometre_by_the_model_that_made_the_ima
 def test_missing_atoms_come_and_false_ones_go(particle):
     series, defocus = series_of(particle, 1)
     truth = model_of(particle, series, defocus)
-    evaluate, geometry = (lambda m, p: sums(m, series, None, p)), geometry_of(series)
+    wanted, geometry = (lambda m, sites: wanted_at(m, series, sites)), geometry_of(series)
     missing = truth.kept(np.arange(COUNT) >= 7)
-    longer, added = extended(missing, evaluate, geometry, insertion=0.4, minimum_distance_angstrom=1.6)
+    longer, added = extended(missing, wanted, geometry, insertion=0.4, minimum_distance_angstrom=1.6)
     nearest = cKDTree(longer.positions[len(missing) :]).query(particle[:7])[0]
     assert added >= 7
     assert (nearest < 0.75).all()
@@ -142,6 +142,21 @@ def test_missing_atoms_come_and_false_ones_go(particle):
     kept, dropped = pruned(faint, 0.4, 1.6)
     assert dropped == 3
     np.testing.assert_array_equal(kept.positions, particle)
+
+
+def test_a_missing_atom_comes_to_its_place_between_the_sites_of_the_grid(particle):
+    series, defocus = series_of(particle, 1)
+    missing = model_of(particle, series, defocus).kept(np.arange(COUNT) >= 7)
+    options = {"insertion": 0.4, "minimum_distance_angstrom": 1.6}
+    wanted, geometry = (lambda m, sites: wanted_at(m, series, sites)), geometry_of(series)
+    longer, _ = extended(missing, wanted, geometry, **options)
+    new = longer.positions[len(missing) :]
+    way = cKDTree(new).query(particle[:7])[0]
+    # Half a diagonal of the grid would be 0.6 Å.
+    assert np.sqrt((way**2).mean()) < 0.25
+    # What was taken out just now is not put back before its neighbours had their time.
+    others, _ = extended(missing, wanted, geometry, gone=particle[:7] + 0.3, **options)
+    assert (cKDTree(particle[:7]).query(others.positions[len(missing) :])[0] > 0.75).all()
 
 
 def test_atoms_that_are_out_of_place_do_not_breed_others(particle):

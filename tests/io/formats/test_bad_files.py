@@ -354,5 +354,5 @@ def test_a_damaged_shard_of_a_store_is_named(tmp_path: Path) -> None:
     data[-20] ^= 0xFF  # where the chunks lie is at the end
     shard.write_bytes(data)
     store.read_frames(0)
-    with pytest.raises(StoreError, match=r"tilt 1: .*remove the folder of this tilt and run ingest again"):
+    with pytest.raises(StoreError, match=r"tilt/001/.* is damaged, .*remove the tilt and ingest it again"):
         store.read_frames(1)
