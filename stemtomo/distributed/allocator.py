@@ -16,7 +16,7 @@ class KeepBuffers(WorkerPlugin):
 
     Distributed starts workers so that the C library hands freed memory back at once. Every buffer of a numerical loop
     is then made of new pages, which the kernel clears: half as much again as the work of ptychography, measured. Arrays
-    of more than 8 MiB still go back when they are freed.
+    of more than 16 MiB, which a chunk of patterns seldom is, still go back when they are freed.
     """
 
     name = "stemtomo-keep-buffers"
@@ -27,5 +27,5 @@ class KeepBuffers(WorkerPlugin):
             return
         set_option = getattr(ctypes.CDLL(None), "mallopt", None)
         if set_option is not None:
-            set_option(_MMAP_THRESHOLD, 8 << 20)
+            set_option(_MMAP_THRESHOLD, 16 << 20)
             set_option(_TRIM_THRESHOLD, 64 << 20)

@@ -95,6 +95,7 @@ def residual(
     mask: Array | None = None,
     background: Array | None = None,
     background_gradient: Array | None = None,
+    floor_factor: float = 1.0,
 ) -> Array:
     """Turn ``spectra``, in place, into the loss's gradient; return the loss (position,), float64.
 
@@ -117,13 +118,15 @@ def residual(
         (qy, qx) electrons that the detector counts beside the waves, in the precision of ``spectra``.
     background_gradient
         (qy, qx); dL/d background, summed over the positions, is added.
+    floor_factor
+        Times the 3/8 or 1/10: counts weigh as if there were so many times fewer.
     """
     xp = array_namespace(spectra)
     positions = spectra.shape[0] // modes
     losses = xp.zeros(positions, dtype=np.float64)
     real = real_dtype(spectra)
     poisson = loss == "poisson"
-    offset = _POISSON_FLOOR if poisson else _ROOT_OFFSET[loss]
+    offset = floor_factor * (_POISSON_FLOOR if poisson else _ROOT_OFFSET[loss])
     mask = xp.ones(counts.shape[1:], dtype=bool) if mask is None else mask
     lit, wanted = background is not None, background_gradient is not None
     background = xp.zeros((1, 1), dtype=real) if background is None else background

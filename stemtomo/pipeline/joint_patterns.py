@@ -30,7 +30,8 @@ def load_tile(job: tuple[Tilt, int], settings: JointSettings) -> dict[str, Any]:
     patterns = streamed.resident() if settings.resident else streamed
     mask = good_pixels(store, tilt.number, settings)
     mask = backend.to_device(mask) if mask is not None and backend.gpu_available() else mask
-    return {"tilt": tilt, "numbers": where, "grid": tilt.local(where)[0], "patterns": patterns, "mask": mask}
+    state = {"tilt": tilt, "numbers": where, "grid": tilt.local(where)[0], "patterns": patterns, "mask": mask}
+    return {**state, "most_electrons": settings.most_electrons}
 
 
 def tile_counted(state: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +81,15 @@ def tile_gradients(
     wavelength = wavelength_angstrom(tilt.optics.energy_ev)
     dtype = np.dtype(probe.dtype)
     gaps = tuple(backend.to_device_of(gap, probe) for gap in view.propagators(tilt.grid.window_yx, wavelength, dtype))
-    model = Model(state["grid"], gaps, loss, "phase", tilt.detector_yx, state["mask"])  # type: ignore[arg-type]
+    model = Model(
+        state["grid"],
+        gaps,
+        loss,  # type: ignore[arg-type]
+        "phase",
+        tilt.detector_yx,
+        state["mask"],
+        floor_factor=max(1.0, float((abs(probe) ** 2).sum(dtype=np.float64)) / state["most_electrons"]),
+    )
     patterns = state["patterns"]
     counts = patterns.counts if isinstance(patterns, Resident) else patterns.groups
     sums = solver.gradients(solver.Patterns(model, counts, state["numbers"]), slices, probe, batch)

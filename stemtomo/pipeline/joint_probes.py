@@ -26,10 +26,13 @@ def on_device(array: np.ndarray) -> Array:
     return backend.to_device(array) if backend.gpu_available() else array
 
 
-def seen_curvature(probe: Array, loss: Loss) -> float:
-    """Return the curvature of the loss in the modulus of waves, where patterns look like those of ``probe``."""
-    spectra = np.fft.fft2(backend.to_host(probe), norm="ortho")
-    return mean_curvature(np.square(np.abs(spectra)).sum(axis=0), loss)
+def seen_curvature(probe: Array, loss: Loss, most_electrons: float) -> float:
+    """Return the curvature of the loss in the modulus of waves, where patterns look like those of ``probe``.
+
+    More than ``most_electrons`` are compared as if they were so many.
+    """
+    intensity = np.square(np.abs(np.fft.fft2(backend.to_host(probe), norm="ortho"))).sum(axis=0)
+    return mean_curvature(intensity * min(1.0, most_electrons / float(intensity.sum())), loss)
 
 
 def peak_light(probe: Array, view: View, tilt: Tilt) -> float:

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 from stemtomo.algorithms.local_orbital.convolution import padded_shape
+from stemtomo.algorithms.local_orbital.insertion import SITES_TOGETHER
 from stemtomo.algorithms.local_orbital.model import slices_for
 from stemtomo.distributed import PlanRow
 from stemtomo.distributed.parts import FAN_IN
@@ -14,6 +15,12 @@ from stemtomo.pipeline.settings.local_orbital import LocalOrbitalSettings
 #: Processor seconds of one core per image: for a pair of slices n log2(n) of its n pixels, and for an atom. Measured
 #: with 1,000 to 25,000 atoms, within 10 %.
 _SECONDS_PER_PIXEL_STEP, _SECONDS_PER_ATOM = 1.7e-9, 1.9e-7
+#: Of a site that is asked whether an atom is missing there, and sites per atom; of a probe of one slice and section.
+_SECONDS_PER_SITE, _SITES_PER_ATOM, _SECONDS_PER_PROBE = 2.6e-8, 50, 2.2e-3
+_BYTES_PER_SITE = 76
+#: Images of every section that a focus is looked for in, foci that are tried before the first search and before each
+#: of the next, and the share of a pass over these images that drawing them is.
+_IMAGES_FOR_FOCUS, _FIRST_FOCI, _NEXT_FOCI, _DRAWING = 4, 27, 9, 0.8
 #: Positions, intensity, width; with their gradients and the pairs of steps that the search remembers.
 _FLOATS_PER_ATOM, _COPIES = 5, 24
 _ATOMS_PER_CUBIC_ANGSTROM = 0.05
@@ -56,6 +63,19 @@ def epoch_seconds(size: Size, settings: LocalOrbitalSettings) -> float:
     return size.images * (_SECONDS_PER_PIXEL_STEP * transforms + _SECONDS_PER_ATOM * size.atoms)
 
 
+def _search_seconds(size: Size, settings: LocalOrbitalSettings) -> float:
+    """Return the processor seconds of what comes between searches: foci and missing atoms, in every round."""
+    sites = _SITES_PER_ATOM * size.atoms
+    asking = size.images * sites * _SECONDS_PER_SITE + -(-sites // SITES_TOGETHER) * epoch_seconds(size, settings)
+    asking *= settings.rounds
+    if settings.model == "linear" or settings.start_defocus_angstrom is not None:
+        return asking
+    seen = min(1.0, _IMAGES_FOR_FOCUS * size.sections / size.images)
+    probes = size.sections * slices_of(settings, size.diameter_angstrom + 4)
+    once = _DRAWING * seen * epoch_seconds(size, settings) + _SECONDS_PER_PROBE * probes
+    return asking + (_FIRST_FOCI + _NEXT_FOCI * settings.rounds) * once
+
+
 def plan_for(size: Size, settings: LocalOrbitalSettings | None = None) -> PlanRow:
     """Return what a problem of this size holds, reads and takes on one core; time for the longest schedule."""
     settings = settings or LocalOrbitalSettings()
@@ -71,6 +91,9 @@ def plan_for(size: Size, settings: LocalOrbitalSettings | None = None) -> PlanRo
     working += max(derivatives, added)
     probes = size.sections * slices * window_px(settings, size.pixel_angstrom) ** 2
     search = 8 * _COPIES * (_FLOATS_PER_ATOM * size.atoms + probes)
+    # Between searches, sites at which atoms may be missing, and what every part reads at them.
+    sites = _SITES_PER_ATOM * size.atoms * min(1, settings.rounds)
+    search = max(search, (_BYTES_PER_SITE + (3 + tasks) * itemsize) * min(sites, SITES_TOGETHER) + 4 * sites)
     passes = settings.atom_iterations * (1 + settings.rounds)
     passes += settings.probe_iterations * (0 if settings.model == "rigid" else settings.probe_searches)
     passes += settings.tilt_iterations * settings.refine_angles + settings.last_iterations
@@ -80,7 +103,7 @@ def plan_for(size: Size, settings: LocalOrbitalSettings | None = None) -> PlanRo
         bytes_per_task=working,
         bytes_read=size.images * pixels * 4,
         bytes_written=10 * 8 * size.atoms,
-        seconds=passes * epoch_seconds(size, settings),
+        seconds=passes * epoch_seconds(size, settings) + _search_seconds(size, settings),
         # Every part's derivatives wait until the last of those that they are added to are there.
         resident_bytes=size.images * pixels * itemsize + search + tasks * derivatives,
     )

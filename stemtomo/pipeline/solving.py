@@ -164,6 +164,12 @@ def epochs_of(settings: PtychographySettings) -> tuple[tuple[solver.Rule, ...], 
     return tuple(rule for rule, _ in schedule), tuple(batches for _, batches in schedule)
 
 
+def alone_epochs(settings: PtychographySettings, epochs: int) -> int:
+    """Return how many of ``epochs`` stitched tiles are on their own for; the others are exact."""
+    polish = settings.stitch_polish_epochs or max(1, settings.settling_of(epochs))
+    return max(1, epochs - polish)
+
+
 def refuse_in_tiles(settings: PtychographySettings) -> None:
     """Refuse what needs a tilt in one piece.
 

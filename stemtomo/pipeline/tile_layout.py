@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from stemtomo import backend
 from stemtomo.algorithms.ptychography.advice import probe_diameter_angstrom
-from stemtomo.algorithms.ptychography.mistilt_map import RasterGaussian
 from stemtomo.algorithms.ptychography.tiles import (
     Rectangle,
     Tile,
     cut_scan,
-    fair_unit,
     out_to_edges,
-    rectangles,
     with_halo,
 )
 from stemtomo.algorithms.ptychography.windows import ObjectGrid
@@ -31,18 +27,12 @@ from stemtomo.io.store import Store
 from stemtomo.physics.electron import wavelength_angstrom
 from stemtomo.pipeline.config import PtychographySettings, ResourceSettings
 from stemtomo.pipeline.ptychography import GROUP, grid_of, padding_of
-from stemtomo.pipeline.tile_fields import GROUP_BYTES
+from stemtomo.pipeline.tile_need import BUFFERS, MARGIN_PX, Choice, Need, cuts_of, need_of
 
-#: Pixels that a window is larger than what its positions reach, on every side: what refined positions may move by.
-MARGIN_PX = 4
 #: Memory of a worker of a cluster that holds nothing: the interpreter, its modules and compiled kernels.
 _PROCESS_BYTES = 256 << 20
-#: Scan positions of a chunk, the least that is read.
-CHUNK = (CHUNK_POSITIONS, CHUNK_POSITIONS)
 #: Halo of tiles on their own in diameters of the probe: with one, seams differ by more than a tenth of the noise.
 _HALO = 4 / 3
-#: Buffers of a running task beside the object: waves of the positions that are worked on together, codecs.
-_BUFFERS = 64 * backend.CACHE_BYTES
 
 
 @dataclass(frozen=True)
@@ -116,35 +106,6 @@ class Layout:
         return replace(whole, corners=whole.corners[recorded], shifts_px=whole.shifts_px[recorded])
 
 
-@dataclass(frozen=True)
-class Need:
-    """What tiles of one tilt take: bytes of one worker, of all patterns, of one strip exchange."""
-
-    held_patterns: int
-    """Of the patterns that the busiest worker holds."""
-    held_objects: int
-    """Of object, momentum and sums of the tiles of the busiest worker."""
-    running: int
-    """Of one running task beside that."""
-    positions: int
-    """Of the largest tile."""
-    strips: int
-    """That all tiles together exchange in one step."""
-
-    def per_worker(self, threads: int) -> int:
-        """Return the peak memory of the busiest worker."""
-        return self.held_patterns + self.held_objects + threads * self.running
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A cut into rows and columns of tiles, whether their patterns are held, and what that takes."""
-
-    tiles_yx: tuple[int, int]
-    resident: bool
-    need: Need
-
-
 def layout_of(store: Store, tilt: int, settings: PtychographySettings, room: Room) -> Layout | None:
     """Return how a tilt is cut into tiles; ``None`` where it is reconstructed in one piece.
 
@@ -180,7 +141,7 @@ def chosen(
     grid = _grid(scan, detector, padding_of(scan, settings))
     at_once = min(room.threads, math.ceil(tilts / room.workers))
     # In one piece a tilt is copied once when it is loaded and its zero frequency goes to the corner.
-    piece = 2 * frames + math.prod(grid.shape_yx) * settings.slices * 44 + _BUFFERS
+    piece = 2 * frames + math.prod(grid.shape_yx) * settings.slices * 44 + BUFFERS
     plain = settings.frames != "store" and settings.batch_block == 1
     if settings.tiles == "auto" and plain and at_once * piece <= room.limit_bytes:
         return None
@@ -189,7 +150,7 @@ def chosen(
     choices = []
     for resident in wanted:
         for tiles_yx in candidates:
-            need = need_of(scan, detector, grid, itemsize, shard_yx, settings, tiles_yx, resident, room)
+            need = need_of(scan, detector, grid, itemsize, shard_yx, settings, tiles_yx, resident, room.workers)
             choices.append(Choice(tiles_yx, resident, need))
             if need.per_worker(room.threads) <= room.limit_bytes:
                 return choices[-1]
@@ -240,78 +201,9 @@ def groups_of(
     return min(range(1, least + 1), key=rounds)
 
 
-def need_of(
-    scan: Scan,
-    detector: Detector,
-    grid: ObjectGrid,
-    itemsize: int,
-    shard_yx: tuple[int, int],
-    settings: PtychographySettings,
-    tiles_yx: tuple[int, int],
-    resident: bool,
-    room: Room,
-) -> Need:
-    """Return what a cut takes, from the geometry alone."""
-    halo = (settings.stitch_halo or 0) if settings.tile_mode == "stitch" else 0
-    tiles = _sizes(scan, grid, cuts_of(scan, tiles_yx, shard_yx), halo)
-    mine = math.ceil(len(tiles) / room.workers)
-    pattern = math.prod(detector.shape_yx) * itemsize
-    largest, pixels = (max(column) for column in zip(*tiles, strict=True))
-    layer = 4 * settings.slices * (2 if settings.object == "complex" else 1)
-    probes = settings.probe_modes * math.prod(grid.window_yx) * 8 * 8
-    patterns = mine * largest * pattern if resident else 0
-    # What is being read and what is being worked on, each with a copy whose zero frequency goes to the corner.
-    buffer = 4 * (GROUP_BYTES + math.prod(CHUNK) * pattern)
-    # A search remembers changes and turns of eight iterations, and works with some vectors more.
-    mapped = settings.mistilt_map_smoothing_angstrom is not None
-    vectors = 4 + 2 * 8 + 6 if settings.rule == "lbfgs" or mapped else 4
-    held = mine * (pixels * (vectors * layer + 8) + probes + (largest * vectors * 16 if mapped else 0))
-    running = pixels * (2 * layer + 16 * settings.slices + 8) + buffer + _BUFFERS
-    whole = math.prod(grid.shape_yx)
-    if settings.filters_whole_object:  # one task holds all of it, and transforms a mirrored stack in double precision
-        running = max(running, whole * settings.slices * 128)
-    strips = max(0, sum(size for _, size in tiles) - whole) * (layer + 4) * 2
-    strips += _map_strips(scan, cuts_of(scan, tiles_yx, shard_yx), settings)
-    return Need(patterns, held, running, largest, strips)
-
-
-def _sizes(scan: Scan, grid: ObjectGrid, cuts: Sequence[Rectangle], halo: int) -> list[tuple[int, int]]:
-    """Return the positions of each tile and the pixels of its window, without looking at every position."""
-    corners, found = grid.corners.reshape(*scan.shape_yx, 2), []
-    for cut in cuts:
-        (y0, y1), (x0, x1) = (
-            (max(0, start - halo), min(length, stop + halo))
-            for (start, stop), length in zip(cut, scan.shape_yx, strict=True)
-        )
-        # Positions of a scan are an affine map of its rows and columns: the outermost are at the corners.
-        outer = corners[[y0, y1 - 1]][:, [x0, x1 - 1]].reshape(-1, 2)
-        first = np.maximum(outer.min(axis=0) - MARGIN_PX, 0)
-        last = np.minimum(outer.max(axis=0) + grid.window_yx + MARGIN_PX, grid.shape_yx)
-        size = math.prod(grid.shape_yx) if grid.periodic else int(np.prod(last - first))
-        found.append(((y1 - y0) * (x1 - x0), size))
-    return found
-
-
-def _map_strips(scan: Scan, cuts: Sequence[Rectangle], settings: PtychographySettings) -> int:
-    """Return the bytes of a map of mistilts that tiles exchange in a step: two values and slopes of positions near."""
-    width = settings.mistilt_map_smoothing_angstrom
-    if width is None:
-        return 0
-    around = RasterGaussian(scan.step_angstrom_yx, width).around
-    near = sum(math.prod(b - a for a, b in around(cut, scan.shape_yx)) for cut in cuts)
-    return (near - scan.count) * 2 * 16
-
-
 @functools.lru_cache(maxsize=4)
 def _grid(scan: Scan, detector: Detector, padding: float) -> ObjectGrid:
     return grid_of(scan, detector, padding)
-
-
-def cuts_of(scan: Scan, tiles_yx: tuple[int, int], shard_yx: tuple[int, int]) -> list[Rectangle]:
-    """Return the rectangles of tiles: at shards where that makes them alike, else at chunks, the least that is read."""
-    axes = zip(scan.shape_yx, tiles_yx, shard_yx, strict=True)
-    units = [fair_unit(length, count, (shard, min(shard, CHUNK_POSITIONS))) for length, count, shard in axes]
-    return rectangles(scan.shape_yx, tiles_yx, (units[0], units[1]))
 
 
 def shard_of(store: Store, tilt: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from stemtomo.geometry import Detector, Scan
 from stemtomo.io.schema import frame_shards
 from stemtomo.pipeline.config import PtychographySettings
 from stemtomo.pipeline.ptychography import GROUP, grid_of, padding_of
+from stemtomo.pipeline.solving import alone_epochs
 from stemtomo.pipeline.tile_layout import Choice, Room, chosen, groups_of
 
 #: Numbers of workers that a plan with a measurement says the time for.
@@ -59,12 +60,27 @@ def plan_row(
         stage=f"{GROUP}, {tiles_yx[0]} x {tiles_yx[1]} tiles",
         tasks=math.prod(tiles_yx) * tilts,
         bytes_per_task=need.running,
-        bytes_read=frames * tilts * (2 if resident else 2 + passes(settings)),
+        bytes_read=round(
+            tilts * (frames * (2 if resident else 2 + passes(settings)) + _read_alone(settings, found, frames))
+        ),
         bytes_written=(pixels * 8 + pixels * 8 // settings.slices) * tilts,
         seconds=seconds(room.workers),
         resident_bytes=(need.held_patterns + need.held_objects) * (room.workers // groups) * groups,
         seconds_over_workers=tuple((count, value) for count, value in curve if value is not None),
     )
+
+
+def _read_alone(settings: PtychographySettings, choice: Choice, frames: int) -> float:
+    """Return the bytes that stitched tiles read beside the passes of all: the patterns of their halos, once or more."""
+    alone = choice.need.alone
+    if alone is None:
+        return 0.0
+    tiles = math.prod(choice.tiles_yx)
+    wider = frames * tiles * alone.positions / (tiles * choice.need.positions)
+    if choice.resident:
+        return wider
+    epochs = alone_epochs(settings, settings.epochs)
+    return (wider - frames) * epochs * (1 if settings.batch_block >= 8 else settings.batches_per_epoch)
 
 
 def passes(settings: PtychographySettings) -> int:

@@ -27,6 +27,7 @@ from stemtomo.pipeline.progress import Progress
 from stemtomo.pipeline.ptychography import Job, blur_slices, checked_electrons, good_pixels
 from stemtomo.pipeline.solving import (
     Tilt,
+    alone_epochs,
     epochs_of,
     filters_of,
     pixelwise,
@@ -106,7 +107,7 @@ def _joined(
 ) -> tuple[Parts, list[float]] | None:
     """Return tiles that were on their own as trees of exact ones, and their losses; ``None`` where that is done."""
     settings, tiles = layout.settings, layout.tiles()
-    alone = _alone_epochs(settings, schedule.epochs)
+    alone = alone_epochs(settings, schedule.epochs)
     mark: Any = checkpoint.latest()
     if mark is not None and mark.step >= alone:
         return None
@@ -149,7 +150,7 @@ def _schedule(layout: Layout, facts: dict[str, Any]) -> Schedule:
     positions_from, affine_from = position_phases(settings, len(rules))
     background_from = None if settings.background == "none" else settings.background_from_epoch
     # Tiles on their own leave what all of them share as it is.
-    alone = _alone_epochs(settings, len(rules)) if settings.tile_mode == "stitch" else 0
+    alone = alone_epochs(settings, len(rules)) if settings.tile_mode == "stitch" else 0
     if background_from is not None:
         background_from = max(background_from, alone)
     return Schedule(
@@ -185,11 +186,6 @@ def _whole_filter(layout: Layout, scan: Scan) -> WholeFilter | None:
     recorded = np.flatnonzero(Store.open(layout.path).valid(layout.tilt))
     asked = filters_of(layout.settings, scan.positions()[recorded], grid.pixel_angstrom_yx)
     return None if asked == Constraints() else WholeFilter(asked, grid.shape_yx)
-
-
-def _alone_epochs(settings: PtychographySettings, epochs: int) -> int:
-    polish = settings.stitch_polish_epochs or max(1, settings.settling_of(epochs))
-    return max(1, epochs - polish)
 
 
 def _members(layout: Layout) -> tuple[int, np.ndarray]:

@@ -22,14 +22,17 @@ from stemtomo.distributed.memory import Usage, peak_rss_mb, usage
 from stemtomo.distributed.parts import Parts
 from stemtomo.geometry import Scan
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.solving import epochs_of, rule_of
+from stemtomo.pipeline.solving import alone_epochs, epochs_of, rule_of
 from stemtomo.pipeline.tile_bundles import SMALL_FAN_IN
-from stemtomo.pipeline.tile_layout import Room, chosen, groups_of
+from stemtomo.pipeline.tile_cost import meeting_seconds, meetings_of
+from stemtomo.pipeline.tile_layout import Room, chosen, groups_of, with_known_halo
+from stemtomo.pipeline.tile_need import Alone
 from stemtomo.pipeline.tiles import Schedule, Standing, TiledRun
 from tests.benchmarks.measure import Row, cost_row
 
 SCAN, PIXELS, TILTS = Scan((800, 800), (0.2275, 0.2275)), 128, 36
 SETTINGS = PtychographySettings(slices=5, slice_thickness_angstrom=28.0, detector_padding=0.0, epochs=60)
+STITCHED = SETTINGS.model_copy(update={"tile_mode": "stitch"})
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,79 @@ def steps_of_group(
         work = [graph.add(first + n, light + s, [nodes[0], *inputs[n]]) for n, s in enumerate(more)]
         ends.append(work)
     return ends
+
+
+def meeting_of_group(
+    graph: Graph,
+    tiles_yx: tuple[int, int],
+    first: int,
+    seconds: Sequence[float],
+    look_s: float,
+    bytes_moved: float,
+    reach: int,
+) -> list[int]:
+    """Add epochs of tiles on their own, ``seconds`` each, and the meeting behind them; return the blended tiles.
+
+    Tiles overlap up to ``reach`` rows and columns away; each looks at its illumination for ``look_s``.
+    """
+    rows, columns = tiles_yx
+    places = list(itertools.product(range(rows), range(columns)))
+    near = [[n for n, (a, b) in enumerate(places) if 0 < max(abs(a - y), abs(b - x)) <= reach] for y, x in places]
+    pairs = [(n, other) for n, some in enumerate(near) for other in some if other > n]
+    strip = bytes_moved / max(1, 3 * len(pairs))  # one to compare, one each way to blend
+    light = strip / 2e9
+    alone = [graph.add(first + n, s, []) for n, s in enumerate(seconds)]
+    sums = _summed(graph, [graph.add(first + n, 1e-4, [one], 1e3) for n, one in enumerate(alone)], 4)
+    pieces = [graph.add(first + n, look_s, [one]) for n, one in enumerate(alone)]
+    compared = []
+    for one, other in pairs:
+        strips = [graph.add(first + n, light, [pieces[n]], strip) for n in (one, other)]
+        compared.append(graph.add(first + one, light, strips, 1e3))
+    solved = graph.add(first, 1e-3 * len(pieces), [*compared, sums], 1e3 * len(pieces))
+    shares = [graph.add(first + n, light, [piece, solved]) for n, piece in enumerate(pieces)]
+    sent = {(n, to): graph.add(first + n, light, [shares[n]], strip) for n, some in enumerate(near) for to in some}
+    blends = [graph.add(first + n, light, [shares[n], *(sent[to, n] for to in near[n])]) for n in range(len(places))]
+    probe = _summed(graph, [graph.add(first + n, 1e-4, [one], 1e5) for n, one in enumerate(alone)], 4)
+    return [graph.add(first + n, light, [blend, probe, solved]) for n, blend in enumerate(blends)]
+
+
+def _summed(graph: Graph, nodes: list[int], fan_in: int) -> int:
+    while len(nodes) > 1:
+        groups = [nodes[n : n + fan_in] for n in range(0, len(nodes), fan_in)]
+        nodes = [graph.add(graph.tasks[group[0]].worker, 1e-4, group, 1e5) for group in groups]
+    return nodes[0]
+
+
+def meeting_period(tiles_yx: tuple[int, int], groups: int, alone: Alone, epochs: int, costs: Costs) -> float:
+    """Return the seconds from one meeting to the next while all groups are at work."""
+    graph, rng, ends = Graph(), np.random.default_rng(0), []
+    count, looked = math.prod(tiles_yx), meeting_seconds(STITCHED, alone.positions, costs.pattern_s)
+    reach = 1 if alone.pairs <= 4 * count else 2
+    for group in range(groups):
+        seconds = epochs * alone.positions * costs.pattern_s * rng.lognormal(0, costs.scatter, size=count)
+        ends += meeting_of_group(graph, tiles_yx, group * count, seconds.tolist(), looked, alone.bytes_moved, reach)
+    return float(graph.run(costs)[ends].max())
+
+
+def stitched_hours(workers: int, costs: Costs) -> tuple[float, int, tuple[int, int]]:
+    """Return :func:`series_hours` of tiles that are stitched: the fit of the probe, runs and meetings, exact epochs."""
+    from tests.benchmarks.tiles import OPTICS, detector_of
+
+    settings = with_known_halo(STITCHED, SCAN, OPTICS)
+    shared = (SCAN, detector_of(PIXELS), 2, (32, 32), settings)
+    groups = groups_of(*shared, Room(4 << 30, workers), TILTS, TILTS)
+    choice = chosen(*shared, Room(4 << 30, workers // groups), TILTS)
+    assert choice is not None
+    assert choice.need.alone is not None
+    _, batches = epochs_of(settings)
+    alone = alone_epochs(settings, len(batches))
+    tiles, turns = math.prod(choice.tiles_yx), math.ceil(math.prod(choice.tiles_yx) * groups / workers)
+    seconds = settings.stitch_probe_positions**2 * settings.epochs * costs.pattern_s
+    meetings, _ = meetings_of(settings, alone)
+    seconds += meetings * turns * meeting_period(choice.tiles_yx, groups, choice.need.alone, alone // meetings, costs)
+    patterns, strip = choice.need.positions * turns, choice.need.strips / max(1, 8 * tiles)
+    seconds += len(batches[alone:]) * step_seconds(choice.tiles_yx, groups, patterns, strip, costs)
+    return math.ceil(TILTS / groups) * seconds / 3600, groups, choice.tiles_yx
 
 
 def _side(of: tuple[int, int], to: tuple[int, int]) -> tuple[int, int]:
@@ -295,4 +371,7 @@ def simulated_rows() -> list[Row]:
             hours, groups, tiles = series_hours(workers, costs, grouped)
             work = f"36 x 800 x 800, {workers} workers in {groups} groups, {tiles[0]} x {tiles[1]} tiles"
             rows.append(cost_row("tiles, simulated", work, hours, "h", ideal))
+        hours, groups, tiles = stitched_hours(workers, costs)
+        work = f"36 x 800 x 800, {workers} workers in {groups} groups, {tiles[0]} x {tiles[1]} tiles, stitched"
+        rows.append(cost_row("tiles, simulated", work, hours, "h", ideal))
     return rows

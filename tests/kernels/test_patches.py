@@ -108,3 +108,17 @@ def test_residual_and_loss(on, loss, dtype):
     expected_losses, expected = reference_residual(spectra.astype(np.complex128), counts, loss)
     np.testing.assert_allclose(to_host(losses), expected_losses, rtol=1e-5)
     np.testing.assert_allclose(to_host(at), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["amplitude", "anscombe", "poisson"])
+def test_a_floor_so_many_times_higher_is_the_misfit_of_so_many_times_fewer_electrons(on, loss):
+    spectra, *_ = make(np.complex128)
+    counts = np.random.default_rng(1).poisson(200.0, size=spectra.shape).astype(np.float64)
+    spectra, factor = 10 * spectra, 16.0
+    at, fewer = on(spectra), on(spectra / np.sqrt(factor))
+    losses = patches.residual(at, on(counts), loss, floor_factor=factor)
+    expected = patches.residual(fewer, on(counts / factor), loss)
+    np.testing.assert_allclose(to_host(losses), factor * to_host(expected), rtol=1e-9)
+    # 2 dL/d conj(spectrum) of a loss and of electrons that are both so many times larger: larger by the root.
+    # (What guards against a division by zero, 1e-9, does not grow with them.)
+    np.testing.assert_allclose(to_host(at), np.sqrt(factor) * to_host(fewer), rtol=1e-6, atol=1e-9)

@@ -125,3 +125,16 @@ def test_a_pattern_without_electrons_is_named(tmp_path):
     store = make_store(tmp_path / "s.zarr", [counts])
     with pytest.raises(FormatError, match="the first at scan position 75"):
         joint(store, SHORT, executor=ThreadExecutor(1))
+
+
+def test_patterns_of_many_electrons_are_compared_as_if_they_had_the_most_that_count(tmp_path):
+    """The object does not depend on how many there are, from as many on as are told."""
+    few = [patterns(seed) for seed in (0, 1)]
+    electrons = float(np.mean(few)) * 144
+    many = [counts * np.uint16(50) for counts in few]
+    volumes = [
+        potential(make_store(tmp_path / f"{n}.zarr", counts), precision="double", most_electrons=most)
+        for n, (counts, most) in enumerate([(few, electrons / 2), (many, electrons / 2), (many, 1e9)])
+    ]
+    np.testing.assert_allclose(volumes[1], volumes[0], rtol=0, atol=1e-6 * volumes[0].max())  # as stored
+    assert np.abs(volumes[2] - volumes[0]).max() > 1e-3 * volumes[0].max()

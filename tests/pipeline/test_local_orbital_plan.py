@@ -45,3 +45,13 @@ def test_one_slice_and_fixed_probes_cost_less():
     rigid = SETTINGS.model_copy(update={"model": "rigid"})
     assert plan_for(size(25_000), flat).bytes_per_task < 0.2 * plan_for(size(25_000), SETTINGS).bytes_per_task
     assert plan_for(size(25_000), rigid).seconds < plan_for(size(25_000), SETTINGS).seconds
+
+
+def test_what_comes_between_searches_counts():
+    """Foci that are told are not looked for; rounds ask the residual for atoms."""
+    told = SETTINGS.model_copy(update={"start_defocus_angstrom": (10.0, 0.0, -10.0)})
+    looked, known = (plan_for(size(25_000), s).seconds for s in (SETTINGS, told))
+    assert 1.02 < looked / known < 1.2
+    once = told.model_copy(update={"rounds": 0})
+    iterations = SETTINGS.atom_iterations * SETTINGS.rounds * epoch_seconds(size(25_000), told)
+    assert known - plan_for(size(25_000), once).seconds > 1.1 * iterations

@@ -127,6 +127,7 @@ def test_a_cluster_gives_the_bits_of_threads_from_the_store(tmp_path, client):
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(1800)
 def test_killed_workers_change_no_bit_of_stitched_tiles(tmp_path, client):
     store, settings = small(tmp_path, "undisturbed", checkpoint_every=1, tiles=(2, 1))
     ptychography(store, settings, executor=ThreadExecutor(2))

@@ -6,7 +6,8 @@ from stemtomo.distributed import MemoryPlan
 from stemtomo.errors import MemoryPlanError
 from stemtomo.geometry import Detector, Scan
 from stemtomo.pipeline.config import PtychographySettings
-from stemtomo.pipeline.tile_cost import Rates, estimate
+from stemtomo.pipeline.solving import alone_epochs
+from stemtomo.pipeline.tile_cost import Rates, estimate, meeting_seconds, meetings_of
 from stemtomo.pipeline.tile_layout import Room, chosen, cuts_of, groups_of, layout_of
 from stemtomo.pipeline.tile_plan import passes, plan_row
 from tests.pipeline.scanned import make_scan
@@ -126,3 +127,34 @@ def test_the_plan_of_many_workers_is_that_of_groups():
     assert curve[512] == pytest.approx(400 / 14)
     assert curve[1] == 36 * 400
     assert "ptychography over workers: 1: 4.0 h" in str(MemoryPlan([row]))
+
+
+def test_stitched_tiles_take_their_halos_meetings_and_the_fit_of_the_probe():
+    stitched = SETTINGS.model_copy(update={"tile_mode": "stitch", "stitch_halo": 16})
+    exact = choice(Room(4 * GIB, 16), frames="store", tiles=(4, 4))
+    found = chosen(MISSION, DETECTOR, 2, (32, 32), stitched.model_copy(update={"frames": "store", "tiles": (4, 4)}),
+                   Room(4 * GIB, 16), tilts=36)  # fmt: skip
+    assert found.need.positions == exact.need.positions
+    assert found.need.strips == exact.need.strips
+    inner = max(b - a for (a, b), _ in cuts_of(MISSION, (4, 4), (32, 32)))
+    assert found.need.alone.positions == (inner + 32) ** 2
+    assert found.need.alone.pairs == 4 * 3 * 2 + 3 * 3 * 2  # sides and corners
+    # Of one pair side by side: u is compared once; u, transmission and weight are sent both ways; the probes of two.
+    pair = chosen(MISSION, DETECTOR, 2, (32, 32), stitched.model_copy(update={"frames": "store", "tiles": (1, 2)}),
+                  Room(64 * GIB, 2), tilts=36)  # fmt: skip
+    common = 800 * 0.2275 / 0.2 * (32 * 0.2275 / 0.2 + 128 + 8) + 128 * (32 * 0.2275 / 0.2 + 128 + 8)
+    expected = common * ((5 * 4 + 4) + 2 * (5 * 4 + 5 * 8 + 4)) + 2 * 128 * 128 * 8
+    assert pair.need.alone.bytes_moved == pytest.approx(expected, rel=0.03)
+    assert meetings_of(stitched, 20) == (10, 12)  # after 2, 4 ... 18 and at the end; checkpoints after 5 and 15
+    alone = alone_epochs(stitched, SETTINGS.epochs)
+    rates = Rates(pattern_s=2e-3, task_s=0.0, bytes_per_s=1e15)
+    meetings, polished = meetings_of(stitched, alone)[0], SETTINGS.epochs - alone
+    row = estimate(stitched, found, 16, rates)
+    own = MISSION.count / 16 * polished * 2e-3
+    wider = (inner + 32) ** 2 * alone * 2e-3
+    looked = meetings * meeting_seconds(stitched, (inner + 32) ** 2, 2e-3)
+    assert row.seconds == pytest.approx(own + wider + looked + 32**2 * SETTINGS.epochs * 2e-3, rel=0.05)
+    assert row.bytes_moved == meetings * found.need.alone.bytes_moved + row.steps * found.need.strips
+    # A scheduler that takes its time is what tiles on their own are for.
+    slow = Rates(2e-3, 0.5, 1e12)
+    assert estimate(stitched, found, 16, slow).seconds < 0.7 * estimate(SETTINGS, exact, 16, slow).seconds

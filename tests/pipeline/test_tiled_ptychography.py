@@ -180,14 +180,27 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(tmp_path, epochs):
 
 
 class KillWorkers:
-    """Progress that kills a worker while patterns are loaded, between epochs, and while the result is written."""
+    """Progress that kills one of two workers: while patterns are loaded, between epochs, while the result is written.
+
+    It kills the one that has been there for longer, once both are there. Now and then a nanny of Distributed says that
+    it restarts its worker and starts no process: another worker is asked for then.
+    """
 
     def __init__(self, client, epochs):
-        self.client, self.epochs, self.done = client, epochs, 0
+        self.client, self.epochs, self.done, self.seen = client, epochs, 0, []
+
+    def wait_for_both(self):
+        try:
+            self.client.wait_for_workers(2, timeout=60)
+        except TimeoutError:
+            self.client.cluster.scale(len(self.client.cluster.workers) + 1)
+            self.client.wait_for_workers(2, timeout=600)
 
     def kill(self):
+        self.wait_for_both()
         pids = self.client.run(os.getpid)
-        os.kill(pids[min(pids)], signal.SIGKILL)
+        self.seen = [one for one in self.seen if one in pids] + sorted(set(pids) - set(self.seen))
+        os.kill(pids[self.seen.pop(0)], signal.SIGKILL)
 
     def start(self, stage, total, unit=""):
         if "tiles" in stage and 0 in self.epochs:
@@ -203,6 +216,7 @@ class KillWorkers:
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(1800)
 def test_killed_workers_change_no_bit_of_the_result(tmp_path, client):
     expected = reconstructed(tmp_path, "undisturbed", tiles=(2, 1))
     store = make_scan(tmp_path / "killed.zarr")

@@ -22,13 +22,12 @@ from stemtomo.algorithms.local_orbital.convolution import SliceConvolution, padd
 from stemtomo.backend import Array, array_namespace, to_device_of, to_host
 from stemtomo.errors import FormatError
 from stemtomo.kernels.orbitals import gather, render
+from stemtomo.kernels.sites import add_between
 
 _WINDOW_WIDTHS = 4.5
 _NARROWEST_PX = 0.3
 #: Rows of a slice that atoms are sorted by: a few lines of a cache.
 _BAND_ROWS = 16
-#: Sites that are read at once.
-_SITES_TOGETHER = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -231,45 +230,26 @@ def wanted_at(model: Orbitals, series: FocalSeries, sites: np.ndarray, numbers: 
     What :func:`sums` says of them, for many sites: they are not drawn, and slices are read between pixels instead of
     through every site's own Gaussian, which is that of the median atom.
     """
-    out = np.zeros(len(sites))
     work = _convolution(model, series)
     shape_yx, xp = series.shape_yx, array_namespace(series.images)
     width = float(np.median(model.width_angstrom)) / series.pixel_angstrom
     soft = work.transfer(lambda ky, kx: _blur(ky, width) * _blur(kx, width))
-    at = model.kept(np.zeros(0, dtype=np.int64))
+    at = to_device_of(np.ascontiguousarray(sites, dtype=series.images.dtype), series.images)
+    out = xp.zeros(len(sites), dtype=series.images.dtype)
     for k, number, transfers, tables in _images(model, series, work, numbers):
         image = _drawn(work, tables, transfers, shape_yx)[0]
         residual = xp.zeros_like(image)
         residual[: shape_yx[0], : shape_yx[1]] = image[: shape_yx[0], : shape_yx[1]] - series.images[k]
         work.correlate(transfers, work.turned_spectrum(residual) * soft)
-        for start in range(0, len(sites), _SITES_TOGETHER):
-            part = slice(start, start + _SITES_TOGETHER)
-            some = replace(at, positions=sites[part])
-            where = places(some, series.rotations[k], number, shape_yx, series.pixel_angstrom)
-            columns = (np.clip(where.depth, 0, model.slices - 1), where.v, where.u)
-            place = [to_device_of(column.astype(series.images.dtype), work.stack) for column in columns]
-            out[part] += to_host(_between(work.stack, *place))
-    return out
+        add_between(work.stack, at, _affine(model, series.rotations[k], number, shape_yx, series.pixel_angstrom), out)
+    return np.asarray(to_host(out))
 
 
-def _between(stack: Array, depth: Array, v: Array, u: Array) -> Array:
-    """Return values of a stack (slice, y, x), linear between its pixels, at places (site,) of its index; 0 outside."""
-    xp = array_namespace(stack)
-    total = xp.zeros_like(depth)
-    axes = []
-    for value, size in zip((depth, v, u), stack.shape, strict=True):
-        first = xp.clip(xp.floor(value), 0, max(size - 2, 0)).astype(np.int32)
-        axes.append((first, value - first, min(size - 1, 1)))
-    inside = (v >= 0) & (v <= stack.shape[1] - 1) & (u >= 0) & (u <= stack.shape[2] - 1)
-    flat = stack.reshape(-1)
-    (s, by_s, next_s), (y, by_y, _), (x, by_x, _) = axes
-    for behind in range(2):
-        for below in range(2):
-            row = ((s + behind * next_s).astype(np.int64) * stack.shape[1] + y + below) * stack.shape[2] + x
-            left, right = flat[row], flat[row + 1]
-            share = (by_s if behind else 1 - by_s) * (by_y if below else 1 - by_y)
-            total += share * (left + by_x * (right - left))
-    return total * inside
+def _affine(model: Orbitals, rotation: np.ndarray, image: int, shape_yx: tuple[int, int], pixel: float) -> np.ndarray:
+    """Return what :func:`places` does as a matrix and an offset, (3, 4): column, row, depth of a place in Å."""
+    origin = replace(model.kept(np.zeros(0, dtype=np.int64)), positions=np.concatenate([np.zeros((1, 3)), np.eye(3)]))
+    found = np.stack(places(origin, rotation, image, shape_yx, pixel)[:3])
+    return np.c_[found[:, 1:] - found[:, :1], found[:, :1]]
 
 
 def _blur(frequency: np.ndarray, width: float) -> np.ndarray:

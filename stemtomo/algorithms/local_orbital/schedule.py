@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from stemtomo.algorithms.local_orbital.insertion import Wanted, extended
 from stemtomo.algorithms.local_orbital.model import Orbitals
-from stemtomo.algorithms.local_orbital.solver import Evaluate, Free, Geometry, Wanted, extended, refine, worth_keeping
+from stemtomo.algorithms.local_orbital.solver import Evaluate, Free, Geometry, refine, worth_keeping
 
 #: Share of the atoms that may still come or go when the list is complete.
 _SETTLED = 5e-4
@@ -50,12 +51,12 @@ class Schedule:
         Root mean square of the atoms' way over 5 iterations at which a search ends.
     """
 
-    atom_iterations: int = 12
+    atom_iterations: int = 14
     probe_searches: int = 3
     probe_iterations: int = 15
     tilt_iterations: int = 25
     last_iterations: int = 40
-    rounds: int = 8
+    rounds: int = 10
     shifts: bool = True
     tilts: bool = False
     width: Literal["none", "shared", "species", "atom"] = "shared"

@@ -21,18 +21,11 @@ from stemtomo.algorithms.quasi_newton import Iterate, Point, minimise
 #: Sums over all images at a model; whether derivatives in the probes are wanted.
 Evaluate = Callable[[Orbitals, bool], Sums]
 
-#: The loss's derivative in the intensity that atoms of none at sites (site, 3) have, (site,).
-Wanted = Callable[[Orbitals, np.ndarray], np.ndarray]
-
 _LARGEST = {"positions": 0.15, "width_angstrom": 0.03, "shifts_angstrom": 0.2, "tilts_rad": 3e-3}
 _NARROWEST_ANGSTROM = 0.15
 #: Iterations over which a search is seen to stand still.
 _WATCHED = 5
 _FAINTEST_FREQUENCY = 3e-3
-#: An inserted atom stands out by so many standard deviations; at most this share of the atoms come at once, or so many.
-_SIGNIFICANT, _MOST_INSERTED, _FEWEST = 3.0, 0.2, 20
-#: Sites are looked at from this share of the closest distance on, as neighbours of those that atoms may come to.
-_BESIDE = 0.75
 
 
 class Geometry(NamedTuple):
@@ -124,7 +117,7 @@ def refine(
     names, losses = free.names(), []
     kinds = _alike(model, free)
     watched = _Rest(model.positions, still_angstrom)
-    scales, raising = _inverse_curvature(model, geometry), _raising(model, geometry.pixel_angstrom)
+    scales, raising = inverse_curvature(model, geometry), _raising(model, geometry.pixel_angstrom)
 
     def evaluate_at(point: Point) -> tuple[float, Point]:
         found = evaluate(_at(model, names, raising, point, kinds), free.probes)
@@ -162,7 +155,7 @@ def position_uncertainty(model: Orbitals, geometry: Geometry, variance: float) -
     atoms lie behind one another. The variance is that of a pixel where the specimen is (see
     :func:`~stemtomo.algorithms.local_orbital.model.weighted_residual`).
     """
-    return np.asarray(np.sqrt(variance * _inverse_curvature(model, geometry)["positions"]))
+    return np.asarray(np.sqrt(variance * inverse_curvature(model, geometry)["positions"]))
 
 
 def pruned(model: Orbitals, faintest: float, minimum_distance_angstrom: float) -> tuple[Orbitals, int]:
@@ -179,110 +172,6 @@ def worth_keeping(model: Orbitals, faintest: float, minimum_distance_angstrom: f
         if good[first] and good[second]:
             good[second if model.intensity[first] >= model.intensity[second] else first] = False
     return good
-
-
-def extended(
-    model: Orbitals,
-    wanted: Wanted,
-    geometry: Geometry,
-    *,
-    insertion: float,
-    minimum_distance_angstrom: float,
-    gone: np.ndarray | None = None,
-    spacing_angstrom: float = 0.7,
-) -> tuple[Orbitals, int]:
-    """Return the model with atoms where the residual asks for some, and how many.
-
-    Atoms of no intensity are put on a grid in the gaps between the others; the derivative of the loss in the intensity
-    of each, over its curvature, is the intensity that the residual holds there. An atom comes to the vertex of
-    parabolas through the strongest and its neighbours.
-
-    Parameters
-    ----------
-    insertion
-        Smallest intensity at which an atom is inserted, in those of the median atom of the faintest kind. It must stand
-        out of what the residual holds elsewhere in the gaps, too, and no more come at once than a share of those there
-        are: what is left of atoms that are not in their places yet looks like many small ones.
-    gone
-        Places (place, 3) of atoms that were taken out just now: what they explained is left there, as their neighbours
-        have made room for them, and is no atom before these were searched for without them.
-    """
-    tree, closest = cKDTree(model.positions), minimum_distance_angstrom
-    sites = _gaps(tree, _BESIDE * closest, spacing_angstrom)
-    if len(sites) == 0:
-        return model, 0
-    every = typical_intensities(model)
-    typical = float(every.min())
-    alike = np.full(len(sites), typical)
-    trial = replace(model.kept(np.zeros(0, dtype=np.int64)), species=None)
-    trial = trial.with_atoms(sites, alike, np.full(len(sites), np.median(model.width_angstrom)))
-    strength = -wanted(model, sites) * _inverse_curvature(trial, geometry)["intensity"] / typical
-    free = tree.query(sites)[0] > closest
-    if gone is not None and len(gone):
-        free &= cKDTree(gone).query(sites)[0] > closest
-    if not free.any():
-        return model, 0
-    middle = float(np.median(strength[free]))
-    noise = 1.4826 * float(np.median(np.abs(strength[free] - middle)))
-    order = np.argsort(-strength, kind="stable")
-    order = order[free[order] & (strength[order] > max(insertion, middle + _SIGNIFICANT * noise))]
-    most = max(_FEWEST, round(_MOST_INSERTED * len(model)))
-    chosen = _summits(sites, strength, order, closest, most)
-    if not chosen:
-        return model, 0
-    moved = _vertices(sites, strength, np.array(chosen), spacing_angstrom)
-    moved = np.where((tree.query(moved)[0] > closest)[:, None], moved, sites[chosen])
-    start = typical * np.clip(strength[chosen], 0.5, every.max() / typical)
-    return model.with_atoms(moved, start, trial.width_angstrom[chosen]), len(chosen)
-
-
-def _summits(sites: np.ndarray, strength: np.ndarray, order: np.ndarray, distance: float, most: int) -> list[int]:
-    """Return up to ``most`` of the ``order`` of sites, the strongest first, further than ``distance`` apart."""
-    chosen: list[int] = []
-    taken = np.zeros(len(sites), dtype=bool)
-    near = cKDTree(sites)
-    for site in order:
-        if len(chosen) == most:
-            break
-        if not taken[site]:
-            chosen.append(int(site))
-            taken[near.query_ball_point(sites[site], distance)] = True
-    return chosen
-
-
-def _vertices(sites: np.ndarray, strength: np.ndarray, chosen: np.ndarray, spacing: float) -> np.ndarray:
-    """Return where parabolas along x, y and z through the ``chosen`` sites of a grid and their neighbours are highest.
-
-    At most half a step away, and not along an axis on which a neighbour is no site.
-    """
-    near, moved = cKDTree(sites), sites[chosen].copy()
-    known = np.append(strength, np.nan)
-    for axis in range(3):
-        step = spacing * np.eye(3)[axis]
-        before, after = (
-            known[near.query(sites[chosen] + side * step, distance_upper_bound=0.1 * spacing)[1]] for side in (-1, 1)
-        )
-        bend = before - 2 * strength[chosen] + after
-        offset = 0.5 * (before - after) / np.where(bend < 0, bend, np.nan)
-        moved[:, axis] += spacing * np.clip(np.nan_to_num(offset), -0.5, 0.5)
-    return moved
-
-
-def _gaps(tree: cKDTree, distance: float, spacing: float) -> np.ndarray:
-    """Return points of a grid that are further than ``distance`` from every atom, but not outside the specimen.
-
-    Of one plane of the grid after the other: a box of a large specimen is mostly atoms and vacuum.
-    """
-    positions = tree.data
-    low, high = positions.min(axis=0) - spacing, positions.max(axis=0) + spacing
-    axes = [np.arange(a, b + spacing, spacing) for a, b in zip(low, high, strict=True)]
-    neighbour = float(np.median(tree.query(positions, k=2)[0][:, 1])) if len(positions) > 1 else distance
-    found = []
-    for x in axes[0]:
-        plane = np.stack(np.meshgrid(x, *axes[1:], indexing="ij"), axis=-1).reshape(-1, 3)
-        nearest = tree.query(plane, distance_upper_bound=1.6 * neighbour)[0]
-        found.append(plane[(nearest > distance) & (nearest < 1.6 * neighbour)])
-    return np.concatenate(found)
 
 
 def typical_intensities(model: Orbitals) -> np.ndarray:
@@ -350,7 +239,7 @@ def _scale(scale: np.ndarray, name: str, kinds: np.ndarray | None) -> np.ndarray
     return 1 / np.maximum(summed_by_kind(1 / scale, kinds), np.finfo(np.float64).tiny)
 
 
-def _inverse_curvature(model: Orbitals, geometry: Geometry) -> dict[str, np.ndarray]:
+def inverse_curvature(model: Orbitals, geometry: Geometry) -> dict[str, np.ndarray]:
     """Return the inverse diagonal of Gauss and Newton's curvature: of atoms alone, without their neighbours."""
     plain, slope, spread = _powers(model, geometry.pixel_angstrom)
     count = len(model)

@@ -38,12 +38,14 @@ def residual(
     mask: Array | None = None,
     background: Array | None = None,
     background_gradient: Array | None = None,
+    floor_factor: float = 1.0,
 ) -> Array:
     """Turn ``spectra``, in place, into the loss's gradient behind a blur; return the loss (position,), float64.
 
     As :func:`stemtomo.kernels.patches.residual`, of which it asks the derivative in the blurred intensity.
     """
-    seen = {"where": where, "mask": mask, "background": background, "background_gradient": background_gradient}
+    light = {"background": background, "background_gradient": background_gradient}
+    seen = {"where": where, "mask": mask, "floor_factor": floor_factor, **light}
     if width_px <= 0:
         return patches.residual(spectra, counts, loss, modes=modes, **seen)
     xp = array_namespace(spectra)

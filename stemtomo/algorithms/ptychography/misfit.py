@@ -40,6 +40,6 @@ def misfit(state: State, model: Model, counts: Array, parameters: Sequence[Param
         spectra, _ = multislice.forward(waves, transmission, corners, model.propagators)
         numbers = to_device_of(where.astype(np.int64), spectra)
         seen = {"where": numbers, "modes": modes, "mask": model.mask, "background": background}
-        losses = detection.residual(spectra, counts, model.loss, model.blur_px, **seen)
+        losses = detection.residual(spectra, counts, model.loss, model.blur_px, floor_factor=model.floor_factor, **seen)
         found[where] = to_host(losses)
     return found

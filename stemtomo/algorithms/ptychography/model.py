@@ -45,6 +45,9 @@ class Model:
         (qy, qx) bool, zero frequency first, False where the detector tells nothing; ``None`` is all True.
     blur_px
         Standard deviation of the detector's point spread, in its pixels.
+    floor_factor
+        Times the counts under the loss's roots: above 1, patterns are compared as if they had fewer electrons, and
+        weak pixels tell less.
     """
 
     grid: ObjectGrid
@@ -56,6 +59,7 @@ class Model:
     blur_px: float = 0.0
     weights: tuple[float, ...] | None = None
     """Thickness of every slice over their mean, where they differ: tied slices are as thick in phase."""
+    floor_factor: float = 1.0
 
     @property
     def slices(self) -> int:

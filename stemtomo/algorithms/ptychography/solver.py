@@ -272,6 +272,7 @@ def _residual(
         mask=model.mask,
         background=background,
         background_gradient=extra[name]["gradient"] if background is not None else None,
+        floor_factor=model.floor_factor,
     )
 
 

@@ -57,6 +57,11 @@ class JointSettings(Section):
         description="Misfit. Poisson is the likelihood of counts, also of less than one electron per pixel, where the "
         "roots of the others are biased.",
     )
+    most_electrons: Positive = Field(
+        default=2e4,
+        description="Patterns of more electrons are compared as if they had so many: their weak pixels, where the "
+        "model is wrong by more than noise, would lead a search from zero astray. No effect on loss = 'amplitude'.",
+    )
     mask_bad_pixels: bool = Field(
         default=True, description="Leave out pixels that a calibration of the tilt has found dead or hot."
     )

@@ -51,8 +51,12 @@ class LocalOrbitalSettings(Section):
     pruning: float = Field(
         default=0.4, ge=0, lt=1, description="Faintest atom that is kept, of the median atom of the faintest species."
     )
-    rounds: int = Field(default=8, ge=0, description="Most rounds in which atoms come and go, before the probes.")
-    atom_iterations: Count = Field(default=12, description="Iterations of each search over the atoms.")
+    rounds: int = Field(
+        default=10,
+        ge=0,
+        description="Most rounds in which atoms come and go, before the probes; they end where the list stands.",
+    )
+    atom_iterations: Count = Field(default=14, description="Iterations of each search over the atoms.")
     probe_searches: int = Field(default=3, ge=0, description="Searches over atoms and probes together.")
     probe_iterations: Count = Field(default=15, description="Iterations of each of these.")
     last_iterations: Count = Field(default=40, description="Most iterations of the last search, over all that is free.")

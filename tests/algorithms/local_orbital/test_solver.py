@@ -7,6 +7,7 @@ import pytest
 from scipy.spatial import cKDTree
 
 from stemtomo.algorithms.atoms.classification import classify
+from stemtomo.algorithms.local_orbital.insertion import extended
 from stemtomo.algorithms.local_orbital.model import Orbitals, images_of, slices_for, sums, wanted_at, weighted_residual
 from stemtomo.algorithms.local_orbital.probes import (
     depth_of_focus,
@@ -19,8 +20,6 @@ from stemtomo.algorithms.local_orbital.schedule import Schedule, held_out, solve
 from stemtomo.algorithms.local_orbital.solver import (
     Free,
     Geometry,
-    _gaps,
-    extended,
     gradient_power,
     position_uncertainty,
     pruned,
@@ -158,17 +157,6 @@ def test_a_missing_atom_comes_to_its_place_between_the_sites_of_the_grid(particl
     # What was taken out just now is not put back before its neighbours had their time.
     others, _ = extended(missing, wanted, geometry, gone=particle[:7] + 0.3, **options)
     assert (cKDTree(particle[:7]).query(others.positions[len(missing) :])[0] > 0.75).all()
-
-
-def test_gaps_are_between_the_atoms_of_a_box_and_not_around_it():
-    axes = np.arange(4) * 3.0
-    corners = np.stack(np.meshgrid(axes, axes, axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    sites = _gaps(cKDTree(corners), 2.0, 0.5)
-    nearest = cKDTree(corners).query(sites)[0]
-    assert (nearest > 2.0).all()
-    for cube in np.stack(np.meshgrid(*[axes[:3] + 1.5] * 3, indexing="ij"), axis=-1).reshape(-1, 3):
-        assert np.abs(sites - cube).max(axis=1).min() < 0.3
-    assert np.abs(sites - 4.5).max() < 4.5 + 1.6 * 3.0
 
 
 def test_atoms_that_are_out_of_place_do_not_breed_others(particle):
