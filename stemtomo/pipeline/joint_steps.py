@@ -197,8 +197,7 @@ class JointRun:
         if self.settings.whole_illumination:
             peak = self.executor.submit(peak_light, probe, view, self.tilts[index])
         count, gain = len(self.tilts[index].recorded), self._gain(index, probe)
-        told = (self.settings.loss, self.settings.most_electrons)
-        curvature = self.executor.submit(seen_curvature, probe, *told)
+        curvature = self.executor.submit(seen_curvature, probe, self.settings.loss, self.settings.most_electrons)
         for wanted in spread_batches(count, rule.batches or count, seed):
             slices = self.executor.submit(getitem, state, "slices")
             sums = self._sums(index, view, slices, probe, None if rule.batches == 1 else wanted)
