@@ -31,7 +31,9 @@ QUICK = JointSettings(
     slice_thickness_angstrom=1.6,
     electrons_per_pattern=2e4,
     precision="double",
-    loss="anscombe",  # the likelihood weighs dark pixels more, where waves of this simulation fold back
+    # The likelihood weighs dark pixels more, where waves of this simulation fold back; fewer electrons weigh them less.
+    loss="anscombe",
+    most_electrons=1e6,
 )
 PROJECTIONS = AtomSettings(species=1)
 MULTISLICE = AtomSettings(species=1, refine_model="multislice", multislice_iterations=8)
