@@ -29,7 +29,7 @@ from stemtomo.pipeline.phase_results import result_of_solved
 from stemtomo.pipeline.ptychography import Job, checked_electrons, good_pixels
 from stemtomo.pipeline.tile_fields import Patterns
 from stemtomo.pipeline.tile_layout import Layout
-from stemtomo.pipeline.tile_search import vector_add, vector_scaled
+from stemtomo.pipeline.tile_search import TileVectors
 from stemtomo.pipeline.tile_steps import owned_pixels
 
 
@@ -50,23 +50,13 @@ class Mapped:
 
 
 @dataclass(frozen=True)
-class MapVectors:
-    """Products and sums of vectors that are in tiles, as :func:`~stemtomo.algorithms.quasi_newton.minimise` asks."""
-
-    windows: Sequence[Rectangle]
+class MapVectors(TileVectors):
+    """Products and sums of vectors of an object and the values of positions, whose steps are limited."""
 
     def dot(self, a: Vector, b: Vector) -> float:
         """Return the real part of the product over all pixels and values."""
         numbers = list(range(len(a)))
         return float(a.executor.gather(a.map(map_dot, list(self.windows), each=[b, numbers]).sum()))
-
-    def add(self, a: Vector, b: Vector, factor: float) -> Vector:
-        """Return ``a + factor b``."""
-        return a.map(vector_add, factor, each=[b])
-
-    def scaled(self, a: Vector, diagonal: Vector, factor: float) -> Vector:
-        """Return ``factor`` times ``a`` times a diagonal."""
-        return a.map(vector_scaled, factor, each=[diagonal])
 
     def allowed(self, direction: Vector, largest_step: Any) -> float:
         """Return the share of ``direction`` by which no value moves more than it may."""

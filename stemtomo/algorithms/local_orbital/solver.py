@@ -158,12 +158,6 @@ def position_uncertainty(model: Orbitals, geometry: Geometry, variance: float) -
     return np.asarray(np.sqrt(variance * inverse_curvature(model, geometry)["positions"]))
 
 
-def pruned(model: Orbitals, faintest: float, minimum_distance_angstrom: float) -> tuple[Orbitals, int]:
-    """Return the model without atoms below ``faintest`` of the typical, or fainter than a close neighbour; how many."""
-    good = worth_keeping(model, faintest, minimum_distance_angstrom)
-    return model.kept(good), int((~good).sum())
-
-
 def worth_keeping(model: Orbitals, faintest: float, minimum_distance_angstrom: float) -> np.ndarray:
     """Return which atoms, (atom,), are neither below ``faintest`` of the typical nor fainter than a close neighbour."""
     good: np.ndarray = model.intensity > faintest * typical_intensities(model).min()

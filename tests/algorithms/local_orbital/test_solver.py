@@ -22,9 +22,9 @@ from stemtomo.algorithms.local_orbital.solver import (
     Geometry,
     gradient_power,
     position_uncertainty,
-    pruned,
     refine,
     summed_by_kind,
+    worth_keeping,
 )
 from stemtomo.algorithms.local_orbital.specimens import amorphous_particle, focal_tilt_series
 from stemtomo.errors import ConfigurationError
@@ -139,7 +139,8 @@ def test_missing_atoms_come_and_false_ones_go(particle):
     assert (nearest < 0.75).all()
     doubled = truth.with_atoms(particle[:2] + 0.5, np.full(2, 0.6), np.full(2, 0.4))
     faint = doubled.with_atoms(np.array([[0.0, 0.0, 40.0]]), np.array([0.1]), np.array([0.4]))
-    kept, dropped = pruned(faint, 0.4, 1.6)
+    good = worth_keeping(faint, 0.4, 1.6)
+    kept, dropped = faint.kept(good), int((~good).sum())
     assert dropped == 3
     np.testing.assert_array_equal(kept.positions, particle)
 
@@ -269,7 +270,8 @@ def test_the_faintest_species_says_what_is_too_faint(alloy, particle):
     truth, _ = alloy
     false = truth.with_atoms(np.array([[0.0, 0.0, 40.0]]), np.array([0.3]), np.array([0.4]))
     bright = replace(false, intensity=np.where(false.kinds == 1, 5.0, false.intensity))
-    kept, dropped = pruned(bright, 0.4, 1.6)
+    good = worth_keeping(bright, 0.4, 1.6)
+    kept, dropped = bright.kept(good), int((~good).sum())
     assert dropped == 1
     np.testing.assert_array_equal(kept.positions, particle)
     np.testing.assert_array_equal(kept.kinds, truth.kinds)
